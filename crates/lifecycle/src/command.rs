@@ -1,0 +1,322 @@
+//! What the writer is asked to do, and what it answers.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sluice_ledger::Price;
+use sluice_plan::Plan;
+use sluice_types::{
+    AttemptId, BootId, Bytes, CoreMilli, Credits, DeviceClassName, Digest, Generation, JobId, KeyId, LeaseId, Name,
+    NetworkMode, NodeId, NodeInstant, ProjectId, Reason, SiteId, TenantId, Timestamp,
+};
+
+use crate::model::{BudgetPolicy, Device, Job, JobSpec, JoinKind, RequestKey, Role, TaskEnd};
+
+/// Who asks, so that a retry does nothing twice.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Caller {
+    /// Whose key.
+    pub key: KeyId,
+    /// The request's id and the BLAKE3 of method and payload; `None` for commands of the system itself.
+    pub request: Option<(RequestKey, Digest)>,
+}
+
+/// A change that somebody wants.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Command {
+    /// From a user, an admin or an operator, already authorized.
+    User(Caller, UserCommand),
+    /// From a node.
+    Node(NodeId, Generation, NodeReport),
+    /// A host joins with a token.
+    Join(JoinHost),
+    /// From the vault of a site.
+    Copied {
+        /// The site that has it now.
+        site: SiteId,
+        /// BLAKE3 of the manifest.
+        manifest: Digest,
+    },
+    /// A vault connected.
+    VaultAddress {
+        /// Of which site.
+        site: SiteId,
+        /// Where it listens.
+        address: String,
+    },
+    /// From the planner.
+    Plan(Plan),
+    /// Time passed: deadlines, losses, periods.
+    Tick,
+    /// The system stops: jobs are told to stop at a checkpoint.
+    Quiesce,
+}
+
+/// A change through the API.
+#[derive(Debug, Clone, PartialEq)]
+pub enum UserCommand {
+    /// A new tenant.
+    CreateTenant(Name),
+    /// A new project.
+    CreateProject(TenantId, Name),
+    /// New policy of a project.
+    UpdateProject {
+        /// Which.
+        project: ProjectId,
+        /// Network modes beside loopback.
+        networks: Vec<NetworkMode>,
+        /// Residency.
+        sites: Vec<SiteId>,
+    },
+    /// A new key.
+    CreateKey {
+        /// Bound to this tenant.
+        tenant: Option<TenantId>,
+        /// Bound to this project.
+        project: Option<ProjectId>,
+        /// What it may do.
+        role: Role,
+        /// BLAKE3 of its secret.
+        hash: Digest,
+    },
+    /// Ends a key.
+    RevokeKey(KeyId),
+    /// Sets a secret.
+    PutSecret {
+        /// Whose.
+        project: ProjectId,
+        /// Its name.
+        name: Name,
+        /// Ciphertext.
+        sealed: Vec<u8>,
+    },
+    /// Deletes a secret.
+    DeleteSecret(ProjectId, Name),
+    /// Books money that came in.
+    Deposit {
+        /// Whose.
+        tenant: TenantId,
+        /// How much.
+        amount: Credits,
+        /// Shown on the transfer.
+        note: String,
+    },
+    /// Sets a credit line.
+    SetCreditLine(TenantId, Credits),
+    /// Publishes prices.
+    SetPrices(Vec<Price>),
+    /// Sets a quota.
+    SetQuota(TenantId, DeviceClassName, i64),
+    /// Sets a budget.
+    SetBudget {
+        /// Whose.
+        tenant: TenantId,
+        /// One project only.
+        project: Option<ProjectId>,
+        /// Per period.
+        amount: Credits,
+        /// Length in seconds.
+        period_seconds: u64,
+        /// What happens at its end.
+        policy: BudgetPolicy,
+    },
+    /// A new site.
+    CreateSite(Name),
+    /// A token with which a host joins once.
+    CreateJoinToken {
+        /// BLAKE3 of the token.
+        hash: Digest,
+        /// Where to.
+        site: SiteId,
+        /// What joins.
+        kind: JoinKind,
+        /// When it ends.
+        expires: Timestamp,
+    },
+    /// Closes or opens a node for new work, or moves its jobs away.
+    SetNode {
+        /// Which.
+        node: NodeId,
+        /// Closed.
+        cordoned: bool,
+        /// Moved away.
+        draining: bool,
+        /// Why.
+        reason: String,
+    },
+    /// A new job.
+    Submit {
+        /// Whose.
+        project: ProjectId,
+        /// `None` = made from the id.
+        name: Option<Name>,
+        /// What.
+        spec: Box<JobSpec>,
+    },
+    /// Ends a job.
+    Cancel(JobId, Option<u64>),
+    /// Suspends a job.
+    Suspend(JobId, Option<u64>),
+    /// Queues a suspended job again.
+    Resume(JobId, Option<u64>),
+    /// Moves a job.
+    Migrate(JobId, SiteId, Option<u64>),
+}
+
+/// A host joins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinHost {
+    /// BLAKE3 of the token it showed.
+    pub token: Digest,
+    /// BLAKE3 of its public key.
+    pub public_key: Digest,
+    /// Its wanted name, for nodes.
+    pub name: Option<Name>,
+}
+
+/// Which task of which attempt, and the fence it reports under.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskKey {
+    /// The attempt.
+    pub attempt: AttemptId,
+    /// The task's lease.
+    pub lease: LeaseId,
+    /// The attempt's generation.
+    pub generation: Generation,
+}
+
+/// What a node tells.
+#[derive(Debug, Clone, PartialEq)]
+pub enum NodeReport {
+    /// It connected. Its generation in the command is ignored: this gives it a new one.
+    Hello {
+        /// This boot.
+        boot: BootId,
+        /// What it has.
+        devices: Vec<Device>,
+        /// Sold beside slices.
+        host_cores: CoreMilli,
+        /// Sold beside slices.
+        host_memory: Bytes,
+        /// Slices are not enforced.
+        advisory: bool,
+        /// Its clock.
+        clock: NodeInstant,
+    },
+    /// It is alive.
+    Heartbeat(NodeInstant),
+    /// A task is ready to start.
+    Prepared(TaskKey),
+    /// A task runs.
+    Running {
+        /// Whose.
+        key: TaskKey,
+        /// Since when.
+        started: NodeInstant,
+        /// Last step told.
+        step: u64,
+        /// Last numbers told.
+        metrics: BTreeMap<String, f64>,
+    },
+    /// A task ended, and nothing is left of it on the node.
+    Ended {
+        /// Whose.
+        key: TaskKey,
+        /// How.
+        end: TaskEnd,
+        /// How many windows its lease has.
+        windows: u64,
+        /// Last step told.
+        step: u64,
+    },
+    /// A checkpoint is sealed in the site's vault.
+    Sealed {
+        /// Whose.
+        key: TaskKey,
+        /// The step that was complete.
+        step: u64,
+        /// BLAKE3 of its manifest.
+        manifest: Digest,
+        /// All bytes.
+        size: u64,
+        /// When it was captured.
+        captured: NodeInstant,
+        /// The lease's first window after that.
+        next_window: u64,
+    },
+    /// Journal records in order.
+    Windows(Vec<WindowReport>),
+}
+
+/// One journal record.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WindowReport {
+    /// Number in the node's journal.
+    pub journal: u64,
+    /// Whose.
+    pub key: TaskKey,
+    /// Number within the lease.
+    pub sequence: u64,
+    /// The boot whose clock the instants are of.
+    pub boot: BootId,
+    /// Begin.
+    pub start: NodeInstant,
+    /// End, exclusive.
+    pub end: NodeInstant,
+    /// Processor time used, nanoseconds.
+    pub used_ns: u64,
+    /// Memory integrated over time.
+    pub memory_byte_seconds: u64,
+    /// Last step told.
+    pub last_step: u64,
+    /// The slice was not enforced.
+    pub advisory: bool,
+}
+
+/// What a command did. It counts only once its rows are committed.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Answer {
+    /// Text of the id of the object made or changed; empty where there is none.
+    pub object: String,
+    /// The job as it is now, for job commands that were not replayed.
+    pub job: Option<Box<Job>>,
+    /// The request was remembered: nothing was done.
+    pub replayed: bool,
+    /// Tasks that the reporting node must release, because nobody knows them.
+    pub release: Vec<TaskKey>,
+    /// The new generation of a node's stream, after its hello; the site's id, after a join.
+    pub generation: Generation,
+}
+
+/// Why a command was refused. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// The documented reason.
+    pub reason: Reason,
+    /// In words.
+    pub message: String,
+    /// The field of the request, where there is one.
+    pub field: Option<String>,
+}
+
+impl Refusal {
+    /// A refusal for `reason`.
+    #[must_use]
+    pub fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), field: None }
+    }
+
+    /// A refusal of one field.
+    #[must_use]
+    pub fn field(field: &str, message: impl Into<String>) -> Self {
+        Self { reason: Reason::InvalidField, message: message.into(), field: Some(field.to_owned()) }
+    }
+
+    /// There is no such object, as far as the caller may know.
+    #[must_use]
+    pub fn not_found(what: &str) -> Self {
+        Self::new(Reason::NotFound, format!("there is no such {what}"))
+    }
+}
+

@@ -1,0 +1,18 @@
+//! The rows of the truth: what the store keeps and the writer changes.
+
+mod attempt;
+mod fleet;
+mod job;
+mod money;
+mod people;
+mod spec;
+
+pub use attempt::{
+    Attempt, AttemptState, Checkpoint, CheckpointPart, Goal, Lease, LeaseState, Migration, MigrationCause,
+    MigrationPhase, Order, OrderKind, TaskEnd, TaskRow, TaskState,
+};
+pub use fleet::{ClockPair, Device, JoinKind, JoinToken, Node, NodeState, Site};
+pub use job::{Event, Job, JobState};
+pub use money::{Budget, BudgetPolicy, Counters, Request, RequestKey, RequestOutcome, Window};
+pub use people::{Key, Project, Role, Secret, Tenant};
+pub use spec::{BlobRef, Capture, CheckpointPolicy, Completion, JobSpec, RetryPolicy, SecretRef, WatchSignal};

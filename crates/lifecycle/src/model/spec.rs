@@ -1,0 +1,122 @@
+//! What a user wants run.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use sluice_types::{Digest, Name, Nanos, NetworkMode, SiteId, TaskResources};
+
+/// Uploaded content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlobRef {
+    /// BLAKE3.
+    pub digest: Digest,
+    /// Size in bytes.
+    pub size: u64,
+    /// Path below the working directory where it is unpacked; empty = the directory itself.
+    pub path: String,
+}
+
+/// How an unmodified program is asked for a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum WatchSignal {
+    /// SIGUSR1.
+    Usr1,
+    /// SIGUSR2.
+    Usr2,
+    /// SIGTERM.
+    Term,
+}
+
+/// How a complete set of files is recognised.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Completion {
+    /// This file appears in the set's folder.
+    File(String),
+    /// The folder is renamed to a name with this prefix.
+    RenamedPrefix(String),
+}
+
+/// How the state of the job is captured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Capture {
+    /// The job speaks the state-provider protocol.
+    StateProvider,
+    /// The job writes complete sets into a folder.
+    Directory {
+        /// Path below the working directory.
+        path: String,
+        /// How a complete set is recognised.
+        completion: Completion,
+        /// How it is asked; `None` = it writes on its own.
+        signal: Option<WatchSignal>,
+        /// How long it may take after the signal.
+        grace: Nanos,
+    },
+}
+
+/// When a job's state is captured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointPolicy {
+    /// How.
+    pub capture: Capture,
+    /// After so many steps; 0 = not by steps.
+    pub every_steps: u64,
+    /// After so much time; zero = not by time.
+    pub every: Nanos,
+    /// At how many sites it must be stored to be durable; 0 = two where there are two.
+    pub durable_sites: u32,
+}
+
+/// Retries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RetryPolicy {
+    /// After the job failed by itself.
+    pub on_failure: u32,
+    /// After it lost its node or site.
+    pub on_loss: u32,
+}
+
+/// A secret that the job reads as a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SecretRef {
+    /// Its name within the project.
+    pub secret: Name,
+    /// Environment variable that holds the file's path; empty = none.
+    pub path_variable: String,
+}
+
+/// What a user wants run, checked and with defaults filled in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobSpec {
+    /// Program and arguments.
+    pub command: Vec<String>,
+    /// Environment.
+    pub env: BTreeMap<String, String>,
+    /// The working directory.
+    pub work_dir: Option<BlobRef>,
+    /// Read-only data.
+    pub inputs: Vec<BlobRef>,
+    /// Tasks, all or none.
+    pub tasks: u32,
+    /// What each task gets.
+    pub resources: TaskResources,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Over all attempts; `None` = no limit.
+    pub max_run_time: Option<Nanos>,
+    /// What happens after failures.
+    pub retry: RetryPolicy,
+    /// How its state is captured.
+    pub checkpoint: Option<CheckpointPolicy>,
+    /// Secrets by reference.
+    pub secrets: Vec<SecretRef>,
+    /// What its tasks may reach.
+    pub network: NetworkMode,
+    /// Sites it may run at, sorted; empty = any that the project may use.
+    pub sites: Vec<SiteId>,
+    /// Free labels.
+    pub labels: BTreeMap<String, String>,
+}

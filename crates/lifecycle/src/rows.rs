@@ -1,0 +1,75 @@
+//! What one transaction writes.
+
+use sluice_ledger::{Account, Hold, PriceBook, Transfer};
+
+use crate::model::{
+    Attempt, Budget, Checkpoint, Counters, Event, Job, JoinToken, Key, Lease, Migration, Node, Project, Request,
+    Secret, Site, Tenant, Window,
+};
+
+/// Rows to be written together or not at all. All but transfers, windows, events and requests replace the row of the
+/// same key.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Rows {
+    /// Replaced by id.
+    pub tenants: Vec<Tenant>,
+    /// Replaced by id.
+    pub projects: Vec<Project>,
+    /// Replaced by id.
+    pub keys: Vec<Key>,
+    /// Replaced by id.
+    pub secrets: Vec<Secret>,
+    /// Replaced by id.
+    pub sites: Vec<Site>,
+    /// Replaced by id.
+    pub nodes: Vec<Node>,
+    /// Replaced by hash.
+    pub tokens: Vec<JoinToken>,
+    /// Replaced by id.
+    pub jobs: Vec<Job>,
+    /// Replaced by id.
+    pub attempts: Vec<Attempt>,
+    /// Replaced by id.
+    pub leases: Vec<Lease>,
+    /// Replaced by id.
+    pub checkpoints: Vec<Checkpoint>,
+    /// Replaced by id.
+    pub migrations: Vec<Migration>,
+    /// Replaced by (lease, sequence): only `credited` ever changes.
+    pub windows: Vec<Window>,
+    /// Inserted.
+    pub prices: Vec<PriceBook>,
+    /// Replaced by scope.
+    pub budgets: Vec<Budget>,
+    /// Replaced by key.
+    pub accounts: Vec<Account>,
+    /// Replaced by id.
+    pub holds: Vec<Hold>,
+    /// Inserted; the cause is unique.
+    pub transfers: Vec<Transfer>,
+    /// Inserted; the sequence is gap-free.
+    pub events: Vec<Event>,
+    /// Inserted; the key is unique.
+    pub requests: Vec<Request>,
+    /// Replaced.
+    pub counters: Option<Counters>,
+}
+
+impl Rows {
+    /// Nothing to write.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// What the writer starts from: every row that can still change, and the high-water marks.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Snapshot {
+    /// Live rows: of jobs, those not ended or with a lease that is not settled, and what belongs to them.
+    pub rows: Rows,
+    /// The highest id ever minted.
+    pub last_id: u64,
+    /// The last event's sequence.
+    pub last_event: u64,
+}

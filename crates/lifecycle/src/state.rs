@@ -1,0 +1,442 @@
+//! The writer's working set: every row that can still change, in memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sluice_ledger::{AccountKey, Books, PriceBook, Transfer};
+use sluice_plan::Delta;
+use sluice_types::{
+    AttemptId, CheckpointId, Digest, JobId, KeyId, LeaseId, MigrationId, Nanos, NodeId, ProjectId, Reason, SecretId,
+    SiteId, TenantId, Timestamp,
+};
+
+use crate::model::{
+    Attempt, Budget, Checkpoint, Counters, Event, Job, JoinToken, Key, Lease, LeaseState, Migration, Node, NodeState,
+    Project, Request, RequestKey, Secret, Site, Tenant, Window,
+};
+use crate::table::Table;
+use crate::{Rows, Snapshot};
+
+/// Bounds and times of the state machines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// A node silent for longer is lost.
+    pub loss_timeout: Nanos,
+    /// Length of a metering window.
+    pub window: Nanos,
+    /// Windows held for a job without a run limit.
+    pub hold_windows: u32,
+    /// How long a migration waits for a placement and preparation at the other site.
+    pub prepare_deadline: Nanos,
+    /// How long a job may take to stop at a checkpoint.
+    pub stop_deadline: Nanos,
+    /// How long the last checkpoint may take to be copied.
+    pub ship_deadline: Nanos,
+    /// How long a placed attempt may take until it runs.
+    pub start_deadline: Nanos,
+    /// How long windows of a lost node are waited for.
+    pub late_windows: Nanos,
+    /// How long requests are remembered.
+    pub remember: Nanos,
+    /// Jobs of one tenant that may wait or run.
+    pub jobs_per_tenant: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            loss_timeout: Nanos::from_secs(15),
+            window: Nanos::from_secs(10),
+            hold_windows: 6,
+            prepare_deadline: Nanos::from_secs(120),
+            stop_deadline: Nanos::from_secs(60),
+            ship_deadline: Nanos::from_secs(300),
+            start_deadline: Nanos::from_secs(300),
+            late_windows: Nanos::from_secs(24 * 3600),
+            remember: Nanos::from_secs(7 * 24 * 3600),
+            jobs_per_tenant: 200_000,
+        }
+    }
+}
+
+/// The working set. [`crate::step`] is the only code that changes it.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    pub(crate) settings: Settings,
+    pub(crate) tenants: Table<TenantId, Tenant>,
+    pub(crate) projects: Table<ProjectId, Project>,
+    pub(crate) keys: Table<KeyId, Key>,
+    pub(crate) secrets: Table<SecretId, Secret>,
+    pub(crate) sites: Table<SiteId, Site>,
+    pub(crate) nodes: Table<NodeId, Node>,
+    pub(crate) tokens: Table<Digest, JoinToken>,
+    pub(crate) jobs: Table<JobId, Job>,
+    pub(crate) attempts: Table<AttemptId, Attempt>,
+    pub(crate) leases: Table<LeaseId, Lease>,
+    pub(crate) checkpoints: Table<CheckpointId, Checkpoint>,
+    pub(crate) migrations: Table<MigrationId, Migration>,
+    pub(crate) windows: Table<(LeaseId, u64), Window>,
+    pub(crate) budgets: Table<String, Budget>,
+    pub(crate) books: Books,
+    pub(crate) prices: Option<PriceBook>,
+    pub(crate) requests: BTreeMap<RequestKey, Request>,
+    pub(crate) counters: Counters,
+    pub(crate) last_event: u64,
+    /// Attempts of a job, also ended ones, while the job is in memory.
+    pub(crate) attempts_of: BTreeMap<JobId, BTreeSet<AttemptId>>,
+    pub(crate) checkpoints_of: BTreeMap<JobId, BTreeSet<CheckpointId>>,
+    /// Leases on a node that are not settled.
+    pub(crate) leases_on: BTreeMap<NodeId, BTreeSet<LeaseId>>,
+    pub(crate) jobs_of: BTreeMap<TenantId, usize>,
+    /// What the running step has produced so far.
+    pub(crate) out: Output,
+}
+
+/// Rows that are inserted, and other marks of a running step.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Output {
+    pub(crate) transfers: Vec<Transfer>,
+    pub(crate) events: Vec<Event>,
+    pub(crate) requests: Vec<Request>,
+    pub(crate) prices: Vec<PriceBook>,
+    pub(crate) counters: bool,
+    /// Jobs whose last row changed in this step, to be looked at for eviction.
+    pub(crate) ended: BTreeSet<JobId>,
+}
+
+impl State {
+    /// The working set from stored rows. Nodes get `now` as their last sign of life: silence while nobody listened
+    /// is no loss.
+    #[must_use]
+    pub fn load(snapshot: Snapshot, settings: Settings, now: Timestamp) -> Self {
+        let rows = snapshot.rows;
+        let mut state = Self {
+            settings,
+            books: Books::from_rows(rows.accounts, rows.holds),
+            prices: rows.prices.into_iter().max_by_key(|book| book.version),
+            requests: rows.requests.into_iter().map(|request| (request.key, request)).collect(),
+            counters: rows.counters.unwrap_or_default(),
+            last_event: snapshot.last_event,
+            ..Self::default()
+        };
+        rows.tenants.into_iter().for_each(|row| state.tenants.load(row.id, row));
+        rows.projects.into_iter().for_each(|row| state.projects.load(row.id, row));
+        rows.keys.into_iter().for_each(|row| state.keys.load(row.id, row));
+        rows.secrets.into_iter().filter(|row| !row.deleted).for_each(|row| state.secrets.load(row.id, row));
+        rows.sites.into_iter().for_each(|row| state.sites.load(row.id, row));
+        for mut node in rows.nodes {
+            node.last_seen = now;
+            state.nodes.load(node.id, node);
+        }
+        rows.tokens.into_iter().for_each(|row| state.tokens.load(row.hash, row));
+        rows.budgets.into_iter().for_each(|row| state.budgets.load(row.scope.clone(), row));
+        for job in rows.jobs {
+            *state.jobs_of.entry(job.tenant).or_default() += 1;
+            state.jobs.load(job.id, job);
+        }
+        for attempt in rows.attempts {
+            state.attempts_of.entry(attempt.job).or_default().insert(attempt.id);
+            state.attempts.load(attempt.id, attempt);
+        }
+        for lease in rows.leases {
+            if lease.state != LeaseState::Settled {
+                state.leases_on.entry(lease.device.node).or_default().insert(lease.id);
+            }
+            state.leases.load(lease.id, lease);
+        }
+        for checkpoint in rows.checkpoints {
+            state.checkpoints_of.entry(checkpoint.job).or_default().insert(checkpoint.id);
+            state.checkpoints.load(checkpoint.id, checkpoint);
+        }
+        rows.migrations.into_iter().for_each(|row| state.migrations.load(row.id, row));
+        rows.windows.into_iter().for_each(|row| state.windows.load((row.lease, row.sequence), row));
+        state
+    }
+
+    /// The bounds and times.
+    #[must_use]
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// The books.
+    #[must_use]
+    pub const fn books(&self) -> &Books {
+        &self.books
+    }
+
+    /// What was refused so far.
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// A job that is in memory.
+    #[must_use]
+    pub fn job(&self, id: JobId) -> Option<&Job> {
+        self.jobs.get(&id)
+    }
+
+    /// All jobs in memory, oldest first.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values()
+    }
+
+    /// An attempt that is in memory.
+    #[must_use]
+    pub fn attempt(&self, id: AttemptId) -> Option<&Attempt> {
+        self.attempts.get(&id)
+    }
+
+    /// All attempts in memory, oldest first.
+    pub fn attempts(&self) -> impl Iterator<Item = &Attempt> {
+        self.attempts.values()
+    }
+
+    /// A lease that is in memory.
+    #[must_use]
+    pub fn lease(&self, id: LeaseId) -> Option<&Lease> {
+        self.leases.get(&id)
+    }
+
+    /// All leases in memory, oldest first.
+    pub fn leases(&self) -> impl Iterator<Item = &Lease> {
+        self.leases.values()
+    }
+
+    /// A checkpoint that is in memory.
+    #[must_use]
+    pub fn checkpoint(&self, id: CheckpointId) -> Option<&Checkpoint> {
+        self.checkpoints.get(&id)
+    }
+
+    /// A migration that is in memory.
+    #[must_use]
+    pub fn migration(&self, id: MigrationId) -> Option<&Migration> {
+        self.migrations.get(&id)
+    }
+
+    /// A node.
+    #[must_use]
+    pub fn node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id)
+    }
+
+    /// All nodes.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.nodes.values()
+    }
+
+    /// All sites.
+    pub fn sites(&self) -> impl Iterator<Item = &Site> {
+        self.sites.values()
+    }
+
+    /// A site.
+    #[must_use]
+    pub fn site(&self, id: SiteId) -> Option<&Site> {
+        self.sites.get(&id)
+    }
+
+    /// All tenants.
+    pub fn tenants(&self) -> impl Iterator<Item = &Tenant> {
+        self.tenants.values()
+    }
+
+    /// A tenant.
+    #[must_use]
+    pub fn tenant(&self, id: TenantId) -> Option<&Tenant> {
+        self.tenants.get(&id)
+    }
+
+    /// All projects.
+    pub fn projects(&self) -> impl Iterator<Item = &Project> {
+        self.projects.values()
+    }
+
+    /// A project.
+    #[must_use]
+    pub fn project(&self, id: ProjectId) -> Option<&Project> {
+        self.projects.get(&id)
+    }
+
+    /// All keys, revoked ones too.
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.keys.values()
+    }
+
+    /// A key.
+    #[must_use]
+    pub fn key(&self, id: KeyId) -> Option<&Key> {
+        self.keys.get(&id)
+    }
+
+    /// The current price book.
+    #[must_use]
+    pub const fn prices(&self) -> Option<&PriceBook> {
+        self.prices.as_ref()
+    }
+
+    /// All budgets.
+    pub fn budgets(&self) -> impl Iterator<Item = &Budget> {
+        self.budgets.values()
+    }
+
+    /// The last event's sequence.
+    #[must_use]
+    pub const fn last_event(&self) -> u64 {
+        self.last_event
+    }
+
+    /// Nodes of a site that are connected.
+    pub(crate) fn is_site_alive(&self, site: SiteId) -> bool {
+        self.nodes.values().any(|node| node.site == site && node.state == NodeState::Ready)
+    }
+
+    pub(crate) fn event(&mut self, job: &Job, now: Timestamp, what: Happened<'_>) {
+        self.last_event += 1;
+        self.out.events.push(Event {
+            sequence: self.last_event,
+            at: now,
+            tenant: job.tenant,
+            project: job.project,
+            job: job.id,
+            kind: what.kind.to_owned(),
+            reason: what.reason,
+            message: what.message,
+            actor: what.actor.to_owned(),
+        });
+    }
+
+    /// Counts a refusal in the transaction that refuses.
+    pub(crate) fn count(&mut self, which: impl FnOnce(&mut Counters) -> &mut u64) {
+        *which(&mut self.counters) += 1;
+        self.out.counters = true;
+    }
+
+    /// Everything that the step changed, as rows; and forgets what can change no more.
+    pub(crate) fn take_rows(&mut self) -> Rows {
+        let (accounts, holds) = self.books.take_touched();
+        let out = std::mem::take(&mut self.out);
+        let rows = Rows {
+            tenants: self.tenants.take_dirty(),
+            projects: self.projects.take_dirty(),
+            keys: self.keys.take_dirty(),
+            secrets: self.secrets.take_dirty(),
+            sites: self.sites.take_dirty(),
+            nodes: self.nodes.take_dirty(),
+            tokens: self.tokens.take_dirty(),
+            jobs: self.jobs.take_dirty(),
+            attempts: self.attempts.take_dirty(),
+            leases: self.leases.take_dirty(),
+            checkpoints: self.checkpoints.take_dirty(),
+            migrations: self.migrations.take_dirty(),
+            windows: self.windows.take_dirty(),
+            prices: out.prices,
+            budgets: self.budgets.take_dirty(),
+            accounts,
+            holds,
+            transfers: out.transfers,
+            events: out.events,
+            requests: out.requests,
+            counters: out.counters.then_some(self.counters),
+        };
+        self.forget(&out.ended);
+        rows
+    }
+
+    /// Drops ended jobs whose every lease is settled, with all that belongs to them: the store keeps them.
+    fn forget(&mut self, ended: &BTreeSet<JobId>) {
+        for id in ended {
+            let Some(job) = self.jobs.get(id).filter(|job| job.state.is_terminal()) else { continue };
+            let tenant = job.tenant;
+            let attempts = self.attempts_of.get(id).cloned().unwrap_or_default();
+            let settled = |attempt: &AttemptId| self.attempts.get(attempt).is_none_or(|row| row.settled);
+            if !attempts.iter().all(settled) {
+                continue;
+            }
+            for attempt in &attempts {
+                let leases = self.attempts.get(attempt).map(|row| row.tasks.iter().map(|task| task.lease).collect());
+                for lease in leases.unwrap_or_else(Vec::new) {
+                    self.forget_windows(lease, u64::MAX);
+                    self.leases.evict(&lease);
+                }
+                self.attempts.evict(attempt);
+            }
+            self.attempts_of.remove(id);
+            for checkpoint in self.checkpoints_of.remove(id).unwrap_or_default() {
+                self.checkpoints.evict(&checkpoint);
+            }
+            if let Some(migration) = self.jobs.get(id).and_then(|job| job.migration) {
+                self.migrations.evict(&migration);
+            }
+            self.jobs.evict(id);
+            if let Some(count) = self.jobs_of.get_mut(&tenant) {
+                *count = count.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Drops windows of a lease below `keep_from` from memory.
+    pub(crate) fn forget_windows(&mut self, lease: LeaseId, keep_from: u64) {
+        let old: Vec<_> = self.windows.range((lease, 0)..(lease, keep_from)).map(|(key, _)| *key).collect();
+        old.iter().for_each(|key| self.windows.evict(key));
+    }
+
+    /// The deltas from which a scheduler's world is built from nothing.
+    #[must_use]
+    pub fn world(&self, now: Timestamp) -> Vec<Delta> {
+        let mut deltas: Vec<_> = self.nodes.values().map(|node| Delta::Node(node.view())).collect();
+        let held = |lease: &&Lease| matches!(lease.state, LeaseState::Held | LeaseState::Ending);
+        deltas.extend(self.leases.values().filter(held).map(|lease| Delta::Lease(lease.view())));
+        deltas.extend(self.books.accounts().filter(|account| account.key.is_limited()).cloned().map(Delta::Account));
+        deltas.extend(self.prices.clone().map(Delta::Prices));
+        deltas.extend(self.jobs.values().filter_map(|job| self.wanted(job, now)).map(Delta::Job));
+        deltas
+    }
+
+    /// What committed rows mean for the scheduler's world.
+    #[must_use]
+    pub fn deltas(&self, rows: &Rows, now: Timestamp) -> Vec<Delta> {
+        let mut deltas: Vec<_> = rows.nodes.iter().map(|node| Delta::Node(node.view())).collect();
+        deltas.extend(rows.leases.iter().map(|lease| match lease.state {
+            LeaseState::Held | LeaseState::Ending => Delta::Lease(lease.view()),
+            LeaseState::Freed | LeaseState::Settled => Delta::LeaseGone(lease.id),
+        }));
+        deltas.extend(rows.accounts.iter().filter(|account| account.key.is_limited()).cloned().map(Delta::Account));
+        deltas.extend(rows.prices.iter().cloned().map(Delta::Prices));
+        deltas.extend(rows.jobs.iter().map(|job| match self.jobs.get(&job.id).and_then(|job| self.wanted(job, now)) {
+            Some(view) => Delta::Job(view),
+            None => Delta::JobGone(job.id),
+        }));
+        deltas
+    }
+
+    /// The accounts of the budgets that cover a project at `now`.
+    pub(crate) fn budget_accounts(&self, tenant: TenantId, project: ProjectId, now: Timestamp) -> Vec<AccountKey> {
+        [tenant.to_string(), project.to_string()]
+            .iter()
+            .filter_map(|scope| self.budgets.get(scope))
+            .map(|budget| AccountKey::Budget(budget.ledger_scope(), budget.period(now)))
+            .collect()
+    }
+}
+
+/// The changing part of an event.
+#[derive(Debug, Clone)]
+pub(crate) struct Happened<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) reason: Option<Reason>,
+    pub(crate) message: String,
+    pub(crate) actor: &'a str,
+}
+
+impl<'a> Happened<'a> {
+    pub(crate) fn new(kind: &'static str, message: impl Into<String>, actor: &'a str) -> Self {
+        Self { kind, reason: None, message: message.into(), actor }
+    }
+
+    pub(crate) const fn because(mut self, reason: Option<Reason>) -> Self {
+        self.reason = reason;
+        self
+    }
+}

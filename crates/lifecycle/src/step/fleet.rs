@@ -1,0 +1,168 @@
+//! Sites, joining, and what nodes say of themselves.
+
+use sluice_types::{BootId, Bytes, CoreMilli, Digest, Generation, Name, NodeId, NodeInstant, Reason, SiteId, Timestamp};
+
+use super::Step;
+use super::people::bounded;
+use crate::command::{Answer, JoinHost, Refusal};
+use crate::model::{ClockPair, Device, JoinKind, JoinToken, Node, NodeState, Site};
+
+const MAX_SITES: usize = 1_000;
+const MAX_NODES: usize = 100_000;
+const MAX_TOKENS: usize = 10_000;
+
+/// A node's inventory at hello.
+pub(super) struct Inventory {
+    pub(super) boot: BootId,
+    pub(super) devices: Vec<Device>,
+    pub(super) host_cores: CoreMilli,
+    pub(super) host_memory: Bytes,
+    pub(super) advisory: bool,
+    pub(super) clock: NodeInstant,
+}
+
+impl Step<'_> {
+    pub(super) fn create_site(&mut self, name: Name) -> Result<Answer, Refusal> {
+        if self.state.sites.values().any(|site| site.name == name) {
+            return Err(Refusal::new(Reason::AlreadyExists, format!("site {name} exists already")));
+        }
+        bounded(self.state.sites.len(), MAX_SITES, "sites")?;
+        let id = SiteId::from_raw(self.id());
+        self.state.sites.insert(id, Site { id, name, vault: String::new(), created: self.now });
+        Ok(Answer { object: id.to_string(), ..Answer::default() })
+    }
+
+    pub(super) fn create_join_token(
+        &mut self,
+        hash: Digest,
+        site: SiteId,
+        kind: JoinKind,
+        expires: Timestamp,
+    ) -> Result<Answer, Refusal> {
+        if !self.state.sites.contains(&site) {
+            return Err(Refusal::not_found("site"));
+        }
+        bounded(self.state.tokens.len(), MAX_TOKENS, "join tokens")?;
+        self.state.tokens.insert(hash, JoinToken { hash, site, kind, expires, used: None });
+        Ok(Answer::default())
+    }
+
+    /// Trades a token for the id of a node or, for a vault, of its site.
+    pub(super) fn join(&mut self, join: JoinHost) -> Result<Answer, Refusal> {
+        let refused = || Refusal::new(Reason::Unauthenticated, "the join token is not valid");
+        let token = self.state.tokens.get(&join.token).cloned().ok_or_else(refused)?;
+        if token.expires < self.now || token.used.is_some_and(|key| key != join.public_key) {
+            return Err(refused());
+        }
+        let object = match token.kind {
+            JoinKind::Vault => token.site.to_string(),
+            JoinKind::Node => self.join_node(token.site, join.name)?.to_string(),
+        };
+        if let Some(row) = self.state.tokens.get_mut(&join.token) {
+            row.used = Some(join.public_key);
+        }
+        Ok(Answer { object, ..Answer::default() })
+    }
+
+    fn join_node(&mut self, site: SiteId, name: Option<Name>) -> Result<NodeId, Refusal> {
+        let name = name.ok_or_else(|| Refusal::field("node", "a node joins with a name"))?;
+        let known = self.state.nodes.values().find(|node| node.site == site && node.name == name);
+        if let Some(node) = known {
+            // The token is the proof; the same host may have lost its answer, or was set up anew.
+            return Ok(node.id);
+        }
+        bounded(self.state.nodes.len(), MAX_NODES, "nodes")?;
+        let id = NodeId::from_raw(self.id());
+        let row = Node {
+            id,
+            site,
+            name,
+            generation: Generation::ZERO,
+            boot: BootId::default(),
+            state: NodeState::Joined,
+            cordoned: false,
+            draining: false,
+            reason: String::new(),
+            advisory: false,
+            host_cores: CoreMilli::ZERO,
+            host_memory: Bytes::ZERO,
+            devices: Vec::new(),
+            settled_journal: 0,
+            clock: None,
+            last_seen: self.now,
+        };
+        self.state.nodes.insert(id, row);
+        Ok(id)
+    }
+
+    pub(super) fn vault_address(&mut self, site: SiteId, address: String) -> Result<Answer, Refusal> {
+        let row = self.state.sites.get_quietly(&site).ok_or_else(|| Refusal::not_found("site"))?;
+        if row.vault != address {
+            row.vault = address;
+            self.state.sites.mark(&site);
+        }
+        Ok(Answer::default())
+    }
+
+    pub(super) fn set_node(
+        &mut self,
+        node: NodeId,
+        cordoned: bool,
+        draining: bool,
+        reason: String,
+    ) -> Result<Answer, Refusal> {
+        let row = self.state.nodes.get_mut(&node).ok_or_else(|| Refusal::not_found("node"))?;
+        (row.cordoned, row.draining, row.reason) = (cordoned, draining, reason);
+        self.mark_pending();
+        Ok(Answer { object: node.to_string(), ..Answer::default() })
+    }
+
+    /// A node connected. Its older stream is fenced from here on.
+    pub(super) fn hello(&mut self, node: NodeId, inventory: Inventory) -> Result<Answer, Refusal> {
+        let now = self.now;
+        let row = self.state.nodes.get_mut(&node).ok_or_else(|| Refusal::not_found("node"))?;
+        row.generation = row.generation.next();
+        row.state = NodeState::Ready;
+        row.boot = inventory.boot;
+        row.devices = inventory.devices;
+        (row.host_cores, row.host_memory) = (inventory.host_cores, inventory.host_memory);
+        row.advisory = inventory.advisory;
+        row.clock = Some(ClockPair { controller: now, node: inventory.clock });
+        row.last_seen = now;
+        let generation = row.generation;
+        self.mark_pending();
+        Ok(Answer { object: node.to_string(), generation, ..Answer::default() })
+    }
+
+    pub(super) fn heartbeat(&mut self, node: NodeId, clock: NodeInstant) {
+        let now = self.now;
+        if let Some(row) = self.state.nodes.get_quietly(&node) {
+            row.last_seen = now;
+            row.clock = Some(ClockPair { controller: now, node: clock });
+        }
+    }
+
+    /// A node is silent for too long: its attempts are fenced and queue again elsewhere.
+    pub(super) fn lose_node(&mut self, node: NodeId) {
+        let now = self.now;
+        let Some(row) = self.state.nodes.get_mut(&node) else { return };
+        row.state = NodeState::Lost;
+        row.reason = "no heartbeat".to_owned();
+        let site = row.site;
+        let reason = if self.state.is_site_alive(site) { Reason::NodeLost } else { Reason::SiteLost };
+        let held = self.state.leases_on.get(&node).cloned().unwrap_or_default();
+        let attempts: std::collections::BTreeSet<_> =
+            held.iter().filter_map(|id| self.state.leases.get(id)).map(|lease| lease.attempt).collect();
+        for attempt in attempts {
+            self.lose_attempt(attempt, reason);
+        }
+        // What the node still delivers up to this instant of its own clock is paid; later windows are refused.
+        let cut = self.state.nodes.get(&node).and_then(|row| row.clock).map(|clock| clock.map(now));
+        for lease in held {
+            if let Some(row) = self.state.leases.get_mut(&lease) {
+                row.cut = row.cut.or(cut);
+            }
+        }
+        self.mark_pending();
+    }
+}

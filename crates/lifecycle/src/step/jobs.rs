@@ -1,0 +1,305 @@
+//! What users do with jobs.
+
+use std::collections::BTreeMap;
+
+use sluice_types::{Credits, Generation, JobId, Name, Nanos, NetworkMode, ProjectId, Reason, SiteId};
+
+use super::people::bounded;
+use super::Step;
+use crate::command::{Answer, Caller, Refusal};
+use crate::model::{
+    AttemptState, Goal, Job, JobSpec, JobState, Migration, MigrationCause, MigrationPhase, Order, OrderKind,
+};
+use crate::state::Happened;
+use crate::validate;
+
+impl Step<'_> {
+    pub(super) fn submit(
+        &mut self,
+        caller: &Caller,
+        project: ProjectId,
+        name: Option<Name>,
+        spec: JobSpec,
+    ) -> Result<Answer, Refusal> {
+        let tenant = self.check_submit(project, &spec)?;
+        let count = self.state.jobs_of.get(&tenant).copied().unwrap_or(0);
+        bounded(count, self.state.settings.jobs_per_tenant, "jobs of one tenant that wait or run")?;
+        let id = JobId::from_raw(self.id());
+        let name = match name {
+            Some(name) => name,
+            None => id.to_string().parse().expect("invariant: an id's text is a name"),
+        };
+        let job = new_job(id, tenant, project, name, spec, caller, self.now);
+        self.state.event(&job, self.now, Happened::new("Submitted", "", &caller.key.to_string()));
+        let answer = Answer { object: id.to_string(), job: Some(Box::new(job.clone())), ..Answer::default() };
+        self.state.jobs.insert(id, job);
+        *self.state.jobs_of.entry(tenant).or_default() += 1;
+        Ok(answer)
+    }
+
+    /// Everything about a spec that depends on rows. Also used to validate without submitting.
+    fn check_submit(&self, project: ProjectId, spec: &JobSpec) -> Result<sluice_types::TenantId, Refusal> {
+        self.state.check_spec(project, spec)
+    }
+
+    pub(super) fn cancel(&mut self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Answer, Refusal> {
+        let job = self.known_job(id, version)?;
+        let actor = caller.key.to_string();
+        match job.state {
+            JobState::Pending | JobState::Suspended => {
+                self.finish_job(id, JobState::Cancelled, None, String::new(), &actor);
+            }
+            JobState::Cancelling => {}
+            state if state.is_terminal() => return Err(wrong_state("cancel", state)),
+            _ => {
+                self.drop_migration(id, Reason::WrongState);
+                if let Some(attempt) = job.current {
+                    self.set_goal(attempt, Goal::Stop, None);
+                }
+                self.set_state(id, JobState::Cancelling, None, String::new(), Happened::new("Cancelling", "", &actor));
+            }
+        }
+        Ok(self.job_answer(id))
+    }
+
+    pub(super) fn suspend(&mut self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Answer, Refusal> {
+        let job = self.known_job(id, version)?;
+        let actor = caller.key.to_string();
+        let reason = Some(Reason::SuspendedByUser);
+        match job.state {
+            JobState::Pending => {
+                let what = Happened::new("Suspended", "", &actor).because(reason);
+                self.set_state(id, JobState::Suspended, reason, String::new(), what);
+            }
+            JobState::Running => {
+                if job.spec.checkpoint.is_none() {
+                    let message = "the job has no checkpoint policy, so suspending it would lose its work; cancel it";
+                    return Err(Refusal::new(Reason::WrongState, message));
+                }
+                let attempt = job.current.expect("invariant: a running job has an attempt");
+                self.order(attempt, OrderKind::Suspend);
+                let what = Happened::new("Suspending", "", &actor).because(reason);
+                self.set_state(id, JobState::Suspending, reason, String::new(), what);
+            }
+            JobState::Suspended | JobState::Suspending => {}
+            state => return Err(wrong_state("suspend", state)),
+        }
+        Ok(self.job_answer(id))
+    }
+
+    pub(super) fn resume(&mut self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Answer, Refusal> {
+        let job = self.known_job(id, version)?;
+        match job.state {
+            JobState::Suspended => {
+                let actor = caller.key.to_string();
+                let what = Happened::new("Resumed", "", &actor);
+                self.set_state(id, JobState::Pending, None, String::new(), what);
+            }
+            JobState::Pending | JobState::Starting | JobState::Running => {}
+            state => return Err(wrong_state("resume", state)),
+        }
+        Ok(self.job_answer(id))
+    }
+
+    pub(super) fn migrate(
+        &mut self,
+        caller: &Caller,
+        id: JobId,
+        to: SiteId,
+        version: Option<u64>,
+    ) -> Result<Answer, Refusal> {
+        let job = self.known_job(id, version)?;
+        if !self.state.sites.contains(&to) {
+            return Err(Refusal::not_found("site"));
+        }
+        let allowed = self.state.allowed_sites(&job);
+        if !allowed.is_empty() && !allowed.contains(&to) {
+            return Err(Refusal::new(Reason::NoAllowedSite, "the job or its project does not allow this site"));
+        }
+        if job.state != JobState::Running {
+            return Err(wrong_state("migrate", job.state));
+        }
+        self.start_migration(id, to, MigrationCause::Tenant, &caller.key.to_string())?;
+        Ok(self.job_answer(id))
+    }
+
+    /// Begins a move of a running job.
+    pub(super) fn start_migration(
+        &mut self,
+        id: JobId,
+        to: SiteId,
+        cause: MigrationCause,
+        actor: &str,
+    ) -> Result<(), Refusal> {
+        let job = self.known_job(id, None)?;
+        if job.spec.checkpoint.is_none() {
+            let message = "the job has no checkpoint policy, so it cannot move";
+            return Err(Refusal::new(Reason::WrongState, message));
+        }
+        let source = job.current.and_then(|attempt| self.state.attempts.get(&attempt));
+        let source = source.ok_or_else(|| Refusal::new(Reason::WrongState, "the job runs nowhere"))?;
+        if source.site == to {
+            return Err(Refusal::field("to_site", "the job is at this site already"));
+        }
+        let (source, from) = (source.id, source.site);
+        let migration = Migration {
+            id: sluice_types::MigrationId::from_raw(self.id()),
+            job: id,
+            from,
+            to,
+            cause,
+            phase: MigrationPhase::Placing,
+            source,
+            target: None,
+            checkpoint: None,
+            deadline: self.now.after(self.state.settings.prepare_deadline),
+            created: self.now,
+            ended: None,
+            reason: None,
+        };
+        let key = migration.id;
+        self.state.migrations.insert(key, migration);
+        if let Some(row) = self.state.jobs.get_mut(&id) {
+            row.migration = Some(key);
+        }
+        let what = Happened::new("Migrating", self.site_name(to), actor);
+        self.set_state(id, JobState::Migrating, None, String::new(), what);
+        Ok(())
+    }
+
+    /// A job in memory, at the version that the caller read.
+    fn known_job(&self, id: JobId, version: Option<u64>) -> Result<Job, Refusal> {
+        let job = self.state.jobs.get(&id).ok_or_else(|| {
+            // Ended jobs leave the working set; the API answers for those it can still read.
+            Refusal::new(Reason::WrongState, "the job has ended")
+        })?;
+        if version.is_some_and(|version| version != job.version) {
+            return Err(Refusal::new(Reason::EtagMismatch, "the job changed since you read it"));
+        }
+        Ok(job.clone())
+    }
+
+    fn job_answer(&self, id: JobId) -> Answer {
+        let job = self.state.jobs.get(&id).cloned().map(Box::new);
+        Answer { object: id.to_string(), job, ..Answer::default() }
+    }
+
+    /// Tells an attempt to stop at a checkpoint.
+    pub(super) fn order(&mut self, attempt: sluice_types::AttemptId, kind: OrderKind) {
+        let deadline = self.now.after(self.state.settings.stop_deadline);
+        self.set_goal(attempt, Goal::Checkpoint, Some(Order { kind, deadline }));
+    }
+
+    /// Gives an attempt another goal; ended ones keep theirs.
+    pub(super) fn set_goal(&mut self, attempt: sluice_types::AttemptId, goal: Goal, order: Option<Order>) {
+        if let Some(row) = self.state.attempts.get_mut(&attempt).filter(|row| row.state != AttemptState::Ended) {
+            (row.goal, row.order) = (goal, order);
+            row.revision += 1;
+        }
+    }
+
+    /// Moves a job to another state, with an event.
+    pub(super) fn set_state(
+        &mut self,
+        id: JobId,
+        state: JobState,
+        reason: Option<Reason>,
+        message: String,
+        what: Happened<'_>,
+    ) {
+        let now = self.now;
+        let Some(row) = self.state.jobs.get_mut(&id) else { return };
+        (row.state, row.reason, row.message) = (state, reason, message);
+        row.version += 1;
+        if state == JobState::Running {
+            row.started.get_or_insert(now);
+        }
+        if state.is_terminal() {
+            row.ended = Some(now);
+            self.state.out.ended.insert(id);
+        }
+        let job = row.clone();
+        self.state.event(&job, now, what);
+    }
+
+    pub(super) fn site_name(&self, site: SiteId) -> String {
+        self.state.sites.get(&site).map_or_else(String::new, |row| row.name.to_string())
+    }
+}
+
+fn wrong_state(what: &str, state: JobState) -> Refusal {
+    Refusal::new(Reason::WrongState, format!("cannot {what} a job that is {}", state.as_str()))
+}
+
+#[allow(clippy::too_many_arguments)]
+fn new_job(
+    id: JobId,
+    tenant: sluice_types::TenantId,
+    project: ProjectId,
+    name: Name,
+    spec: JobSpec,
+    caller: &Caller,
+    now: sluice_types::Timestamp,
+) -> Job {
+    Job {
+        id,
+        tenant,
+        project,
+        name,
+        spec,
+        state: JobState::Pending,
+        reason: None,
+        message: String::new(),
+        version: 1,
+        generation: Generation::ZERO,
+        last_generation: Generation::ZERO,
+        attempts: 0,
+        current: None,
+        losses: 0,
+        failures: 0,
+        step: 0,
+        metrics: BTreeMap::new(),
+        checkpoint: None,
+        migration: None,
+        spent: Credits::ZERO,
+        credited: Credits::ZERO,
+        run_time: Nanos::ZERO,
+        by: caller.key,
+        created: now,
+        started: None,
+        ended: None,
+    }
+}
+
+impl crate::State {
+    /// Checks a spec against rows and bounds.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that names the field.
+    pub fn check_spec(&self, project: ProjectId, spec: &JobSpec) -> Result<sluice_types::TenantId, Refusal> {
+        validate::spec(spec)?;
+        let row = self.projects.get(&project).ok_or_else(|| Refusal::not_found("project"))?;
+        if spec.network != NetworkMode::Loopback && !row.networks.contains(&spec.network) {
+            let message = "the project's policy does not allow this network mode";
+            return Err(Refusal { field: Some("spec.network".to_owned()), ..Refusal::new(Reason::NetworkNotAllowed, message) });
+        }
+        if spec.sites.iter().any(|site| !self.sites.contains(site)) {
+            return Err(Refusal::field("spec.sites", "one of the sites does not exist"));
+        }
+        for secret in &spec.secrets {
+            let known = |known: &&crate::model::Secret| known.project == project && known.name == secret.secret;
+            if !self.secrets.values().filter(|row| !row.deleted).any(|row| known(&row)) {
+                return Err(Refusal::field("spec.secrets", format!("the project has no secret {}", secret.secret)));
+            }
+        }
+        Ok(row.tenant)
+    }
+
+    /// A job as it would be submitted, for checks that need one.
+    #[must_use]
+    pub fn draft(&self, project: ProjectId, spec: JobSpec, caller: &Caller, now: sluice_types::Timestamp) -> Option<Job> {
+        let tenant = self.projects.get(&project)?.tenant;
+        let name = "draft".parse().ok()?;
+        Some(new_job(JobId::from_raw(u64::MAX), tenant, project, name, spec, caller, now))
+    }
+}

@@ -1,0 +1,155 @@
+//! Deposits, credit lines, prices, quotas and budgets.
+
+use sluice_ledger::{AccountKey, Price, PriceBook};
+use sluice_types::{Credits, DeviceClassName, PriceVersion, ProjectId, Reason, TenantId};
+
+use super::{Step, money_refusal};
+use crate::command::{Answer, Refusal};
+use crate::model::{Budget, BudgetPolicy};
+
+const MAX_PRICES: usize = 1000;
+
+impl Step<'_> {
+    pub(super) fn deposit(&mut self, tenant: TenantId, amount: Credits, note: &str) -> Result<Answer, Refusal> {
+        self.known_tenant(tenant)?;
+        if amount <= Credits::ZERO {
+            return Err(Refusal::field("amount_credits", "a deposit is more than 0"));
+        }
+        let cause = format!("deposit/{}/{note}", self.id());
+        let sides = (AccountKey::Outside, AccountKey::Funds(tenant));
+        self.transfer(sides, amount.units(), cause).map_err(|error| money_refusal(&error))?;
+        Ok(Answer { object: tenant.to_string(), ..Answer::default() })
+    }
+
+    pub(super) fn set_credit_line(&mut self, tenant: TenantId, amount: Credits) -> Result<Answer, Refusal> {
+        self.known_tenant(tenant)?;
+        if amount < Credits::ZERO {
+            return Err(Refusal::field("amount_credits", "a credit line is 0 or more"));
+        }
+        let account = AccountKey::Funds(tenant);
+        let change = amount.units() - self.state.books.account(&account).line;
+        let id = sluice_types::TransferId::from_raw(self.id());
+        let cause = format!("line/{id}");
+        let entry = self.state.books.move_line(id, account, change, cause, self.now);
+        self.record(entry).map_err(|error| money_refusal(&error))?;
+        Ok(Answer { object: tenant.to_string(), ..Answer::default() })
+    }
+
+    pub(super) fn set_prices(&mut self, prices: Vec<Price>) -> Result<Answer, Refusal> {
+        if prices.is_empty() || prices.len() > MAX_PRICES {
+            return Err(Refusal::field("prices", format!("a price book has 1 to {MAX_PRICES} prices")));
+        }
+        // 1e12 units are a million of the currency per hour: more is a slip, and the bound keeps every product exact.
+        let sane = |credits: Credits| (0..=1_000_000_000_000).contains(&credits.units());
+        let rates = prices.iter().map(|price| price.rate);
+        if !rates.into_iter().all(|r| sane(r.device_hour) && sane(r.core_hour) && sane(r.gib_hour)) {
+            return Err(Refusal::field("prices", "a price is 0 to 1000000 of the currency per hour"));
+        }
+        if prices.iter().any(|price| price.site.is_some_and(|site| !self.state.sites.contains(&site))) {
+            return Err(Refusal::field("prices.site", "one of the sites does not exist"));
+        }
+        let book = PriceBook { version: PriceVersion::from_raw(self.id()), at: self.now, prices };
+        self.state.prices = Some(book.clone());
+        self.state.out.prices.push(book.clone());
+        Ok(Answer { object: book.version.to_string(), ..Answer::default() })
+    }
+
+    pub(super) fn set_quota(
+        &mut self,
+        tenant: TenantId,
+        class: DeviceClassName,
+        milli: i64,
+    ) -> Result<Answer, Refusal> {
+        self.known_tenant(tenant)?;
+        if !(0..=1_000_000_000_000).contains(&milli) {
+            return Err(Refusal::field("nominal_milli", "a quota is 0 to 10^12 thousandths"));
+        }
+        let account = AccountKey::Quota(tenant, class.clone());
+        let standing = self.state.books.account(&account);
+        let change = milli - standing.balance();
+        let cause = format!("quota/{}", self.id());
+        if change < 0 && -change > standing.available() {
+            let message = format!("{} thousandths are in use: lower it to at least that", standing.debits_pending);
+            return Err(Refusal::new(Reason::WrongState, message));
+        }
+        let sides = match change >= 0 {
+            true => (AccountKey::Capacity, account),
+            false => (account, AccountKey::Capacity),
+        };
+        self.transfer(sides, change.abs(), cause).map_err(|error| money_refusal(&error))?;
+        Ok(Answer { object: tenant.to_string(), ..Answer::default() })
+    }
+
+    pub(super) fn set_budget(
+        &mut self,
+        tenant: TenantId,
+        project: Option<ProjectId>,
+        amount: Credits,
+        period_seconds: u64,
+        policy: BudgetPolicy,
+    ) -> Result<Answer, Refusal> {
+        self.known_tenant(tenant)?;
+        let belongs = |id: ProjectId| self.state.projects.get(&id).is_some_and(|row| row.tenant == tenant);
+        if project.is_some_and(|id| !belongs(id)) {
+            return Err(Refusal::not_found("project"));
+        }
+        if amount < Credits::ZERO {
+            return Err(Refusal::field("amount_credits", "a budget is 0 or more"));
+        }
+        if (1..60).contains(&period_seconds) {
+            return Err(Refusal::field("period_seconds", "a period is 0 (for ever) or at least 60 seconds"));
+        }
+        let scope = project.map_or_else(|| tenant.to_string(), |id| id.to_string());
+        let budget = Budget { scope: scope.clone(), tenant, project, amount, period_seconds, policy };
+        self.adjust_budget(&budget);
+        self.state.budgets.insert(scope.clone(), budget);
+        self.mark_pending();
+        Ok(Answer { object: scope, ..Answer::default() })
+    }
+
+    /// Brings what is left in the current period to the budget's amount less what is spent or promised of it.
+    fn adjust_budget(&mut self, budget: &Budget) {
+        let scope = budget.ledger_scope();
+        let account = AccountKey::Budget(scope, budget.period(self.now));
+        let standing = self.state.books.account(&account);
+        let used = standing.debits_pending + self.spent_of(&account);
+        let wanted = (budget.amount.units() - used).max(0);
+        let change = wanted - standing.available();
+        let cause = format!("budget/{scope}/set/{}", self.id());
+        let sides = match change >= 0 {
+            true => (AccountKey::Grants, account),
+            false => (account, AccountKey::Grants),
+        };
+        self.transfer(sides, change.abs(), cause).expect("invariant: no more is taken than is available");
+    }
+
+    fn spent_of(&self, account: &AccountKey) -> i64 {
+        match account {
+            AccountKey::Budget(scope, period) => {
+                self.state.books.account(&AccountKey::Spent(*scope, *period)).balance()
+            }
+            _ => 0,
+        }
+    }
+
+    /// Grants every budget its amount for a period that just began. Called by the tick; a job admitted before the
+    /// first tick of a period simply waits for it.
+    pub(super) fn grant_budgets(&mut self) {
+        let budgets: Vec<_> = self.state.budgets.values().cloned().collect();
+        let mut granted = false;
+        for budget in budgets {
+            let scope = budget.ledger_scope();
+            let account = AccountKey::Budget(scope, budget.period(self.now));
+            if self.state.books.knows(&account) {
+                continue;
+            }
+            let cause = format!("budget/{scope}/{}", budget.period(self.now));
+            self.transfer((AccountKey::Grants, account), budget.amount.units(), cause)
+                .expect("invariant: grants are not limited");
+            granted = true;
+        }
+        if granted {
+            self.mark_pending();
+        }
+    }
+}

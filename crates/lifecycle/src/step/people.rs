@@ -1,0 +1,144 @@
+//! Tenants, projects, keys and secrets.
+
+use sluice_types::{Digest, KeyId, Name, NetworkMode, ProjectId, Reason, SecretId, SiteId, TenantId};
+
+use super::Step;
+use crate::command::{Answer, Refusal};
+use crate::model::{Key, Project, Role, Secret, Tenant};
+
+const MAX_TENANTS: usize = 10_000;
+const MAX_PROJECTS_PER_TENANT: usize = 1_000;
+const MAX_KEYS: usize = 100_000;
+const MAX_SECRETS_PER_PROJECT: usize = 1_000;
+
+fn made(id: impl ToString) -> Answer {
+    Answer { object: id.to_string(), ..Answer::default() }
+}
+
+impl Step<'_> {
+    pub(super) fn create_tenant(&mut self, name: Name) -> Result<Answer, Refusal> {
+        if self.state.tenants.values().any(|tenant| tenant.name == name) {
+            return Err(Refusal::new(Reason::AlreadyExists, format!("tenant {name} exists already")));
+        }
+        bounded(self.state.tenants.len(), MAX_TENANTS, "tenants")?;
+        let id = TenantId::from_raw(self.id());
+        self.state.tenants.insert(id, Tenant { id, name, created: self.now });
+        Ok(made(id))
+    }
+
+    pub(super) fn create_project(&mut self, tenant: TenantId, name: Name) -> Result<Answer, Refusal> {
+        self.known_tenant(tenant)?;
+        let own = || self.state.projects.values().filter(|project| project.tenant == tenant);
+        if own().any(|project| project.name == name) {
+            return Err(Refusal::new(Reason::AlreadyExists, format!("project {name} exists already")));
+        }
+        bounded(own().count(), MAX_PROJECTS_PER_TENANT, "projects of one tenant")?;
+        let id = ProjectId::from_raw(self.id());
+        let row = Project { id, tenant, name, networks: Vec::new(), sites: Vec::new(), created: self.now };
+        self.state.projects.insert(id, row);
+        Ok(made(id))
+    }
+
+    pub(super) fn update_project(
+        &mut self,
+        project: ProjectId,
+        mut networks: Vec<NetworkMode>,
+        mut sites: Vec<SiteId>,
+    ) -> Result<Answer, Refusal> {
+        if sites.iter().any(|site| !self.state.sites.contains(site)) {
+            return Err(Refusal::field("sites", "one of the sites does not exist"));
+        }
+        networks.sort();
+        networks.dedup();
+        sites.sort();
+        sites.dedup();
+        let row = self.state.projects.get_mut(&project).ok_or_else(|| Refusal::not_found("project"))?;
+        (row.networks, row.sites) = (networks, sites);
+        self.mark_pending();
+        Ok(made(project))
+    }
+
+    pub(super) fn create_key(
+        &mut self,
+        tenant: Option<TenantId>,
+        project: Option<ProjectId>,
+        role: Role,
+        hash: Digest,
+    ) -> Result<Answer, Refusal> {
+        match (role, tenant, project) {
+            (Role::PlatformAdmin, None, None) | (Role::TenantAdmin, Some(_), None) => {}
+            (Role::Developer | Role::Viewer, Some(tenant), Some(project)) => {
+                let row = self.state.projects.get(&project).ok_or_else(|| Refusal::not_found("project"))?;
+                if row.tenant != tenant {
+                    return Err(Refusal::not_found("project"));
+                }
+            }
+            _ => {
+                let message = "platform admins have no parent, tenant admins a tenant, developers and viewers a project";
+                return Err(Refusal::field("role", message));
+            }
+        }
+        if let Some(tenant) = tenant {
+            self.known_tenant(tenant)?;
+        }
+        bounded(self.state.keys.len(), MAX_KEYS, "keys")?;
+        let id = KeyId::from_raw(self.id());
+        let row = Key { id, tenant, project, role, hash, created: self.now, revoked: None };
+        self.state.keys.insert(id, row);
+        Ok(made(id))
+    }
+
+    pub(super) fn revoke_key(&mut self, key: KeyId) -> Result<Answer, Refusal> {
+        let last_admin = |state: &crate::State| {
+            let admin = |row: &&Key| row.role == Role::PlatformAdmin && row.revoked.is_none();
+            let mut admins = state.keys.values().filter(admin);
+            admins.next().is_some_and(|only| only.id == key) && admins.next().is_none()
+        };
+        if last_admin(self.state) {
+            return Err(Refusal::new(Reason::WrongState, "this is the last platform admin's key"));
+        }
+        let now = self.now;
+        let row = self.state.keys.get_mut(&key).ok_or_else(|| Refusal::not_found("key"))?;
+        row.revoked.get_or_insert(now);
+        Ok(made(key))
+    }
+
+    pub(super) fn put_secret(&mut self, project: ProjectId, name: Name, sealed: Vec<u8>) -> Result<Answer, Refusal> {
+        if !self.state.projects.contains(&project) {
+            return Err(Refusal::not_found("project"));
+        }
+        let own = || self.state.secrets.values().filter(|secret| secret.project == project && !secret.deleted);
+        let known = own().find(|secret| secret.name == name).map(|secret| secret.id);
+        bounded(own().count(), MAX_SECRETS_PER_PROJECT, "secrets of one project")?;
+        let id = known.unwrap_or_else(|| SecretId::from_raw(self.mint.next(self.now)));
+        self.state.secrets.insert(id, Secret { id, project, name, sealed, updated: self.now, deleted: false });
+        Ok(made(id))
+    }
+
+    pub(super) fn delete_secret(&mut self, project: ProjectId, name: &Name) -> Result<Answer, Refusal> {
+        let known = |row: &&Secret| row.project == project && !row.deleted && row.name == *name;
+        let id = self.state.secrets.values().find(known).map(|row| row.id);
+        let id = id.ok_or_else(|| Refusal::not_found("secret"))?;
+        let now = self.now;
+        if let Some(row) = self.state.secrets.get_mut(&id) {
+            row.sealed.clear();
+            (row.deleted, row.updated) = (true, now);
+        }
+        Ok(made(id))
+    }
+
+    pub(super) fn known_tenant(&self, tenant: TenantId) -> Result<(), Refusal> {
+        if self.state.tenants.contains(&tenant) { Ok(()) } else { Err(Refusal::not_found("tenant")) }
+    }
+
+    /// Waiting jobs are shown to the scheduler again, because something they depend on changed.
+    pub(super) fn mark_pending(&mut self) {
+        let waiting = |job: &&crate::model::Job| self.state.wanted(job, self.now).is_some();
+        let waiting: Vec<_> = self.state.jobs.values().filter(waiting).map(|job| job.id).collect();
+        waiting.iter().for_each(|id| self.state.jobs.mark(id));
+    }
+}
+
+pub(super) fn bounded(count: usize, most: usize, what: &str) -> Result<(), Refusal> {
+    if count < most { Ok(()) } else { Err(Refusal::new(Reason::Overloaded, format!("at most {most} {what}"))) }
+}

@@ -1,0 +1,314 @@
+//! Placements become attempts, leases and holds, if what the plan saw is still so.
+
+use std::collections::BTreeMap;
+
+use sluice_ledger::{AccountKey, Rate, RatingTerms, Remainder, quote};
+use sluice_plan::{Footprint, Placement, Plan, Purpose, Verdict, footprint};
+use sluice_types::{
+    AttemptId, BootId, Bytes, Credits, DeviceRef, HoldId, LeaseId, MilliGpu, Nanos, NodeId, NodeInstant,
+};
+
+use super::Step;
+use crate::command::{Answer, Refusal};
+use crate::model::{
+    Attempt, AttemptState, Goal, Job, JobState, Lease, LeaseState, MigrationCause, MigrationPhase, TaskRow, TaskState,
+};
+use crate::state::Happened;
+
+/// A placement that passed revalidation.
+struct Accepted {
+    job: Job,
+    purpose: Purpose,
+    terms: Vec<RatingTerms>,
+    /// Funds, then budgets: account pairs and the amount of each.
+    money: Credits,
+    budgets: Vec<AccountKey>,
+    quota: Option<(AccountKey, AccountKey, i64)>,
+    free_preparation: bool,
+}
+
+impl Step<'_> {
+    pub(super) fn plan(&mut self, plan: Plan) -> Result<Answer, Refusal> {
+        for placement in plan.placements {
+            match self.revalidate(&placement) {
+                Some(accepted) => self.place(&placement, accepted),
+                None => self.state.count(|counters| &mut counters.rejected_placements),
+            }
+        }
+        for verdict in plan.verdicts {
+            self.verdict(verdict);
+        }
+        Ok(Answer::default())
+    }
+
+    /// Why a job waits. Does not change its version: the scheduler's view of it stays valid.
+    fn verdict(&mut self, verdict: Verdict) {
+        let Some(row) = self.state.jobs.get_quietly(&verdict.job) else { return };
+        let waits = row.state == JobState::Pending && row.version == verdict.version;
+        if !waits || (row.reason == Some(verdict.reason) && row.message == verdict.message) {
+            return;
+        }
+        (row.reason, row.message) = (Some(verdict.reason), verdict.message.clone());
+        let job = row.clone();
+        self.state.jobs.mark(&verdict.job);
+        let what = Happened::new("Waiting", verdict.message, "planner").because(Some(verdict.reason));
+        self.state.event(&job, self.now, what);
+    }
+
+    /// Checks a placement against the rows as they are now: the job's version, every device, the money. `None` where
+    /// anything differs; the job simply stays in the queue.
+    fn revalidate(&self, placement: &Placement) -> Option<Accepted> {
+        let job = self.state.jobs.get(&placement.job).filter(|job| job.version == placement.version)?;
+        let wanted = self.state.wanted(job, self.now)?;
+        let tasks = usize::try_from(job.spec.tasks).ok()?;
+        if placement.tasks.len() != tasks || !(wanted.sites.is_empty() || wanted.sites.contains(&placement.site)) {
+            return None;
+        }
+        if !wanted.state_at.is_empty() && !wanted.state_at.contains(&placement.site) {
+            return None;
+        }
+        self.check_devices(job, placement)?;
+        let terms = self.terms(job, placement)?;
+        let quoted = terms.iter().map(|terms| quote(terms, wanted.hold_time).ok()).sum::<Option<Credits>>()?;
+        let books = &self.state.books;
+        let available = |key: &AccountKey| books.available(key) >= quoted.units();
+        if !available(&AccountKey::Funds(job.tenant)) || !wanted.budgets.iter().all(available) {
+            return None;
+        }
+        let quota = self.quota(job, wanted.purpose)?;
+        let platform = |id| self.state.migrations.get(id).is_some_and(|row| row.cause == MigrationCause::Platform);
+        let free = wanted.purpose == Purpose::Migrate && job.migration.as_ref().is_some_and(platform);
+        Some(Accepted {
+            job: job.clone(),
+            purpose: wanted.purpose,
+            terms,
+            money: quoted,
+            budgets: wanted.budgets,
+            quota,
+            free_preparation: free,
+        })
+    }
+
+    /// Every slice fits its device beside all that is leased there already, counting the placement's own tasks.
+    fn check_devices(&self, job: &Job, placement: &Placement) -> Option<()> {
+        let mut taken: BTreeMap<NodeId, Vec<(u16, Footprint)>> = BTreeMap::new();
+        for task in &placement.tasks {
+            let node = self.state.nodes.get(&task.device.node)?;
+            if !node.is_open() || node.site != placement.site {
+                return None;
+            }
+            let device = &node.devices.get(usize::from(task.device.index))?.view;
+            let right = device.healthy
+                && device.class == job.spec.resources.class
+                && device.isolation.contains(&task.isolation)
+                && device.billed(&job.spec.resources) == task.billed;
+            if !right {
+                return None;
+            }
+            let mine = footprint(&job.spec.resources, device);
+            let own = taken.entry(node.id).or_insert_with(|| self.footprints(node.id));
+            own.push((task.device.index, mine));
+            let on_device = own.iter().filter(|(index, _)| *index == task.device.index).map(|(_, print)| print);
+            let (milli, memory) = on_device.fold((MilliGpu::ZERO, Bytes::ZERO), |(milli, memory), print| {
+                (milli.plus(print.milli), memory.plus(print.memory))
+            });
+            let cores: u64 = own.iter().map(|(_, print)| u64::from(print.host_cores.get())).sum();
+            let host: u64 = own.iter().map(|(_, print)| print.host_memory.get()).sum();
+            let fits = milli <= MilliGpu::WHOLE
+                && memory <= device.memory
+                && cores <= u64::from(node.host_cores.get())
+                && host <= node.host_memory.get();
+            if !fits {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    /// What is leased on a node, or not yet proven to be free.
+    fn footprints(&self, node: NodeId) -> Vec<(u16, Footprint)> {
+        let Some(row) = self.state.nodes.get(&node) else { return Vec::new() };
+        let leases = self.state.leases_on.get(&node).into_iter().flatten();
+        leases
+            .filter_map(|id| self.state.leases.get(id))
+            .filter(|lease| matches!(lease.state, LeaseState::Held | LeaseState::Ending))
+            .filter_map(|lease| {
+                let device = row.devices.get(usize::from(lease.device.index))?;
+                Some((lease.device.index, footprint(&lease.resources, &device.view)))
+            })
+            .collect()
+    }
+
+    fn terms(&self, job: &Job, placement: &Placement) -> Option<Vec<RatingTerms>> {
+        let book = self.state.prices.as_ref().filter(|book| book.version == placement.price)?;
+        let wanted = &job.spec.resources;
+        let terms = placement.tasks.iter().map(|task| {
+            let rate: Rate = book.rate(&wanted.class, task.isolation, placement.site)?;
+            Some(RatingTerms {
+                billed: task.billed,
+                host_cores: wanted.host_cores,
+                host_memory: wanted.host_memory,
+                rate,
+            })
+        });
+        terms.collect()
+    }
+
+    /// The quota to hold: `None` where it lacks, `Some(None)` where there is no limit or it is held already.
+    #[allow(clippy::option_option)]
+    fn quota(&self, job: &Job, purpose: Purpose) -> Option<Option<(AccountKey, AccountKey, i64)>> {
+        let class = &job.spec.resources.class;
+        let account = AccountKey::Quota(job.tenant, class.clone());
+        if purpose == Purpose::Migrate || !self.state.books.knows(&account) {
+            return Some(None);
+        }
+        let milli = i64::from(job.spec.tasks) * i64::from(job.spec.resources.milli.get());
+        let enough = self.state.books.available(&account) >= milli;
+        enough.then(|| Some((account, AccountKey::InUse(job.tenant, class.clone()), milli)))
+    }
+
+    /// Writes attempt, leases and holds.
+    fn place(&mut self, placement: &Placement, accepted: Accepted) {
+        let job = accepted.job.clone();
+        let id = AttemptId::from_raw(self.id());
+        let generation = job.last_generation.next();
+        let tasks: Vec<_> = placement
+            .tasks
+            .iter()
+            .map(|task| TaskRow {
+                lease: LeaseId::from_raw(self.mint.next(self.now)),
+                device: task.device,
+                isolation: task.isolation,
+                state: TaskState::Assigned,
+                end: None,
+            })
+            .collect();
+        let (funds, budgets, quota) = self.hold_all(id, placement, &accepted);
+        let run = accepted.purpose == Purpose::Run;
+        let attempt = Attempt {
+            id,
+            job: job.id,
+            generation,
+            site: placement.site,
+            state: AttemptState::Assigned,
+            goal: if run { Goal::Run } else { Goal::Prepare },
+            revision: 1,
+            order: None,
+            tasks: tasks.clone(),
+            resume: self.state.resumable_at(&job, placement.site),
+            funds,
+            budgets,
+            quota,
+            settled: false,
+            run_limit: job.spec.max_run_time.map(|limit| limit.minus(job.run_time)),
+            created: self.now,
+            started: None,
+            ended: None,
+            reason: None,
+        };
+        for ((rank, task), terms) in (0u32..).zip(&tasks).zip(&accepted.terms) {
+            let lease = self.lease(&attempt, &job, placement, rank, task, *terms, accepted.free_preparation);
+            self.state.leases_on.entry(task.device.node).or_default().insert(lease.id);
+            self.state.leases.insert(lease.id, lease);
+        }
+        self.state.attempts_of.entry(job.id).or_default().insert(id);
+        self.state.attempts.insert(id, attempt);
+        if let Some(row) = self.state.jobs.get_mut(&job.id) {
+            row.last_generation = generation;
+            row.attempts += u32::from(run);
+            if run {
+                (row.generation, row.current) = (generation, Some(id));
+            }
+        }
+        self.placed(&job, id, placement, run);
+    }
+
+    fn placed(&mut self, job: &Job, attempt: AttemptId, placement: &Placement, run: bool) {
+        let site = self.site_name(placement.site);
+        if run {
+            self.set_state(job.id, JobState::Starting, None, String::new(), Happened::new("Placed", site, "planner"));
+            self.credit_replay(job.id, attempt);
+            return;
+        }
+        let deadline = self.now.after(self.state.settings.prepare_deadline);
+        if let Some(row) = job.migration.and_then(|id| self.state.migrations.get_mut(&id)) {
+            (row.phase, row.target, row.deadline) = (MigrationPhase::Preparing, Some(attempt), deadline);
+        }
+        let what = Happened::new("MigrationPreparing", site, "planner");
+        self.set_state(job.id, JobState::Migrating, None, String::new(), what);
+    }
+
+    fn hold_all(
+        &mut self,
+        attempt: AttemptId,
+        placement: &Placement,
+        accepted: &Accepted,
+    ) -> (HoldId, Vec<HoldId>, Option<HoldId>) {
+        let why = "invariant: revalidation saw that the account covers it";
+        let amount = accepted.money.units();
+        let funds = HoldId::from_raw(self.id());
+        let sides = (AccountKey::Funds(accepted.job.tenant), AccountKey::Revenue(placement.site));
+        self.open_hold(funds, sides, amount, format!("hold/{attempt}")).expect(why);
+        let mut budgets = Vec::with_capacity(accepted.budgets.len());
+        for key in &accepted.budgets {
+            let AccountKey::Budget(scope, period) = key else { continue };
+            let hold = HoldId::from_raw(self.id());
+            let sides = (key.clone(), AccountKey::Spent(*scope, *period));
+            self.open_hold(hold, sides, amount, format!("hold/{attempt}/budget/{scope}")).expect(why);
+            budgets.push(hold);
+        }
+        let quota = accepted.quota.clone().map(|(free, used, milli)| {
+            let hold = HoldId::from_raw(self.id());
+            self.open_hold(hold, (free, used), milli, format!("hold/{attempt}/quota")).expect(why);
+            hold
+        });
+        (funds, budgets, quota)
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn lease(
+        &self,
+        attempt: &Attempt,
+        job: &Job,
+        placement: &Placement,
+        rank: u32,
+        task: &TaskRow,
+        terms: RatingTerms,
+        free_preparation: bool,
+    ) -> Lease {
+        let device: DeviceRef = task.device;
+        Lease {
+            id: task.lease,
+            attempt: attempt.id,
+            job: job.id,
+            tenant: job.tenant,
+            project: job.project,
+            site: placement.site,
+            device,
+            rank,
+            resources: job.spec.resources.clone(),
+            terms,
+            price: placement.price,
+            generation: attempt.generation,
+            state: LeaseState::Held,
+            boot: BootId::default(),
+            cursor: NodeInstant::default(),
+            next_window: 0,
+            remainder: Remainder::ZERO,
+            billed: Nanos::ZERO,
+            gaps: Nanos::ZERO,
+            amount: Credits::ZERO,
+            uncollected: Credits::ZERO,
+            credited: Credits::ZERO,
+            refused: 0,
+            cut: None,
+            credit_from: None,
+            free_preparation,
+            started: None,
+            keep_from: 0,
+            windows: None,
+            created: self.now,
+            freed: None,
+        }
+    }
+}

@@ -1,0 +1,296 @@
+//! Metered windows become money, once; what the platform caused is credited back.
+
+use sluice_ledger::{AccountKey, quote, rate_window};
+use sluice_types::{AttemptId, Credits, JobId, LeaseId, NodeId, Reason};
+
+use super::Step;
+use crate::command::WindowReport;
+use crate::model::{AttemptState, BudgetPolicy, Checkpoint, JobState, Lease, OrderKind, Window};
+use crate::state::Happened;
+
+/// What becomes of a journal record.
+enum Fate {
+    Post,
+    Duplicate,
+    Conflict,
+    PastCut,
+    Unknown,
+}
+
+impl Step<'_> {
+    /// Settles one journal record. Whatever its fate, the node may forget it.
+    pub(super) fn window(&mut self, node: NodeId, record: WindowReport) {
+        let settled = self.state.nodes.get(&node).map_or(u64::MAX, |row| row.settled_journal);
+        if record.journal <= settled {
+            self.state.count(|counters| &mut counters.duplicate_windows);
+            return;
+        }
+        match self.fate(node, &record) {
+            Fate::Post => self.post(node, &record),
+            Fate::Duplicate => self.state.count(|counters| &mut counters.duplicate_windows),
+            Fate::Conflict => self.state.count(|counters| &mut counters.conflicting_windows),
+            Fate::Unknown => self.state.count(|counters| &mut counters.stale_reports),
+            Fate::PastCut => {
+                self.state.count(|counters| &mut counters.refused_windows);
+                if let Some(row) = self.state.leases.get_mut(&record.key.lease) {
+                    row.refused += 1;
+                    row.next_window = record.sequence + 1;
+                }
+            }
+        }
+        if let Some(row) = self.state.nodes.get_mut(&node) {
+            row.settled_journal = record.journal;
+        }
+        self.settle_lease(record.key.lease);
+    }
+
+    fn fate(&self, node: NodeId, record: &WindowReport) -> Fate {
+        let Some(lease) = self.state.leases.get(&record.key.lease) else { return Fate::Unknown };
+        let right = lease.attempt == record.key.attempt
+            && lease.generation == record.key.generation
+            && lease.device.node == node;
+        if !right {
+            return Fate::Unknown;
+        }
+        if record.sequence < lease.next_window {
+            let same = |row: &Window| row.start == record.start && row.end == record.end && row.boot == record.boot;
+            let known = self.state.windows.get(&(lease.id, record.sequence));
+            return if known.is_none_or(same) { Fate::Duplicate } else { Fate::Conflict };
+        }
+        let other_boot = !lease.boot.0.is_empty() && lease.boot != record.boot;
+        let overlaps = !lease.boot.0.is_empty() && record.start < lease.cursor;
+        if record.end <= record.start || other_boot || overlaps {
+            return Fate::Conflict;
+        }
+        if lease.cut.is_some_and(|cut| record.end > cut) {
+            return Fate::PastCut;
+        }
+        Fate::Post
+    }
+
+    /// Rates the window, posts it from the attempt's holds and writes its row.
+    fn post(&mut self, node: NodeId, record: &WindowReport) {
+        let Some(lease) = self.state.leases.get(&record.key.lease).cloned() else { return };
+        let wall = record.end.since(record.start);
+        let Ok(rated) = rate_window(&lease.terms, wall, lease.remainder) else {
+            return self.state.count(|counters| &mut counters.conflicting_windows);
+        };
+        let posted = self.post_money(&lease, record.sequence, rated.amount);
+        let first = lease.boot.0.is_empty();
+        let gap = if first { sluice_types::Nanos::ZERO } else { record.start.since(lease.cursor) };
+        let uncollected = rated.amount.checked_sub(posted).unwrap_or(Credits::ZERO);
+        if let Some(row) = self.state.leases.get_mut(&lease.id) {
+            row.boot = record.boot.clone();
+            row.cursor = record.end;
+            row.next_window = record.sequence + 1;
+            row.remainder = rated.remainder;
+            row.billed = row.billed.plus(wall);
+            row.gaps = row.gaps.plus(gap);
+            row.amount = row.amount.checked_add(posted).unwrap_or(row.amount);
+            row.uncollected = row.uncollected.checked_add(uncollected).unwrap_or(row.uncollected);
+        }
+        if let Some(row) = self.state.jobs.get_mut(&lease.job) {
+            row.spent = row.spent.checked_add(posted).unwrap_or(row.spent);
+            if lease.rank == 0 {
+                row.run_time = row.run_time.plus(wall);
+            }
+        }
+        let gap_before = gap != sluice_types::Nanos::ZERO || record.sequence > lease.next_window;
+        let window = self.window_row(node, &lease, record, posted, gap_before);
+        self.state.windows.insert((lease.id, record.sequence), window);
+        self.credit_at_once(&lease, record);
+        self.renew(lease.attempt);
+    }
+
+    fn window_row(&self, node: NodeId, lease: &Lease, record: &WindowReport, amount: Credits, gap_before: bool) -> Window {
+        Window {
+            lease: lease.id,
+            sequence: record.sequence,
+            attempt: lease.attempt,
+            job: lease.job,
+            tenant: lease.tenant,
+            project: lease.project,
+            site: lease.site,
+            node,
+            boot: record.boot.clone(),
+            start: record.start,
+            end: record.end,
+            used_ns: record.used_ns,
+            memory_byte_seconds: record.memory_byte_seconds,
+            last_step: record.last_step,
+            amount,
+            credited: Credits::ZERO,
+            gap_before,
+            advisory: record.advisory,
+            at: self.now,
+        }
+    }
+
+    /// Posts from the holds, never more than they have: what is beyond was never promised, so the platform bears it.
+    fn post_money(&mut self, lease: &Lease, sequence: u64, amount: Credits) -> Credits {
+        let Some(attempt) = self.state.attempts.get(&lease.attempt).cloned() else { return Credits::ZERO };
+        let why = "invariant: no more is posted than remains";
+        let remaining = |step: &Self, hold| step.state.books.hold(hold).map_or(0, |row| row.remaining);
+        let posted = amount.units().min(remaining(self, attempt.funds));
+        if posted > 0 {
+            self.post_hold(attempt.funds, posted, format!("window/{}/{sequence}", lease.id)).expect(why);
+        }
+        for hold in attempt.budgets {
+            let part = posted.min(remaining(self, hold));
+            if part > 0 {
+                self.post_hold(hold, part, format!("window/{}/{sequence}/{hold}", lease.id)).expect(why);
+            }
+        }
+        Credits::new(posted)
+    }
+
+    /// A window of work that is known to be lost, or of a preparation that the platform wanted.
+    fn credit_at_once(&mut self, lease: &Lease, record: &WindowReport) {
+        let lost = lease.credit_from.filter(|(from, _)| record.sequence >= *from).map(|(_, reason)| reason);
+        let prepares = lease.started.is_none_or(|started| record.end <= started);
+        if lost.is_some() || (lease.free_preparation && prepares) {
+            self.credit_window(lease.id, record.sequence);
+        }
+    }
+
+    /// Credits one window back, once.
+    fn credit_window(&mut self, lease: LeaseId, sequence: u64) {
+        let Some(window) = self.state.windows.get(&(lease, sequence)).cloned() else { return };
+        if window.credited != Credits::ZERO || window.amount == Credits::ZERO {
+            return;
+        }
+        let units = window.amount.units();
+        let sides = (AccountKey::Platform, AccountKey::Funds(window.tenant));
+        self.transfer(sides, units, format!("credit/{lease}/{sequence}")).expect("invariant: the platform is not limited");
+        for key in self.state.budget_accounts(window.tenant, window.project, self.now) {
+            let AccountKey::Budget(scope, period) = key else { continue };
+            let sides = (AccountKey::Spent(scope, period), key);
+            let cause = format!("credit/{lease}/{sequence}/{scope}");
+            self.transfer(sides, units, cause).expect("invariant: what is spent is not limited");
+        }
+        if let Some(row) = self.state.windows.get_mut(&(lease, sequence)) {
+            row.credited = window.amount;
+        }
+        if let Some(row) = self.state.leases.get_mut(&lease) {
+            row.credited = row.credited.checked_add(window.amount).unwrap_or(row.credited);
+        }
+        if let Some(row) = self.state.jobs.get_mut(&window.job) {
+            row.credited = row.credited.checked_add(window.amount).unwrap_or(row.credited);
+        }
+    }
+
+    /// After a loss: credits what the newest checkpoint that can be used does not hold.
+    pub(super) fn credit_losses(&mut self, job: JobId) {
+        let Some(row) = self.state.jobs.get(&job) else { return };
+        let from = self.state.resumable(row).cloned();
+        self.credit_since(job, from.as_ref());
+    }
+
+    /// At the next placement: credits what the checkpoint that it starts from does not hold.
+    pub(super) fn credit_replay(&mut self, job: JobId, attempt: AttemptId) {
+        let resume = self.state.attempts.get(&attempt).and_then(|row| row.resume);
+        let from = resume.and_then(|id| self.state.checkpoints.get(&id)).cloned();
+        self.credit_since(job, from.as_ref());
+    }
+
+    /// Every window of a lost attempt after the checkpoint is work that has to be done again.
+    fn credit_since(&mut self, job: JobId, from: Option<&Checkpoint>) {
+        let attempts: Vec<_> = self.state.attempts_of.get(&job).into_iter().flatten().copied().collect();
+        for id in attempts {
+            let Some(attempt) = self.state.attempts.get(&id).cloned() else { continue };
+            let Some(reason) = attempt.reason.filter(|why| matches!(why, Reason::NodeLost | Reason::SiteLost)) else {
+                continue;
+            };
+            if from.is_some_and(|from| attempt.generation < from.generation) {
+                continue;
+            }
+            for task in &attempt.tasks {
+                let part = from.and_then(|from| from.parts.values().find(|part| part.lease == task.lease));
+                self.credit_lease(task.lease, part.map_or(0, |part| part.next_window), reason);
+            }
+        }
+    }
+
+    fn credit_lease(&mut self, id: LeaseId, from: u64, reason: Reason) {
+        let Some(row) = self.state.leases.get(&id) else { return };
+        if row.credit_from.is_some_and(|(known, _)| known <= from) {
+            return;
+        }
+        if let Some(row) = self.state.leases.get_mut(&id) {
+            row.credit_from = Some((from, reason));
+        }
+        let windows: Vec<_> = self.state.windows.range((id, from)..=(id, u64::MAX)).map(|(key, _)| key.1).collect();
+        windows.into_iter().for_each(|sequence| self.credit_window(id, sequence));
+    }
+
+    /// A job without a run limit holds some windows ahead. What cannot be promised any more must not be run: with two
+    /// windows left it is told to stop at a checkpoint.
+    fn renew(&mut self, id: AttemptId) {
+        let Some(attempt) = self.state.attempts.get(&id).filter(|row| row.state != AttemptState::Ended) else { return };
+        let Some(job) = self.state.jobs.get(&attempt.job) else { return };
+        if attempt.run_limit.is_some() || attempt.order.is_some() || job.current != Some(id) {
+            return;
+        }
+        let (attempt, job) = (attempt.clone(), job.clone());
+        let window = self.state.settings.window;
+        let leases = attempt.tasks.iter().filter_map(|task| self.state.leases.get(&task.lease));
+        let cost: i64 = leases.filter_map(|row| quote(&row.terms, window).ok()).map(Credits::units).sum();
+        let remaining = self.state.books.hold(attempt.funds).map_or(0, |row| row.remaining);
+        let full = cost.saturating_mul(i64::from(self.state.settings.hold_windows));
+        if remaining >= full - cost {
+            return;
+        }
+        let wanted = full - remaining;
+        let given = self.extend_all(&attempt.funds, &attempt.budgets, &job, wanted);
+        if given < wanted && remaining + given < cost.saturating_mul(3) {
+            self.suspend_for_money(&job, id);
+        }
+    }
+
+    /// Extends the hold on funds and those on budgets that may stop a running job, by as much as all of them cover.
+    fn extend_all(
+        &mut self,
+        funds: &sluice_types::HoldId,
+        budgets: &[sluice_types::HoldId],
+        job: &crate::model::Job,
+        wanted: i64,
+    ) -> i64 {
+        let strict = |scope: &str| {
+            self.state.budgets.get(&scope.to_owned()).is_some_and(|row| row.policy == BudgetPolicy::Suspend)
+        };
+        let mut holds = vec![*funds];
+        for hold in budgets {
+            let debit = self.state.books.hold(*hold).map(|row| row.debit.clone());
+            if let Some(AccountKey::Budget(scope, _)) = debit
+                && strict(&scope.to_string())
+            {
+                holds.push(*hold);
+            }
+        }
+        let room = |hold: &sluice_types::HoldId| {
+            self.state.books.hold(*hold).map_or(0, |row| self.state.books.available(&row.debit))
+        };
+        let given = holds.iter().map(room).min().unwrap_or(0).clamp(0, wanted);
+        if given > 0 {
+            for hold in holds {
+                let cause = format!("renew/{}/{hold}/{}", job.id, self.id());
+                self.extend_hold(hold, given, cause).expect("invariant: the room was looked at");
+            }
+        }
+        given
+    }
+
+    fn suspend_for_money(&mut self, job: &crate::model::Job, attempt: AttemptId) {
+        if job.state != JobState::Running {
+            return;
+        }
+        let reason = Some(Reason::SuspendedForMoney);
+        match job.spec.checkpoint.is_some() {
+            true => self.order(attempt, OrderKind::SuspendForMoney),
+            false => self.set_goal(attempt, crate::model::Goal::Stop, None),
+        }
+        let message = Reason::SuspendedForMoney.remedy().to_owned();
+        let what = Happened::new("Suspending", message.clone(), "controller").because(reason);
+        self.set_state(job.id, JobState::Suspending, reason, message, what);
+    }
+}

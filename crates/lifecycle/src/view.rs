@@ -1,0 +1,225 @@
+//! What others derive from the state: what the scheduler should place, what nodes should do, what vaults should copy.
+//!
+//! All of it is computed from committed rows and nothing else, so it can be computed again at any time.
+
+use sluice_plan::{JobView, Purpose};
+use sluice_types::{CheckpointId, Digest, Nanos, NodeId, SiteId, Timestamp};
+
+use crate::command::TaskKey;
+use crate::model::{
+    Attempt, AttemptState, Checkpoint, Goal, Job, JobState, LeaseState, MigrationPhase, NodeState, TaskState,
+};
+use crate::state::State;
+
+/// What one task should be doing, as rows say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// Whose.
+    pub key: TaskKey,
+    /// What it should be doing.
+    pub goal: Goal,
+    /// Grows with every change.
+    pub revision: u64,
+    /// Its place in the gang.
+    pub rank: u32,
+    /// The checkpoint part to start from.
+    pub resume: Option<(Digest, u64)>,
+    /// Until when a stop at a checkpoint is waited for.
+    pub deadline: Option<Timestamp>,
+}
+
+/// A copy that is wanted.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Copy {
+    /// Where to.
+    pub to: SiteId,
+    /// What.
+    pub manifest: Digest,
+    /// Sites that have it.
+    pub from: Vec<SiteId>,
+}
+
+impl State {
+    /// What the scheduler should place for a job, if anything.
+    #[must_use]
+    pub fn wanted(&self, job: &Job, now: Timestamp) -> Option<JobView> {
+        let (purpose, sites) = match job.state {
+            JobState::Pending => (Purpose::Run, self.allowed_sites(job)),
+            JobState::Migrating => {
+                let migration = self.migrations.get(&job.migration?)?;
+                if migration.phase != MigrationPhase::Placing {
+                    return None;
+                }
+                (Purpose::Migrate, vec![migration.to])
+            }
+            _ => return None,
+        };
+        let state_at = match purpose {
+            Purpose::Run => self.resumable(job).map(Checkpoint::sites).unwrap_or_default(),
+            Purpose::Migrate => Vec::new(),
+        };
+        Some(JobView {
+            id: job.id,
+            version: job.version,
+            tenant: job.tenant,
+            project: job.project,
+            priority: job.spec.priority,
+            purpose,
+            tasks: job.spec.tasks,
+            resources: job.spec.resources.clone(),
+            sites,
+            state_at,
+            hold_time: self.hold_time(job),
+            budgets: self.budget_accounts(job.tenant, job.project, now),
+        })
+    }
+
+    /// The view of a job that does not exist yet, to check it at submit.
+    #[must_use]
+    pub fn candidate(&self, job: &Job, now: Timestamp) -> Option<JobView> {
+        self.wanted(job, now)
+    }
+
+    /// Sites that both the job and its project's residency allow; empty = any.
+    pub(crate) fn allowed_sites(&self, job: &Job) -> Vec<SiteId> {
+        let residency = self.projects.get(&job.project).map(|project| project.sites.clone()).unwrap_or_default();
+        match (job.spec.sites.is_empty(), residency.is_empty()) {
+            (true, _) => residency,
+            (false, true) => job.spec.sites.clone(),
+            (false, false) => {
+                let both: Vec<_> = job.spec.sites.iter().filter(|site| residency.contains(site)).copied().collect();
+                // "Nothing in common" must not read as "any": no site has this id.
+                if both.is_empty() { vec![SiteId::from_raw(0)] } else { both }
+            }
+        }
+    }
+
+    /// Run time held at admission: what is left of the run limit, or some windows.
+    pub(crate) fn hold_time(&self, job: &Job) -> Nanos {
+        match job.spec.max_run_time {
+            Some(limit) => Nanos::new(limit.minus(job.run_time).get().max(1_000_000_000)),
+            None => Nanos::new(self.settings.window.get().saturating_mul(u64::from(self.settings.hold_windows))),
+        }
+    }
+
+    /// The newest complete checkpoint that a site alive has; where none is alive, the newest there is.
+    pub(crate) fn resumable(&self, job: &Job) -> Option<&Checkpoint> {
+        let complete = || self.complete_checkpoints(job);
+        complete()
+            .find(|checkpoint| checkpoint.sites().iter().any(|site| self.is_site_alive(*site)))
+            .or_else(|| complete().next())
+    }
+
+    /// The newest complete checkpoint that `site` has.
+    pub(crate) fn resumable_at(&self, job: &Job, site: SiteId) -> Option<CheckpointId> {
+        self.complete_checkpoints(job).find(|row| row.sites().contains(&site)).map(|row| row.id)
+    }
+
+    /// Complete checkpoints that are not retired, newest first: by generation, then step.
+    pub(crate) fn complete_checkpoints(&self, job: &Job) -> impl Iterator<Item = &Checkpoint> {
+        let ids = self.checkpoints_of.get(&job.id);
+        let mut rows: Vec<_> = ids
+            .into_iter()
+            .flatten()
+            .filter_map(|id| self.checkpoints.get(id))
+            .filter(|row| row.is_complete() && !row.retired)
+            .collect();
+        rows.sort_by_key(|row| std::cmp::Reverse((row.generation, row.step, row.id)));
+        rows.into_iter()
+    }
+
+    /// At how many sites a job's checkpoints must be to be durable: the policy's number, within what there is.
+    pub(crate) fn durable_sites(&self, job: &Job) -> usize {
+        let policy = job.spec.checkpoint.as_ref().map_or(0, |policy| policy.durable_sites);
+        let wanted = if policy == 0 { 2 } else { usize::try_from(policy).unwrap_or(usize::MAX) };
+        wanted.min(self.storage_sites(job).count()).max(1)
+    }
+
+    /// Sites with a vault that may keep the job's bytes, in the order of their ids.
+    fn storage_sites(&self, job: &Job) -> impl Iterator<Item = SiteId> {
+        let allowed = self.allowed_sites(job);
+        let fits = move |site: &SiteId| allowed.is_empty() || allowed.contains(site);
+        self.sites.values().filter(|site| !site.vault.is_empty()).map(|site| site.id).filter(fits)
+    }
+
+    /// Whether a checkpoint is durable.
+    #[must_use]
+    pub fn is_durable(&self, checkpoint: &Checkpoint) -> bool {
+        let Some(job) = self.jobs.get(&checkpoint.job) else { return false };
+        checkpoint.is_complete() && checkpoint.sites().len() >= self.durable_sites(job)
+    }
+
+    /// What every task on `node` should be doing, by lease. Tasks that proved their end are not on the list.
+    #[must_use]
+    pub fn wishes(&self, node: NodeId) -> Vec<Wish> {
+        let leases = self.leases_on.get(&node).into_iter().flatten().filter_map(|id| self.leases.get(id));
+        leases
+            .filter(|lease| matches!(lease.state, LeaseState::Held | LeaseState::Ending))
+            .filter_map(|lease| {
+                let attempt = self.attempts.get(&lease.attempt)?;
+                Some(self.wish(attempt, lease.rank, lease.id))
+            })
+            .collect()
+    }
+
+    fn wish(&self, attempt: &Attempt, rank: u32, lease: sluice_types::LeaseId) -> Wish {
+        let resume = attempt.resume.and_then(|id| self.checkpoints.get(&id));
+        let part = resume.and_then(|row| Some((row.parts.get(&rank)?.manifest, row.step)));
+        Wish {
+            key: TaskKey { attempt: attempt.id, lease, generation: attempt.generation },
+            goal: if attempt.state == AttemptState::Ended { Goal::Release } else { attempt.goal },
+            revision: attempt.revision,
+            rank,
+            resume: part,
+            deadline: attempt.order.map(|order| order.deadline),
+        }
+    }
+
+    /// Checkpoint parts that should be copied: newest checkpoints that are not durable yet, and whatever an open
+    /// migration needs at its target.
+    #[must_use]
+    pub fn copies(&self) -> Vec<Copy> {
+        let mut copies = Vec::new();
+        for job in self.jobs.values().filter(|job| !job.state.is_terminal()) {
+            let Some(newest) = self.complete_checkpoints(job).next() else { continue };
+            for site in self.copy_targets(job, newest) {
+                for part in newest.parts.values().filter(|part| !part.sealed.contains(&site)) {
+                    copies.push(Copy { to: site, manifest: part.manifest, from: part.sealed.clone() });
+                }
+            }
+        }
+        copies.sort();
+        copies.dedup();
+        copies
+    }
+
+    /// Sites that should get `checkpoint`.
+    fn copy_targets(&self, job: &Job, checkpoint: &Checkpoint) -> Vec<SiteId> {
+        let mut have = checkpoint.sites();
+        let mut targets = Vec::new();
+        let migration = job.migration.and_then(|id| self.migrations.get(&id)).filter(|row| row.is_open());
+        if let Some(to) = migration.map(|row| row.to).filter(|to| !have.contains(to)) {
+            targets.push(to);
+            have.push(to);
+        }
+        let missing = self.durable_sites(job).saturating_sub(have.len());
+        targets.extend(self.storage_sites(job).filter(|site| !have.contains(site)).take(missing));
+        targets
+    }
+
+    /// Tasks whose node never answered within the start deadline, and other marks of time, are found by the tick; this
+    /// says when the next of them is due, so that a driver can sleep until then.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        let ready = self.nodes.values().filter(|node| node.state == NodeState::Ready);
+        let losses = ready.map(|node| node.last_seen.after(self.settings.loss_timeout));
+        let moves = self.migrations.values().filter(|row| row.is_open()).map(|row| row.deadline);
+        let orders = self.attempts.values().filter_map(|row| row.order).map(|order| order.deadline);
+        losses.chain(moves).chain(orders).min()
+    }
+
+    /// A task of an attempt that has not ended.
+    pub(crate) fn has_live_tasks(attempt: &Attempt) -> bool {
+        attempt.tasks.iter().any(|task| task.state != TaskState::Ended)
+    }
+}

@@ -1,0 +1,226 @@
+//! Why a job waits: the first constraint, in a fixed order, that alone keeps it from being placed.
+//!
+//! The order: UNKNOWN_CLASS, NEVER_FITS, NO_ALLOWED_SITE, CHECKPOINT_UNREACHABLE, NODES_UNAVAILABLE, NO_PRICE,
+//! QUOTA_EXCEEDED, then BUDGET_EXHAUSTED and INSUFFICIENT_FUNDS against the cheapest devices that are open, then
+//! NO_FREE_SHARE, NO_FREE_MEMORY, NO_FREE_CORES or GANG_DOES_NOT_FIT, then money again against the cheapest devices
+//! that are free now, then BEHIND_OTHERS. Each question is asked only of sites that passed those before it. What others
+//! hold is never named: amounts are the caller's own request and the part of it that is missing.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use sluice_ledger::AccountKey;
+use sluice_types::{Bytes, Credits, DeviceClassName, MilliGpu, Reason, SiteId, TaskResources};
+
+use crate::fit::count;
+use crate::inventory::Inventory;
+use crate::purse::Purse;
+use crate::room::{Room, least_cost, rooms};
+use crate::terms::{Offer, Terms};
+use crate::view::Purpose;
+use crate::want::Want;
+
+/// A constraint that binds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Block {
+    UnknownClass(DeviceClassName),
+    /// The request is empty: no tasks or no share.
+    Empty,
+    /// No device holds one task.
+    TaskNeverFits(TaskResources),
+    /// No site holds all tasks; the best holds so many.
+    GangNeverFits { tasks: u32, most: u64 },
+    NoAllowedSite,
+    CheckpointUnreachable,
+    NodesUnavailable,
+    NoPrice(DeviceClassName),
+    Quota { class: DeviceClassName, asked: i64, missing: i128 },
+    Budget { key: AccountKey, hold: i64, missing: i128 },
+    Funds { hold: i64, missing: i128 },
+    NoFreeShare { asked: MilliGpu, missing: u32 },
+    NoFreeMemory { asked: Bytes, missing: u64 },
+    NoFreeCores,
+    GangDoesNotFit { tasks: u32, fit: u64 },
+    BehindOthers,
+}
+
+impl Block {
+    pub(crate) const fn reason(&self) -> Reason {
+        match self {
+            Self::UnknownClass(_) => Reason::UnknownClass,
+            Self::Empty | Self::TaskNeverFits(_) | Self::GangNeverFits { .. } => Reason::NeverFits,
+            Self::NoAllowedSite => Reason::NoAllowedSite,
+            Self::CheckpointUnreachable => Reason::CheckpointUnreachable,
+            Self::NodesUnavailable => Reason::NodesUnavailable,
+            Self::NoPrice(_) => Reason::NoPrice,
+            Self::Quota { .. } => Reason::QuotaExceeded,
+            Self::Budget { .. } => Reason::BudgetExhausted,
+            Self::Funds { .. } => Reason::InsufficientFunds,
+            Self::NoFreeShare { .. } => Reason::NoFreeShare,
+            Self::NoFreeMemory { .. } => Reason::NoFreeMemory,
+            Self::NoFreeCores => Reason::NoFreeCores,
+            Self::GangDoesNotFit { .. } => Reason::GangDoesNotFit,
+            Self::BehindOthers => Reason::BehindOthers,
+        }
+    }
+
+    /// No empty, open inventory of the allowed sites could hold it.
+    pub(crate) const fn is_forever(&self) -> bool {
+        matches!(self.reason(), Reason::UnknownClass | Reason::NeverFits | Reason::NoAllowedSite)
+    }
+
+    /// Whether it waits for others to make room.
+    pub(crate) const fn waits_for_room(&self) -> bool {
+        matches!(
+            self.reason(),
+            Reason::NoFreeShare
+                | Reason::NoFreeMemory
+                | Reason::NoFreeCores
+                | Reason::GangDoesNotFit
+                | Reason::BehindOthers
+        )
+    }
+}
+
+impl fmt::Display for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let money = |units: i128| Credits::new(i64::try_from(units).unwrap_or(i64::MAX));
+        match self {
+            Self::UnknownClass(class) => write!(f, "no site has a device of class `{class}`"),
+            Self::Empty => f.write_str("it asks for no tasks or for no share of a device"),
+            Self::TaskNeverFits(task) => write!(
+                f,
+                "no device of class `{}` could hold a task of {} and {} beside {} cores and {} of host memory",
+                task.class, task.milli, task.memory, task.host_cores, task.host_memory
+            ),
+            Self::GangNeverFits { tasks, most } => {
+                write!(f, "{tasks} tasks at one site, and no site could hold more than {most} of them even if empty")
+            }
+            Self::NoAllowedSite => f.write_str("none of the sites it may run at could hold it"),
+            Self::CheckpointUnreachable => {
+                f.write_str("its newest checkpoint is at none of the sites that it may run at and that could hold it")
+            }
+            Self::NodesUnavailable => f.write_str("the nodes that could hold it are closed or their devices unhealthy"),
+            Self::NoPrice(class) => write!(f, "class `{class}` has no price where it could run"),
+            Self::Quota { class, asked, missing } => {
+                write!(f, "it takes {asked}m of the quota of class `{class}`, which lacks {missing}m")
+            }
+            Self::Budget { key, hold, missing } => {
+                write!(f, "it holds {}, and {key} lacks {}", Credits::new(*hold), money(*missing))
+            }
+            Self::Funds { hold, missing } => {
+                write!(f, "it holds {}, and the funds lack {}", Credits::new(*hold), money(*missing))
+            }
+            Self::NoFreeShare { asked, missing } => {
+                write!(f, "a task asks for {asked} of one device, {missing}m more than is free on any")
+            }
+            Self::NoFreeMemory { asked, missing } => {
+                let missing = Bytes::new(*missing);
+                write!(f, "a task asks for {asked} of one device's memory, {missing} more than is free beside its share")
+            }
+            Self::NoFreeCores => {
+                f.write_str("no device with enough free share and memory has the host cores and host memory beside it")
+            }
+            Self::GangDoesNotFit { tasks, fit } => write!(f, "{fit} of {tasks} tasks fit at one site now"),
+            Self::BehindOthers => f.write_str("the devices it fits on are kept for jobs that wait in front of it"),
+        }
+    }
+}
+
+/// Judges what does not depend on balances or on who is running.
+///
+/// # Errors
+/// The constraint that binds whatever is free.
+pub(crate) fn ever(inventory: &Inventory, want: &Want) -> Result<BTreeMap<SiteId, Room>, Block> {
+    if want.tasks == 0 || want.task.milli == MilliGpu::ZERO {
+        return Err(Block::Empty);
+    }
+    let mut sites = rooms(inventory, &want.task);
+    if sites.is_empty() {
+        return Err(Block::UnknownClass(want.task.class.clone()));
+    }
+    let most = sites.values().map(|room| room.existing).max().unwrap_or(0);
+    if most == 0 {
+        return Err(Block::TaskNeverFits((*want.task).clone()));
+    }
+    let tasks = u64::from(want.tasks);
+    sites.retain(|_, room| room.existing >= tasks);
+    if sites.is_empty() {
+        return Err(Block::GangNeverFits { tasks: want.tasks, most });
+    }
+    sites.retain(|site, _| want.allows(*site));
+    if sites.is_empty() {
+        return Err(Block::NoAllowedSite);
+    }
+    Ok(sites)
+}
+
+/// Judges everything up to the first question about what is free: the least hold that open devices would cost.
+pub(crate) fn afford(inventory: &Inventory, purse: &mut Purse, want: &Want, terms: &Terms) -> Result<(), Block> {
+    let mut sites = ever(inventory, want)?;
+    sites.retain(|site, _| want.has_state_at(*site));
+    if sites.is_empty() {
+        return Err(Block::CheckpointUnreachable);
+    }
+    sites.retain(|_, room| room.open >= u64::from(want.tasks));
+    if sites.is_empty() {
+        return Err(Block::NodesUnavailable);
+    }
+    let cost = |(site, _): (&SiteId, _)| least_cost(inventory, *site, terms.sites.get(site)?, want.tasks);
+    let Some(least) = sites.iter().filter_map(cost).min() else {
+        return Err(Block::NoPrice(want.task.class.clone()));
+    };
+    quota(purse, want)?;
+    covers(purse, want, least)
+}
+
+/// Whether the quota, where there is one, covers the want.
+pub(crate) fn quota(purse: &mut Purse, want: &Want) -> Result<(), Block> {
+    if want.purpose == Purpose::Migrate {
+        return Ok(());
+    }
+    let key = want.quota_key();
+    if !purse.knows(&key) {
+        return Ok(());
+    }
+    match purse.lacks(&key, want.quota()) {
+        0 => Ok(()),
+        missing => Err(Block::Quota { class: want.task.class.clone(), asked: want.quota(), missing }),
+    }
+}
+
+/// Whether budgets and funds cover a hold.
+pub(crate) fn covers(purse: &mut Purse, want: &Want, hold: i64) -> Result<(), Block> {
+    for key in want.budgets() {
+        if purse.knows(key) {
+            match purse.lacks(key, hold) {
+                0 => {}
+                missing => return Err(Block::Budget { key: key.clone(), hold, missing }),
+            }
+        }
+    }
+    match purse.lacks(&AccountKey::Funds(want.tenant), hold) {
+        0 => Ok(()),
+        missing => Err(Block::Funds { hold, missing }),
+    }
+}
+
+/// Which kind of room is missing, for a want that does not fit on what is free.
+pub(crate) fn room(inventory: &Inventory, want: &Want, terms: &Terms) -> Block {
+    let most = terms.sites.values().map(|offers| count(inventory, offers, u64::from(want.tasks))).max().unwrap_or(0);
+    if most > 0 {
+        return Block::GangDoesNotFit { tasks: want.tasks, fit: most };
+    }
+    let offers = || terms.sites.values().flatten();
+    let free = |offer: &Offer| inventory.pool(offer.pool).most_free(offer.need.milli.get());
+    let share = |offer: &Offer| offer.need.milli.get().saturating_sub(free(offer).0);
+    let missing = offers().map(share).min().unwrap_or(0);
+    if missing > 0 {
+        return Block::NoFreeShare { asked: want.task.milli, missing };
+    }
+    let memory = |offer: &Offer| free(offer).1.map(|most| offer.need.memory.get().saturating_sub(most));
+    match offers().filter_map(memory).min() {
+        Some(0) | None => Block::NoFreeCores,
+        Some(missing) => Block::NoFreeMemory { asked: want.task.memory, missing },
+    }
+}

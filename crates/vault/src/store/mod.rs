@@ -1,0 +1,323 @@
+//! Blobs and manifests on disk, by digest.
+//!
+//! One folder:
+//! * `blobs/ab/abcd…` - complete, verified, fsynced;
+//! * `manifests/ab/abcd…` - sealed: everything they name was complete when they were written;
+//! * `partial/abcd…` - beginnings of blobs whose upload or transfer was cut, kept to go on from;
+//! * `corrupt/abcd…` - what was found damaged, for whoever wants to know why; bounded;
+//! * `lock` - held while a vault runs on the folder.
+//!
+//! `partial` is a spool of plain files, since no object store can append; everything else goes through `object_store`
+//! with fsync switched on, so that a bucket can take its place. An index in memory answers who is here; it is built
+//! from the folder at start and is never ahead of the disk.
+//!
+//! Two rules keep acknowledged bytes safe. Whoever changes a digest's file holds its flight. And whether a blob may go is
+//! decided under the index lock, in the same breath in which it leaves the index, so a seal either sees it go or keeps it.
+
+mod manifests;
+mod reader;
+mod recover;
+mod writer;
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use object_store::ObjectStore as _;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path as ObjectPath;
+use sluice_types::{Bytes, Digest};
+use tokio::time::Instant;
+
+pub use self::reader::BlobReader;
+pub use self::writer::{Begin, BlobWriter};
+use crate::error::StoreError;
+use crate::flight::Flights;
+use crate::stats::{VaultStats, count};
+
+/// BLAKE3 of bytes in memory.
+#[must_use]
+pub fn hash_bytes(bytes: &[u8]) -> Digest {
+    Digest::from_bytes(*blake3::hash(bytes).as_bytes())
+}
+
+/// Bounds of a store.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreLimits {
+    /// Of everything on disk.
+    pub total: Bytes,
+    /// Of one blob.
+    pub blob: Bytes,
+    /// How many blobs.
+    pub blobs: usize,
+    /// How many manifests.
+    pub manifests: usize,
+    /// How many beginnings of cut transfers are kept.
+    pub partials: usize,
+    /// How old such a beginning may be at a start.
+    pub partial_age: Duration,
+    /// How long a blob that somebody asked for or stored is kept from deletion although no manifest names it: time for
+    /// the manifest to come.
+    pub promise: Duration,
+}
+
+impl Default for StoreLimits {
+    fn default() -> Self {
+        Self {
+            total: Bytes::mib(256 << 10),
+            blob: Bytes::mib(64 << 10),
+            blobs: 1 << 20,
+            manifests: 65_536,
+            partials: 4096,
+            partial_age: Duration::from_secs(7 * 86_400),
+            promise: Duration::from_secs(15 * 60),
+        }
+    }
+}
+
+/// Content-addressed blobs in one folder. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct BlobStore {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    folder: PathBuf,
+    objects: LocalFileSystem,
+    limits: StoreLimits,
+    flights: Flights,
+    state: Mutex<State>,
+    stats: Arc<VaultStats>,
+    // Advisory lock on the folder, let go by the kernel when the process ends.
+    _lock: std::fs::File,
+}
+
+/// What is on disk, by digest.
+#[derive(Debug, Default)]
+struct State {
+    blobs: HashMap<Digest, Blob>,
+    /// With their sizes.
+    manifests: HashMap<Digest, u64>,
+    partials: HashMap<Digest, Partial>,
+    /// How many sealed manifests name a blob or manifest, be it here or set aside.
+    refs: HashMap<Digest, u32>,
+    /// Named by no manifest any more, but promised to somebody when they were to go.
+    condemned: BTreeSet<Digest>,
+    /// Sum over all three maps, in bytes.
+    used: u64,
+    /// Grows with each partial, so that the oldest is known.
+    clock: u64,
+}
+
+#[derive(Debug)]
+struct Blob {
+    size: u64,
+    /// When somebody was last told that it is here.
+    touched: Instant,
+}
+
+#[derive(Debug)]
+struct Partial {
+    /// On disk, or, while a writer is at work, what it may grow to.
+    bytes: u64,
+    order: u64,
+    active: bool,
+}
+
+/// The two kinds of things that a digest can name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Blob,
+    Manifest,
+}
+
+impl Kind {
+    const fn folder(self) -> &'static str {
+        match self {
+            Self::Blob => "blobs",
+            Self::Manifest => "manifests",
+        }
+    }
+
+    fn location(self, digest: &Digest) -> ObjectPath {
+        let hex = digest.to_string();
+        ObjectPath::from(format!("{}/{}/{hex}", self.folder(), &hex[..2]))
+    }
+}
+
+impl BlobStore {
+    /// Opens a folder, creating it where needed, and takes in what is there. `now` judges the age of partial files.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] if another vault has it; the disk.
+    pub async fn open(
+        folder: &Path,
+        limits: StoreLimits,
+        stats: Arc<VaultStats>,
+        now: SystemTime,
+    ) -> Result<Self, StoreError> {
+        let home = folder.to_owned();
+        let lock = blocking(move || recover::prepare(&home)).await??;
+        let objects = LocalFileSystem::new_with_prefix(folder).map_err(StoreError::objects("open the folder"))?;
+        let home = folder.to_owned();
+        let state = blocking(move || recover::read_folder(&home, limits, now)).await??;
+        let inner = Inner {
+            folder: folder.to_owned(),
+            objects: objects.with_fsync(true),
+            limits,
+            flights: Flights::default(),
+            state: Mutex::new(state),
+            stats,
+            _lock: lock,
+        };
+        let store = Self { inner: Arc::new(inner) };
+        store.count_references().await;
+        Ok(store)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.inner.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The counters.
+    #[must_use]
+    pub fn stats(&self) -> &VaultStats {
+        &self.inner.stats
+    }
+
+    /// Bytes on disk, and those that running uploads may still add.
+    #[must_use]
+    pub fn stored(&self) -> Bytes {
+        Bytes::new(self.state().used)
+    }
+
+    /// Size of a blob or manifest that is here. Whoever was told so can rely on it for [`StoreLimits::promise`].
+    #[must_use]
+    pub fn size(&self, digest: &Digest) -> Option<Bytes> {
+        let now = Instant::now();
+        let mut state = self.state();
+        if let Some(blob) = state.blobs.get_mut(digest) {
+            blob.touched = now;
+            return Some(Bytes::new(blob.size));
+        }
+        state.manifests.get(digest).map(|size| Bytes::new(*size))
+    }
+
+    /// How much of a blob is here from an upload or transfer that was cut.
+    #[must_use]
+    pub fn partial(&self, digest: &Digest) -> Option<Bytes> {
+        self.state().partials.get(digest).filter(|partial| !partial.active).map(|partial| Bytes::new(partial.bytes))
+    }
+
+    /// Deletes a blob unless a manifest names it or somebody was told lately that it is here; then it goes with
+    /// [`Self::sweep`]. Says whether it is gone.
+    ///
+    /// # Errors
+    /// The disk.
+    pub async fn delete(&self, digest: Digest) -> Result<bool, StoreError> {
+        let store = self.clone();
+        // Not to be left half done by a caller that goes away.
+        flat(tokio::spawn(async move { store.delete_now(digest).await }).await)
+    }
+
+    async fn delete_now(&self, digest: Digest) -> Result<bool, StoreError> {
+        let _flight = self.inner.flights.enter(digest).await;
+        {
+            let now = Instant::now();
+            let mut state = self.state();
+            let named = state.refs.contains_key(&digest);
+            let Some(blob) = state.blobs.get(&digest) else {
+                state.condemned.remove(&digest);
+                return Ok(true);
+            };
+            if named {
+                state.condemned.remove(&digest);
+                return Ok(false);
+            }
+            if now.duration_since(blob.touched) < self.inner.limits.promise {
+                state.condemned.insert(digest);
+                return Ok(false);
+            }
+            let size = blob.size;
+            state.blobs.remove(&digest);
+            state.condemned.remove(&digest);
+            state.used = state.used.saturating_sub(size);
+        }
+        self.remove_object(Kind::Blob, digest).await?;
+        count(&self.stats().blobs_deleted, 1);
+        Ok(true)
+    }
+
+    /// Deletes what was promised when it was to go and is not any more. Called now and then.
+    ///
+    /// # Errors
+    /// The disk.
+    pub async fn sweep(&self) -> Result<(), StoreError> {
+        let condemned: Vec<_> = self.state().condemned.iter().copied().collect();
+        for digest in condemned {
+            self.delete(digest).await?;
+        }
+        Ok(())
+    }
+
+    async fn remove_object(&self, kind: Kind, digest: Digest) -> Result<(), StoreError> {
+        let gone = self.inner.objects.delete_stream(Box::pin(futures::stream::once(async move {
+            Ok::<_, object_store::Error>(kind.location(&digest))
+        })));
+        match futures::TryStreamExt::try_collect::<Vec<_>>(gone).await {
+            Ok(_) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+            Err(source) => Err(StoreError::Objects { action: "delete a file", source }),
+        }
+    }
+
+    /// Takes a damaged blob or manifest out of the index and moves its file aside, so that nobody is told that it is
+    /// here and the next fetch brings it again. References to it stay counted.
+    async fn set_aside(&self, kind: Kind, digest: Digest) {
+        let store = self.clone();
+        let done = tokio::spawn(async move {
+            let _flight = store.inner.flights.enter(digest).await;
+            store.set_aside_now(kind, digest).await;
+        });
+        if done.await.is_err() {
+            tracing::error!(%digest, "setting a damaged file aside panicked");
+        }
+    }
+
+    async fn set_aside_now(&self, kind: Kind, digest: Digest) {
+        {
+            let mut state = self.state();
+            let size = match kind {
+                Kind::Blob => state.blobs.remove(&digest).map(|blob| blob.size),
+                Kind::Manifest => state.manifests.remove(&digest),
+            };
+            // Somebody else was faster.
+            let Some(size) = size else { return };
+            state.used = state.used.saturating_sub(size);
+        }
+        count(&self.stats().blobs_corrupt, 1);
+        tracing::error!(%digest, ?kind, "damaged on disk, set aside");
+        let folder = self.inner.folder.clone();
+        let moved = blocking(move || recover::move_aside(&folder, kind, &digest)).await;
+        if !matches!(moved, Ok(Ok(()))) {
+            // It stays where it is until it is overwritten; the index does not name it.
+            tracing::error!(%digest, "could not move a damaged file aside");
+        }
+    }
+
+    fn partial_path(&self, digest: &Digest) -> PathBuf {
+        self.inner.folder.join("partial").join(digest.to_string())
+    }
+}
+
+/// Runs file work off the async threads.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StoreError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|gone| StoreError::Io { action: "finish file work", source: std::io::Error::other(gone) })
+}
+
+/// The result of a task that was spawned only to be finished in any case.
+fn flat<T>(joined: Result<Result<T, StoreError>, tokio::task::JoinError>) -> Result<T, StoreError> {
+    joined.unwrap_or_else(|gone| Err(StoreError::Io { action: "finish", source: std::io::Error::other(gone) }))
+}
