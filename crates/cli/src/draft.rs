@@ -60,7 +60,7 @@ pub(crate) fn draft(loaded: Loaded, flags: &JobFlags) -> Result<Draft, CliError>
         ..Default::default()
     };
     for site in &mut spec.sites {
-        *site = crate::reference::label("sites", site.strip_prefix("sites/").unwrap_or(site))?.to_owned();
+        *site = crate::reference::site(site)?;
     }
     spec.env.extend(file.env.into_iter().map(|(name, Text(value))| (name, value)));
     spec.env.extend(flags.env.iter().cloned());
@@ -238,5 +238,140 @@ fn checked_input(at: usize, input: InputFile) -> Result<Input, CliError> {
             Err(error) => Err(CliError::field(format!("inputs[{at}].digest"), error.to_string())),
         },
         _ => Err(CliError::field(format!("inputs[{at}]"), "has either `from`, or `digest` and `sizeBytes`")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::jobfile::parse;
+    use v1::checkpoint_policy::Capture;
+
+    const FULL: &str = "
+name: train-1
+command: [./train, --steps, 100]
+env: {SEED: 7, DEBUG: true, NAME: 'x y'}
+workdir: ./code
+inputs:
+- {from: ../data, path: data}
+- {digest: 0000000000000000000000000000000000000000000000000000000000000000, sizeBytes: 5, path: base}
+tasks: 2
+resources: {class: cpu, share: 500m, memory: 512MiB, hostCores: 100m, hostMemory: 64MiB}
+priority: -5
+maxRunTime: 20m
+retry: {onFailure: 1, onLoss: 3}
+checkpoint: {stateProvider: {}, everySteps: 10, every: 30s, durableSites: 2}
+secrets: [{name: token, pathVariable: TOKEN_FILE}, {name: other}]
+network: gang
+sites: [site-a, sites/site-b]
+labels: {team: ml, run: 3}
+";
+
+    fn from(text: &str, flags: &JobFlags) -> Result<Draft, CliError> {
+        draft(Loaded { file: parse(text, "job file")?, base: "/jobs".into() }, flags)
+    }
+
+    fn with_command() -> JobFlags {
+        JobFlags { command: vec!["./train".into(), "--steps".into(), "100".into()], ..JobFlags::default() }
+    }
+
+    #[test]
+    fn a_full_job_file_is_read() {
+        let draft = from(FULL, &JobFlags::default()).unwrap();
+        insta::assert_debug_snapshot!("draft_full", draft);
+    }
+
+    #[test]
+    fn a_command_alone_has_defaults() {
+        let draft = draft(Loaded::default(), &with_command()).unwrap();
+        assert_eq!(draft.workdir, Workdir::Current);
+        insta::assert_debug_snapshot!("draft_default", draft.spec);
+        let plain = JobFlags { command: vec!["python3".into()], ..JobFlags::default() };
+        assert_eq!(super::draft(Loaded::default(), &plain).unwrap().workdir, Workdir::None);
+        let none = JobFlags { no_workdir: true, ..with_command() };
+        assert_eq!(super::draft(Loaded::default(), &none).unwrap().workdir, Workdir::None);
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let flags = JobFlags {
+            name: Some("other".into()),
+            share: Some(MilliGpu::new(250)),
+            tasks: Some(1),
+            site: vec!["c".into()],
+            env: vec![("SEED".into(), "8".into())],
+            workdir: Some("here".into()),
+            max_run_time: Some(Duration::from_secs(5)),
+            checkpoint_every_steps: Some(99),
+            priority: Some(1),
+            label: vec![("run".into(), "4".into())],
+            secret: vec!["third:VAR".into()],
+            retry_on_failure: Some(9),
+            network: Some("egress".into()),
+            command: vec!["true".into()],
+            ..JobFlags::default()
+        };
+        let Draft { display_name, spec, workdir, .. } = from(FULL, &flags).unwrap();
+        let resources = spec.resources.clone().unwrap();
+        assert_eq!((display_name.as_str(), workdir), ("other", Workdir::Named("here".into())));
+        assert_eq!((resources.milli, resources.memory_bytes), (250, 512 << 20));
+        assert_eq!((spec.tasks, spec.priority, spec.network()), (1, 1, v1::NetworkMode::Egress));
+        assert_eq!((spec.sites, spec.command), (vec!["sites/c".to_owned()], vec!["true".to_owned()]));
+        assert_eq!((spec.env["SEED"].as_str(), spec.env["DEBUG"].as_str()), ("8", "true"));
+        assert_eq!((spec.labels["run"].as_str(), spec.secrets.len()), ("4", 3));
+        let policy = spec.checkpoint.unwrap();
+        assert_eq!((policy.every_steps, policy.durable_sites), (99, 2));
+        assert_eq!(spec.retry.unwrap(), v1::RetryPolicy { on_failure: 9, on_loss: 3 });
+        assert_eq!(spec.max_run_time.unwrap().seconds, 5);
+    }
+
+    #[test]
+    fn a_script_and_a_watched_folder_are_understood() {
+        let text = "script: |\n  set -e\n  ./go\ncheckpoint: {directory: {path: out, renamedPrefix: step-, signal: SIGUSR1, grace: 1m}}";
+        let spec = from(text, &JobFlags::default()).unwrap().spec;
+        assert_eq!(spec.command[..2], ["/bin/sh", "-c"]);
+        let Some(Capture::Directory(folder)) = spec.checkpoint.unwrap().capture else { panic!("not a folder") };
+        assert_eq!((folder.signal.as_str(), folder.grace.unwrap().seconds), ("USR1", 60));
+    }
+
+    #[test]
+    fn a_wrong_file_names_the_field() {
+        for (text, named) in [
+            ("comand: [x]", "comand"),
+            ("command: [x]\nresources: {shar: 1}", "shar"),
+            ("command: [x]\nresources: {share: 1.5}", "resources.share"),
+            ("command: [x]\nresources: {share: 2}", "resources.share"),
+            ("command: [x]\nresources: {share: 0m}", "resources.share"),
+            ("command: [x]\nresources: {memory: lots}", "resources.memory"),
+            ("command: [x]\nresources: {hostCores: -1}", "resources.hostCores"),
+            ("command: [x]\nmaxRunTime: 5", "maxRunTime"),
+            ("command: [x]\ntasks: many", "tasks"),
+            ("command: [x]\ntasks: -1", "tasks"),
+            ("command: [x]\nnetwork: internet", "network"),
+            ("command: [x]\nsites: [../a]", "site"),
+            ("command: [x]\nscript: y", "script"),
+            ("name: nothing", "command"),
+            ("command: []", "command"),
+            ("command: [x]\ncheckpoint: {directory: {path: p}}", "checkpoint.directory"),
+            ("command: [x]\ncheckpoint: {directory: {path: p, completionFile: a, renamedPrefix: b}}", "completionFile"),
+            ("command: [x]\ncheckpoint: {directory: {path: p, completionFile: a, signal: KILL}}", "signal"),
+            ("command: [x]\ncheckpoint: {directory: {path: p, completionFile: a}, stateProvider: {}}", "checkpoint"),
+            ("command: [x]\ncheckpoint: {stateProvider: {x: 1}}", "x"),
+            ("command: [x]\ncheckpoint: {every: soon}", "checkpoint.every"),
+            ("command: [x]\ninputs: [{path: p}]", "inputs[0]"),
+            ("command: [x]\ninputs: [{digest: ab, sizeBytes: 1}]", "inputs[0].digest"),
+            ("command: [x]\nsecrets: [{name: A_B}]", "secrets"),
+            ("command: [x]\ncommand: [y]", "command"),
+            ("- a list", "map"),
+            ("command: [x", ""),
+            ("a: &a [*a]", ""),
+        ] {
+            let error = from(text, &JobFlags::default()).unwrap_err();
+            assert_eq!(error.exit(), crate::Exit::Usage, "{text}");
+            let shown = error.render(crate::Style::plain());
+            assert!(shown.contains(named), "{text}\n{shown}");
+        }
+        let long = format!("script: '{}'", "x".repeat(LONGEST_SCRIPT + 1));
+        assert!(from(&long, &JobFlags::default()).is_err());
     }
 }

@@ -66,7 +66,7 @@ pub fn print_duration(span: Duration) -> String {
 
 /// Prints a length for a table: its two longest units at most, nothing below a second.
 #[must_use]
-pub fn print_roughly(span: Duration) -> String {
+pub(crate) fn print_roughly(span: Duration) -> String {
     let secs = span.as_secs();
     let cut = match secs {
         86_400.. => secs - secs % 3600,
@@ -78,7 +78,7 @@ pub fn print_roughly(span: Duration) -> String {
 
 /// To the wire.
 #[must_use]
-pub fn to_proto(span: Duration) -> prost_types::Duration {
+pub(crate) fn to_proto(span: Duration) -> prost_types::Duration {
     prost_types::Duration {
         seconds: i64::try_from(span.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(span.subsec_nanos()).unwrap_or(0),
@@ -87,27 +87,27 @@ pub fn to_proto(span: Duration) -> prost_types::Duration {
 
 /// From the wire; what is negative or absurd counts as nothing.
 #[must_use]
-pub fn from_proto(span: &prost_types::Duration) -> Duration {
+pub(crate) fn from_proto(span: &prost_types::Duration) -> Duration {
     let nanos = u32::try_from(span.nanos).unwrap_or(0).min(999_999_999);
     u64::try_from(span.seconds).map_or(Duration::ZERO, |seconds| Duration::new(seconds, nanos))
 }
 
 /// The wire's instant; `None` where it is outside the calendar (years -9999 to 9999).
 #[must_use]
-pub fn instant(time: &prost_types::Timestamp) -> Option<jiff::Timestamp> {
+pub(crate) fn instant(time: &prost_types::Timestamp) -> Option<jiff::Timestamp> {
     jiff::Timestamp::new(time.seconds, time.nanos).ok()
 }
 
 /// RFC 3339 in UTC, to the millisecond at most.
 #[must_use]
-pub fn print_instant(time: jiff::Timestamp) -> String {
+pub(crate) fn print_instant(time: jiff::Timestamp) -> String {
     let millis = jiff::Timestamp::from_millisecond(time.as_millisecond()).unwrap_or(time);
     millis.to_string()
 }
 
 /// How long ago, for a table; `0s` for what lies ahead.
 #[must_use]
-pub fn print_age(time: jiff::Timestamp, now: jiff::Timestamp) -> String {
+pub(crate) fn print_age(time: jiff::Timestamp, now: jiff::Timestamp) -> String {
     let span = now.duration_since(time);
     print_roughly(Duration::try_from(span).unwrap_or(Duration::ZERO))
 }

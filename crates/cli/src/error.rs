@@ -177,7 +177,14 @@ impl CliError {
             Self::TimedOut { .. } => {
                 tell("next", "It may still happen: look with `sluice describe`, or raise --timeout.");
             }
-            Self::Io { source, .. } => tell("why", &source.to_string()),
+            Self::Io { source, .. } => {
+                tell("why", &source.to_string());
+                match source.kind() {
+                    io::ErrorKind::NotFound => tell("next", "Check the path."),
+                    io::ErrorKind::PermissionDenied => tell("next", "Check the permissions of the file."),
+                    _ => {}
+                }
+            }
             Self::Answer(_) => tell("next", "Check that the server and this program have the same version."),
             Self::Declined => tell("next", "Confirm with y, or pass -y."),
             Self::Closed | Self::Interrupted(_) => {}
@@ -195,19 +202,27 @@ impl CliError {
 
 /// The documented reason that a status carries.
 #[must_use]
-pub fn reason_of(status: &Status) -> Option<Reason> {
+pub(crate) fn reason_of(status: &Status) -> Option<Reason> {
     status.get_details_error_info().and_then(|info| info.reason.parse().ok())
 }
 
 /// The exit code that stands for a status: by its documented reason, else by its code.
 #[must_use]
-pub fn exit_of(status: &Status) -> Exit {
+pub(crate) fn exit_of(status: &Status) -> Exit {
     match reason_of(status) {
         Some(Reason::InsufficientFunds | Reason::BudgetExhausted | Reason::QuotaExceeded | Reason::NoPrice) => {
             return Exit::Quota;
         }
         Some(Reason::NetworkNotAllowed | Reason::PermissionDenied | Reason::Unauthenticated) => return Exit::Denied,
-        Some(Reason::Overloaded | Reason::Unavailable) => return Exit::Unavailable,
+        Some(
+            Reason::Overloaded
+            | Reason::Unavailable
+            | Reason::NoFreeShare
+            | Reason::NoFreeMemory
+            | Reason::NoFreeCores
+            | Reason::GangDoesNotFit
+            | Reason::NodesUnavailable,
+        ) => return Exit::Unavailable,
         Some(Reason::TooLarge | Reason::InvalidField | Reason::MissingField) => return Exit::Usage,
         _ => {}
     }
@@ -345,12 +360,12 @@ mod tests {
         details.set_retry_info(Some(Duration::from_secs(2)));
         details.set_request_info("8b6f", "");
         let status = Status::with_error_details(Code::InvalidArgument, "the job is not valid", details);
-        insta::assert_snapshot!(CliError::refused("submit the job", status).render(Style::plain()), @"");
+        insta::assert_snapshot!("error_field", CliError::refused("submit the job", status).render(Style::plain()));
 
         let mut details = ErrorDetails::with_error_info("QUOTA_EXCEEDED", "sluice.dev", []);
         details.set_quota_failure([QuotaViolation::new("tenants/a", "cpu: 4000m of 4000m are held")]);
         let status = Status::with_error_details(Code::ResourceExhausted, "the quota is used up", details);
-        insta::assert_snapshot!(CliError::refused("submit the job", status).render(Style::plain()), @"");
+        insta::assert_snapshot!("error_quota", CliError::refused("submit the job", status).render(Style::plain()));
 
         let failed = CliError::JobFailed {
             job: "job-1".into(),
@@ -358,10 +373,13 @@ mod tests {
             reason: "OUT_OF_MEMORY".into(),
             message: "task 0 was killed at 512MiB".into(),
         };
-        insta::assert_snapshot!(failed.render(Style::plain()), @"");
+        insta::assert_snapshot!("error_job_failed", failed.render(Style::plain()));
         let io = CliError::io("read job.yaml", io::Error::new(io::ErrorKind::NotFound, "no such file"));
-        insta::assert_snapshot!(io.render(Style::plain()), @"");
-        insta::assert_snapshot!(CliError::field("resources.share", "`x` is not a share").render(Style::plain()), @"");
+        insta::assert_snapshot!("error_io", io.render(Style::plain()));
+        insta::assert_snapshot!(
+            "error_usage",
+            CliError::field("resources.share", "`x` is not a share").render(Style::plain())
+        );
     }
 
     #[test]

@@ -168,16 +168,19 @@ pub(crate) fn load(path: &Path) -> Result<Loaded, CliError> {
 
 /// Reads a document; `what` names it in errors.
 pub(crate) fn parse<T: serde::de::DeserializeOwned>(text: &str, what: &str) -> Result<T, CliError> {
-    serde_saphyr::from_str(text).map_err(|error| CliError::Usage {
-        message: format!("the {what} is not valid: {}", one_line(&error.to_string())),
-        field: None,
-        next: Some("Correct the place that the error names.".into()),
+    serde_saphyr::from_str(text).map_err(|error| {
+        // The parser draws the place over several lines: its first, and the line of the document, say it all.
+        let message = error.to_string();
+        let message = message.lines().next().unwrap_or_default().trim_start_matches("error: ");
+        let number = error.location().and_then(|place| usize::try_from(place.line()).ok());
+        let line = number.and_then(|number| text.lines().nth(number.checked_sub(1)?));
+        let place = line.map(|line| format!(" (`{}`)", line.trim().chars().take(120).collect::<String>()));
+        CliError::Usage {
+            message: format!("the {what} is not valid: {message}{}", place.unwrap_or_default()),
+            field: None,
+            next: Some("Correct the place that the error names.".into()),
+        }
     })
-}
-
-/// The parser draws the place over several lines; the first says it all.
-fn one_line(text: &str) -> String {
-    text.lines().next().unwrap_or_default().trim_start_matches("error: ").to_owned()
 }
 
 /// Reads a bounded document from stdin.

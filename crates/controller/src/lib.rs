@@ -1,1 +1,33 @@
-//! Placeholder.
+//! The control plane: API services, the one writer, the scheduler beside it, and the links to nodes and vaults.
+//!
+//! ```text
+//! API, node streams, vault links --command--> writer --rows, one transaction--> store
+//!                                               |  publishes what is committed
+//!                 planner (deltas) <------------+--------> directory, links (what to do), watchers (events)
+//! ```
+//!
+//! Nothing outside learns of a change before its transaction is durable. A failed commit ends the process: start-up is
+//! recovery.
+
+mod api;
+mod authz;
+mod clock;
+mod directory;
+mod error;
+mod link;
+mod logs;
+mod metrics;
+mod planner;
+mod principal;
+mod publish;
+mod secrets;
+mod server;
+mod writer;
+
+pub use authz::{Access, METHODS, matrix};
+pub use clock::{Clock, SystemClock};
+pub use error::ControllerError;
+pub use metrics::ControllerMetrics;
+pub use planner::PlannerHandle;
+pub use server::{Controller, ControllerConfig};
+pub use writer::WriterHandle;

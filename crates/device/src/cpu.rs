@@ -138,6 +138,15 @@ impl CpuBackend {
         Ok(Self { config, memory_each, enforcement, driver, grants: Mutex::new(BTreeMap::new()) })
     }
 
+    /// Removes the node's own, empty groups from the host, for a node that goes for good. Groups that still hold
+    /// processes stay, as do the parents that other nodes share.
+    pub fn retire(self) {
+        if let Some(driver) = &self.driver {
+            // An empty key names the node's own folder in each hierarchy.
+            let _busy = driver.group("").remove();
+        }
+    }
+
     /// The configuration it was opened with.
     #[must_use]
     pub fn config(&self) -> &CpuConfig {

@@ -284,6 +284,8 @@ pub struct Answer {
     pub replayed: bool,
     /// Tasks that the reporting node must release, because nobody knows them.
     pub release: Vec<TaskKey>,
+    /// Jobs whose placement did not pass revalidation: the scheduler may place them again.
+    pub rejected: Vec<JobId>,
     /// The new generation of a node's stream, after its hello; the site's id, after a join.
     pub generation: Generation,
 }

@@ -19,5 +19,5 @@ pub use command::{Answer, Caller, Command, JoinHost, NodeReport, Refusal, TaskKe
 pub use mint::Mint;
 pub use rows::{Rows, Snapshot};
 pub use state::{Settings, State};
-pub use step::step;
+pub use step::{draft, draft_view, step};
 pub use view::{Copy, Wish};

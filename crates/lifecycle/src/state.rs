@@ -270,6 +270,12 @@ impl State {
         self.keys.get(&id)
     }
 
+    /// A secret by its name.
+    #[must_use]
+    pub fn secret(&self, project: ProjectId, name: &sluice_types::Name) -> Option<&Secret> {
+        self.secrets.values().find(|row| row.project == project && row.name == *name && !row.deleted)
+    }
+
     /// The current price book.
     #[must_use]
     pub const fn prices(&self) -> Option<&PriceBook> {

@@ -74,24 +74,10 @@ impl State {
         })
     }
 
-    /// The view of a job that does not exist yet, to check it at submit.
-    #[must_use]
-    pub fn candidate(&self, job: &Job, now: Timestamp) -> Option<JobView> {
-        self.wanted(job, now)
-    }
-
     /// Sites that both the job and its project's residency allow; empty = any.
     pub(crate) fn allowed_sites(&self, job: &Job) -> Vec<SiteId> {
         let residency = self.projects.get(&job.project).map(|project| project.sites.clone()).unwrap_or_default();
-        match (job.spec.sites.is_empty(), residency.is_empty()) {
-            (true, _) => residency,
-            (false, true) => job.spec.sites.clone(),
-            (false, false) => {
-                let both: Vec<_> = job.spec.sites.iter().filter(|site| residency.contains(site)).copied().collect();
-                // "Nothing in common" must not read as "any": no site has this id.
-                if both.is_empty() { vec![SiteId::from_raw(0)] } else { both }
-            }
-        }
+        common_sites(&job.spec.sites, &residency)
     }
 
     /// Run time held at admission: what is left of the run limit, or some windows.
@@ -221,5 +207,18 @@ impl State {
     /// A task of an attempt that has not ended.
     pub(crate) fn has_live_tasks(attempt: &Attempt) -> bool {
         attempt.tasks.iter().any(|task| task.state != TaskState::Ended)
+    }
+}
+
+/// Sites that both lists allow, where an empty list allows any.
+pub(crate) fn common_sites(wanted: &[SiteId], residency: &[SiteId]) -> Vec<SiteId> {
+    match (wanted.is_empty(), residency.is_empty()) {
+        (true, _) => residency.to_vec(),
+        (false, true) => wanted.to_vec(),
+        (false, false) => {
+            let both: Vec<_> = wanted.iter().filter(|site| residency.contains(site)).copied().collect();
+            // "Nothing in common" must not read as "any": no site has this id.
+            if both.is_empty() { vec![SiteId::from_raw(0)] } else { both }
+        }
     }
 }

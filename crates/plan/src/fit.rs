@@ -1,11 +1,10 @@
 //! The search for devices. Reads what is free, changes nothing for good.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sluice_types::{DeviceRef, JobId, SiteId};
 
-use crate::hash::{mix, turn_of};
+use crate::hash::{Lookup, mix, turn_of};
 use crate::inventory::{Claim, Inventory, Spot};
 use crate::pool::Key;
 use crate::room::{host_times, times};
@@ -86,7 +85,7 @@ fn hosts(inventory: &Inventory, at: Spot, need: &Footprint) -> bool {
 /// How many tasks fit on what is free at a site now, counted up to `enough`. Exact, see [`crate::room::rooms`].
 pub(crate) fn count(inventory: &Inventory, offers: &[Offer], enough: u64) -> u64 {
     let mut sum = 0u64;
-    let mut beside: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
+    let mut beside: Lookup<u32, (u64, u64)> = Lookup::default();
     for offer in offers {
         let pool = inventory.pool(offer.pool);
         let asks_host = offer.need.host_cores.get() > 0 || offer.need.host_memory.get() > 0;
@@ -112,6 +111,24 @@ pub(crate) fn count(inventory: &Inventory, offers: &[Offer], enough: u64) -> u64
         }
     }
     sum.min(enough)
+}
+
+/// How many tasks fit on what a closed node would have free if it were open.
+pub(crate) fn gain(inventory: &Inventory, slot: u32, offers: &[Offer]) -> u64 {
+    let node = inventory.node(slot);
+    let (mut within, mut beside, mut hosts) = (0u64, 0u64, u64::MAX);
+    for device in &node.devices {
+        let Some(offer) = offers.iter().find(|offer| offer.pool == device.pool) else { continue };
+        let fit = times(device.free_milli(), device.free_memory(), &offer.need);
+        if inventory.pool(device.pool).draws_on_host() {
+            let (cores, memory) = node.host_free();
+            hosts = host_times(cores, memory, &offer.need);
+            beside = beside.saturating_add(fit);
+        } else {
+            within = within.saturating_add(fit);
+        }
+    }
+    within.saturating_add(beside.min(hosts))
 }
 
 /// The cheapest way to place the whole want on what is free now, the fullest among equals; `None` where it does not
@@ -146,13 +163,7 @@ pub(crate) fn cheapest(inventory: &mut Inventory, terms: &Terms, want: &Want, jo
 }
 
 /// Places task by task at one site and takes everything back; with the shares left free on the devices used.
-fn gang(
-    inventory: &mut Inventory,
-    offers: &[Offer],
-    want: &Want,
-    job: JobId,
-    site: SiteId,
-) -> Option<(Choice, u64)> {
+fn gang(inventory: &mut Inventory, offers: &[Offer], want: &Want, job: JobId, site: SiteId) -> Option<(Choice, u64)> {
     let (mut picks, mut cost, mut left) = (Vec::new(), 0i64, 0u64);
     for rank in 0..want.tasks {
         let Some((score, at, offer)) = best(inventory, offers, turn_of(job)) else { break };

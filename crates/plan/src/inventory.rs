@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sluice_types::{Bytes, CoreMilli, DeviceClassName, DeviceRef, JobId, LeaseId, MilliGpu, NodeId, SiteId, TaskResources};
+use sluice_types::{
+    Bytes, CoreMilli, DeviceClassName, DeviceRef, JobId, LeaseId, MilliGpu, NodeId, SiteId, TaskResources,
+};
 
 use crate::hash::{Lookup, ring_of};
 use crate::pool::{Key, Model, Pool};
@@ -296,14 +298,7 @@ impl Inventory {
         if let Some(slot) = self.by_id.get(&id) {
             return *slot;
         }
-        let node = Node {
-            id,
-            view: None,
-            devices: Vec::new(),
-            cores_used: 0,
-            memory_used: 0,
-            claims: BTreeMap::new(),
-        };
+        let node = Node { id, view: None, devices: Vec::new(), cores_used: 0, memory_used: 0, claims: BTreeMap::new() };
         let slot = self.vacant.pop().unwrap_or_else(|| {
             self.nodes.push(node.clone());
             u32::try_from(self.nodes.len() - 1).expect("invariant: fewer than 2^32 nodes fit in memory")
@@ -450,7 +445,7 @@ impl Inventory {
     }
 
     /// The committed facts of every node: what two worlds must share to be equal.
-    fn facts(&self) -> BTreeMap<NodeId, (Option<&NodeView>, BTreeMap<LeaseId, (u16, &TaskResources)>)> {
+    fn facts(&self) -> BTreeMap<NodeId, NodeFacts<'_>> {
         let mut facts = BTreeMap::new();
         for slot in self.by_id.values() {
             let node = &self.nodes[*slot as usize];
@@ -469,6 +464,9 @@ impl Inventory {
         facts
     }
 }
+
+/// A node's row and the leases on it, by device index.
+type NodeFacts<'a> = (Option<&'a NodeView>, BTreeMap<LeaseId, (u16, &'a TaskResources)>);
 
 impl PartialEq for Inventory {
     fn eq(&self, other: &Self) -> bool {

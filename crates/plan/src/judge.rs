@@ -29,18 +29,41 @@ pub(crate) enum Block {
     /// No device holds one task.
     TaskNeverFits(TaskResources),
     /// No site holds all tasks; the best holds so many.
-    GangNeverFits { tasks: u32, most: u64 },
+    GangNeverFits {
+        tasks: u32,
+        most: u64,
+    },
     NoAllowedSite,
     CheckpointUnreachable,
     NodesUnavailable,
     NoPrice(DeviceClassName),
-    Quota { class: DeviceClassName, asked: i64, missing: i128 },
-    Budget { key: AccountKey, hold: i64, missing: i128 },
-    Funds { hold: i64, missing: i128 },
-    NoFreeShare { asked: MilliGpu, missing: u32 },
-    NoFreeMemory { asked: Bytes, missing: u64 },
+    Quota {
+        class: DeviceClassName,
+        asked: i64,
+        missing: i128,
+    },
+    Budget {
+        key: AccountKey,
+        hold: i64,
+        missing: i128,
+    },
+    Funds {
+        hold: i64,
+        missing: i128,
+    },
+    NoFreeShare {
+        asked: MilliGpu,
+        missing: u32,
+    },
+    NoFreeMemory {
+        asked: Bytes,
+        missing: u64,
+    },
     NoFreeCores,
-    GangDoesNotFit { tasks: u32, fit: u64 },
+    GangDoesNotFit {
+        tasks: u32,
+        fit: u64,
+    },
     BehindOthers,
 }
 
@@ -116,7 +139,10 @@ impl fmt::Display for Block {
             }
             Self::NoFreeMemory { asked, missing } => {
                 let missing = Bytes::new(*missing);
-                write!(f, "a task asks for {asked} of one device's memory, {missing} more than is free beside its share")
+                write!(
+                    f,
+                    "a task asks for {asked} of one device's memory, {missing} more than is free beside its share"
+                )
             }
             Self::NoFreeCores => {
                 f.write_str("no device with enough free share and memory has the host cores and host memory beside it")
@@ -180,10 +206,10 @@ pub(crate) fn quota(purse: &mut Purse, want: &Want) -> Result<(), Block> {
         return Ok(());
     }
     let key = want.quota_key();
-    if !purse.knows(&key) {
+    if !purse.knows(key) {
         return Ok(());
     }
-    match purse.lacks(&key, want.quota()) {
+    match purse.lacks(key, want.quota()) {
         0 => Ok(()),
         missing => Err(Block::Quota { class: want.task.class.clone(), asked: want.quota(), missing }),
     }

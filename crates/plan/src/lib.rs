@@ -6,12 +6,36 @@
 //! binds a waiting job and the smallest change that would admit it. There is no IO, clock or randomness: the same
 //! world gives the same plan, bit for bit, on every machine.
 //!
+//! A placement is *in flight* until the writer's answer arrives as a delta or as [`World::reject`]; meanwhile what it
+//! takes is reserved, so that no plan repeats or contradicts one that is not committed yet. Each call of `decide` is
+//! bounded by [`Limits`] and goes on where the last one stopped.
+//!
+//! Modules: `inventory` and `pool` (what is free), `purse` (balances and prices), `want` (jobs by what they want),
+//! `terms` and `room` (where and at what price a job could run), `fit` (the search; its `score` is the placement policy),
+//! `judge` (why a job waits), `keep` (the starvation rule), `round` (decide), `explain`.
+//!
 //! The writer revalidates every placement against the versions that it carries before it commits, so a plan made from
 //! an older world can be refused but never oversells.
 
+mod explain;
+mod fit;
+mod hash;
+mod inventory;
+mod judge;
+mod keep;
+mod pool;
+mod purse;
+mod room;
+mod round;
+mod terms;
 mod view;
+mod want;
+mod world;
+
+pub use round::Limits;
 
 pub use view::{
-    Change, ChangeKind, Delta, DeviceView, Explanation, Footprint, JobView, LeaseView, NodeView, Placement, Plan, Purpose,
-    TaskPlacement, Verdict, footprint,
+    Change, ChangeKind, Delta, DeviceView, Explanation, Footprint, JobView, LeaseView, NodeView, Placement, Plan,
+    Purpose, TaskPlacement, Verdict, footprint,
 };
+pub use world::World;

@@ -3,6 +3,8 @@
 //! Never changes a balance: rows come from the ledger and are only read. A promise is what a placement that is not
 //! committed yet will hold.
 
+use std::collections::BTreeMap;
+
 use sluice_ledger::{Account, AccountKey, PriceBook};
 
 use crate::hash::Lookup;
@@ -18,11 +20,19 @@ pub(crate) struct Gift {
     pub(crate) next: Option<i128>,
 }
 
+/// An account as far as it is known.
+#[derive(Debug, Clone, Default)]
+struct Entry {
+    /// The committed row; `None` where only promises name the account.
+    row: Option<Account>,
+    /// What placements in flight will hold.
+    promised: i128,
+}
+
 /// Accounts and prices as last committed.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Purse {
-    accounts: Lookup<AccountKey, Account>,
-    promised: Lookup<AccountKey, i128>,
+    accounts: Lookup<AccountKey, Entry>,
     prices: Option<PriceBook>,
     edition: u64,
     pub(crate) gift: Option<Gift>,
@@ -30,7 +40,11 @@ pub(crate) struct Purse {
 
 impl PartialEq for Purse {
     fn eq(&self, other: &Self) -> bool {
-        self.accounts == other.accounts && self.prices == other.prices
+        let rows = |purse: &'_ Self| -> BTreeMap<AccountKey, Account> {
+            let row = |(key, entry): (&AccountKey, &Entry)| Some((key.clone(), entry.row.clone()?));
+            purse.accounts.iter().filter_map(row).collect()
+        };
+        rows(self) == rows(other) && self.prices == other.prices
     }
 }
 
@@ -45,7 +59,13 @@ impl Purse {
     }
 
     pub(crate) fn set_account(&mut self, account: &Account) {
-        self.accounts.insert(account.key.clone(), account.clone());
+        match self.accounts.get_mut(&account.key) {
+            Some(entry) => entry.row = Some(account.clone()),
+            None => {
+                let entry = Entry { row: Some(account.clone()), promised: 0 };
+                self.accounts.insert(account.key.clone(), entry);
+            }
+        }
     }
 
     pub(crate) fn set_prices(&mut self, prices: &PriceBook) {
@@ -57,7 +77,7 @@ impl Purse {
 
     /// Whether the account exists.
     pub(crate) fn knows(&self, key: &AccountKey) -> bool {
-        self.accounts.contains_key(key)
+        self.accounts.get(key).is_some_and(|entry| entry.row.is_some())
     }
 
     /// How much of `amount` the account lacks, zero where it covers it. An amount of nothing is always covered, as
@@ -75,23 +95,29 @@ impl Purse {
 
     /// Promises (or, with a negative amount, takes back) what a placement of `want` holds.
     pub(crate) fn promise(&mut self, want: &Want, hold: i128, quota: i128) {
-        self.add(AccountKey::Funds(want.tenant), hold);
+        self.add(&AccountKey::Funds(want.tenant), hold);
         for key in want.budgets() {
-            self.add(key.clone(), hold);
+            self.add(key, hold);
         }
         if want.purpose == Purpose::Run {
             self.add(want.quota_key(), quota);
         }
     }
 
-    fn add(&mut self, key: AccountKey, amount: i128) {
+    fn add(&mut self, key: &AccountKey, amount: i128) {
         if amount == 0 {
             return;
         }
-        let promised = self.promised.entry(key.clone()).or_default();
-        *promised += amount;
-        if *promised == 0 {
-            self.promised.remove(&key);
+        match self.accounts.get_mut(key) {
+            Some(entry) => {
+                entry.promised += amount;
+                if entry.promised == 0 && entry.row.is_none() {
+                    self.accounts.remove(key);
+                }
+            }
+            None => {
+                self.accounts.insert(key.clone(), Entry { row: None, promised: amount });
+            }
         }
     }
 
@@ -100,8 +126,9 @@ impl Purse {
             return 0;
         }
         let gift = self.gift.as_ref().filter(|gift| gift.account == *key).map_or(0, |gift| gift.amount);
-        let available = self.accounts.get(key).map_or(0, |account| i128::from(account.available())) + gift
-            - self.promised.get(key).copied().unwrap_or(0);
-        (i128::from(amount) - available).max(0)
+        let available = self.accounts.get(key).map_or(0, |entry| {
+            entry.row.as_ref().map_or(0, |account| i128::from(account.available())) - entry.promised
+        });
+        (i128::from(amount) - available - gift).max(0)
     }
 }

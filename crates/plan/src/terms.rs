@@ -63,8 +63,7 @@ fn offer(want: &Want, inventory: &Inventory, purse: &Purse, at: u32) -> Option<O
     let isolation = pool.isolation_for(&want.task)?;
     let rate = purse.prices()?.rate(&want.task.class, isolation, pool.site)?;
     let billed = pool.device.billed(&want.task);
-    let terms =
-        RatingTerms { billed, host_cores: want.task.host_cores, host_memory: want.task.host_memory, rate };
+    let terms = RatingTerms { billed, host_cores: want.task.host_cores, host_memory: want.task.host_memory, rate };
     let cost = quote(&terms, want.hold_time).map_or(i64::MAX, |credits| credits.units());
     Some(Offer { pool: at, need: footprint(&want.task, &pool.device), isolation, billed, cost })
 }

@@ -25,6 +25,8 @@ pub(crate) struct Want {
     pub(crate) state_at: Vec<SiteId>,
     pub(crate) hold_time: Nanos,
     budgets: Vec<AccountKey>,
+    /// The account that [`Want::quota`] is taken from.
+    quota_key: AccountKey,
 }
 
 impl Want {
@@ -38,6 +40,7 @@ impl Want {
             state_at: job.state_at.clone(),
             hold_time: job.hold_time,
             budgets: job.budgets.clone(),
+            quota_key: AccountKey::Quota(job.tenant, job.resources.class.clone()),
         }
     }
 
@@ -46,8 +49,9 @@ impl Want {
         self.budgets.iter().enumerate().filter(|(at, key)| !self.budgets[..*at].contains(key)).map(|(_, key)| key)
     }
 
-    pub(crate) fn quota_key(&self) -> AccountKey {
-        AccountKey::Quota(self.tenant, self.task.class.clone())
+    /// The quota of the class, where there is one.
+    pub(crate) const fn quota_key(&self) -> &AccountKey {
+        &self.quota_key
     }
 
     /// Thousandths of quota that all tasks take together.
@@ -108,7 +112,8 @@ pub(crate) struct Queue {
 impl PartialEq for Queue {
     fn eq(&self, other: &Self) -> bool {
         let facts = |queue: &'_ Self| -> BTreeMap<JobId, (u64, ProjectId, i32, Arc<Want>)> {
-            let row = |job: &Waiting| (job.version, job.project, job.priority, Arc::clone(&queue.shape(job.shape).want));
+            let row =
+                |job: &Waiting| (job.version, job.project, job.priority, Arc::clone(&queue.shape(job.shape).want));
             queue.jobs.iter().map(|(id, job)| (*id, row(job))).collect()
         };
         facts(self) == facts(other)

@@ -11,3 +11,6 @@ pub mod v1 {
 
 /// The encoded `FileDescriptorSet`, for the reflection service.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+pub mod convert;
+pub mod error;

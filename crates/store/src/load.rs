@@ -59,6 +59,9 @@ async fn jobs<D: Dialect>(conn: &mut Conn<D>, rows: &mut Rows) -> Result<()> {
     );
     rows.attempts = bodies::<D, _>(conn, "attempts", &attempts).await?;
     rows.leases = bodies::<D, _>(conn, "leases", "SELECT body FROM leases WHERE live = 1 ORDER BY id").await?;
+    let windows = "SELECT w.body FROM leases AS l JOIN windows AS w ON w.lease = l.id AND w.sequence >= l.keep_from \
+                   WHERE l.live = 1 ORDER BY w.lease, w.sequence";
+    rows.windows = bodies::<D, _>(conn, "windows", windows).await?;
     let checkpoints =
         format!("SELECT body FROM checkpoints WHERE live = 1 AND job IN ({LIVE_JOBS}) ORDER BY id");
     rows.checkpoints = bodies::<D, _>(conn, "checkpoints", &checkpoints).await?;

@@ -138,9 +138,6 @@ impl Fetcher {
             if let Some(size) = size {
                 writer.expect(size).await?;
             }
-            if writer.offset() > 0 {
-                count(&self.stats.transfers_resumed, 1);
-            }
             if size != Some(writer.offset()) {
                 self.bring(digest, &mut writer, routes, tally).await?;
             }
@@ -162,12 +159,7 @@ impl Fetcher {
     }
 
     /// Brings the bytes of a manifest, which is not stored yet.
-    pub(crate) async fn manifest(
-        &self,
-        digest: Digest,
-        routes: &[Route],
-        tally: &Tally,
-    ) -> Result<Bytes, FetchError> {
+    pub(crate) async fn manifest(&self, digest: Digest, routes: &[Route], tally: &Tally) -> Result<Bytes, FetchError> {
         for _ in 0..MAX_UNTRUE {
             let mut memory = Memory { digest, size: 0, bytes: Vec::new() };
             self.bring(digest, &mut memory, routes, tally).await?;
@@ -266,6 +258,9 @@ impl Fetcher {
                     other => other?,
                 }
                 size = Some(told);
+                if sink.offset() > 0 {
+                    count(&self.stats.transfers_resumed, 1);
+                }
             }
             if data.is_empty() {
                 continue;

@@ -12,6 +12,8 @@
 //! The vault decides nothing: which checkpoint is a job's head, where it must be durable and when it may go is the
 //! controller's business. It trusts no byte it did not hash and no path it did not check.
 
+#![cfg_attr(test, allow(clippy::unwrap_used))]
+
 pub mod archive;
 mod client;
 mod error;

@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
 use crate::relay::{Grant, serve};
-use crate::replicate::{From, Replicator};
+use crate::replicate::{Origin, Replicator};
 use crate::routes::TransferLimits;
 use crate::stats::count;
 use crate::status::chain;
@@ -89,7 +89,9 @@ impl Linker {
     /// One link, from dialling to its end.
     async fn link(&self, work: &mut JoinSet<()>) -> Result<(), Status> {
         let dialled = endpoint(&self.controller, &self.tls, MIN_WINDOW, self.limits.connect)
-            .map(|endpoint| endpoint.http2_keep_alive_interval(PING).keep_alive_timeout(PING).keep_alive_while_idle(true))
+            .map(|endpoint| {
+                endpoint.http2_keep_alive_interval(PING).keep_alive_timeout(PING).keep_alive_while_idle(true)
+            })
             .map_err(|error| Status::unavailable(chain(&error)))?;
         let channel = dialled.connect().await.map_err(|error| Status::unavailable(chain(&error)))?;
         let mut client = SiteServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE.max(MAX_FORGET * 72));
@@ -166,7 +168,7 @@ impl Linker {
         let (replicator, store, up) = (self.replicator.clone(), self.store.clone(), session.up.clone());
         work.spawn(async move {
             let CopyOrder { order, manifest: text, sources } = order;
-            let report = match replicator.copy(manifest, &From::Sites(sources)).await {
+            let report = match replicator.copy(manifest, &Origin::Sites(sources)).await {
                 Ok(tally) => {
                     count(&store.stats().copies_done, 1);
                     let (fetched_bytes, relayed_bytes) = (tally.fetched(), tally.relayed());

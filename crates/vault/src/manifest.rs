@@ -217,7 +217,11 @@ impl Manifest {
     pub fn blobs(&self) -> Vec<(Digest, u64)> {
         let Self::Task(task) = self else { return Vec::new() };
         let mut seen = HashSet::new();
-        task.entries.iter().filter(|entry| seen.insert(entry.digest)).map(|entry| (entry.digest, entry.length)).collect()
+        task.entries
+            .iter()
+            .filter(|entry| seen.insert(entry.digest))
+            .map(|entry| (entry.digest, entry.length))
+            .collect()
     }
 
     /// The manifests it names, each once.

@@ -117,6 +117,62 @@ pub fn open_beneath(folder: &Path, path: &RelativePath) -> std::io::Result<File>
     open_file_beneath(&at, name.as_ref())
 }
 
+/// What a walk found.
+#[derive(Debug)]
+pub(crate) enum Found {
+    /// A regular file.
+    File(File),
+    /// A folder; what is in it follows.
+    Folder,
+    /// A link, with its target as it stands.
+    Link(PathBuf),
+}
+
+/// Walks a folder in the order of names, following no link, and hands each thing to `visit`. Returns how many things were
+/// left out: fifos, sockets, devices, and names that no archive or manifest can carry.
+pub(crate) fn walk<E: From<std::io::Error>>(
+    folder: &Path,
+    visit: &mut dyn FnMut(RelativePath, Found) -> Result<(), E>,
+) -> Result<u64, E> {
+    let mut left_out = 0;
+    walk_into(&open_folder(folder)?, "", &mut left_out, visit)?;
+    Ok(left_out)
+}
+
+/// Its depth is bounded by [`RelativePath::parse`], and with it the number of open folders.
+fn walk_into<E: From<std::io::Error>>(
+    folder: &OwnedFd,
+    prefix: &str,
+    left_out: &mut u64,
+    visit: &mut dyn FnMut(RelativePath, Found) -> Result<(), E>,
+) -> Result<(), E> {
+    use std::os::fd::AsRawFd as _;
+    // Lists the folder that is open, whatever its name points to by now.
+    let mut entries = std::fs::read_dir(format!("/proc/self/fd/{}", folder.as_raw_fd()))?
+        .map(|entry| entry.map(|entry| entry.file_name()))
+        .collect::<Result<Vec<_>, _>>()?;
+    entries.sort();
+    for name in entries {
+        let path = name.to_str().and_then(|name| RelativePath::parse(&format!("{prefix}{name}")).ok());
+        let Some(path) = path else {
+            *left_out += 1;
+            continue;
+        };
+        if let Ok(inner) = open_folder_beneath(folder, &name) {
+            let prefix = format!("{}/", path.as_str());
+            visit(path, Found::Folder)?;
+            walk_into(&inner, &prefix, left_out, visit)?;
+        } else if let Ok(target) = nix::fcntl::readlinkat(folder, Path::new(&name)) {
+            visit(path, Found::Link(target.into()))?;
+        } else if let Ok(file) = open_file_beneath(folder, &name) {
+            visit(path, Found::File(file))?;
+        } else {
+            *left_out += 1;
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

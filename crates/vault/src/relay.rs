@@ -66,7 +66,8 @@ async fn send(
     let whole = reader.size();
     loop {
         let frame_end = reader.frame_end();
-        let Ok(grant) = grants.wait_for(|grant| grant.stop || grant.until >= frame_end).await.map(|grant| *grant) else {
+        let Ok(grant) = grants.wait_for(|grant| grant.stop || grant.until >= frame_end).await.map(|grant| *grant)
+        else {
             return Ok(());
         };
         if grant.stop {

@@ -21,14 +21,14 @@ const REMEMBERED: usize = 1024;
 
 /// Where to copy from.
 #[derive(Debug, Clone)]
-pub(crate) enum From {
+pub(crate) enum Origin {
     /// These sites, nearest first.
     Sites(Vec<CopySource>),
     /// Wherever the controller finds it.
     Anywhere,
 }
 
-impl From {
+impl Origin {
     fn routes(&self, window: u32) -> Vec<Route> {
         match self {
             Self::Sites(sources) => Route::to(sources, window),
@@ -70,22 +70,25 @@ impl Replicator {
         tallies.by_manifest.entry(manifest).or_default().clone()
     }
 
-    /// Makes a manifest sealed and complete here. Returns all bytes that ever came over for it.
-    pub(crate) async fn copy(&self, manifest: Digest, from: &From) -> Result<Arc<Tally>, FetchError> {
+    /// Makes a manifest sealed and complete here. Returns all bytes of blobs that ever came over for it.
+    pub(crate) async fn copy(&self, manifest: Digest, from: &Origin) -> Result<Arc<Tally>, FetchError> {
         let tally = self.tally(manifest);
         // One at a time per manifest: the second finds it sealed, or tries with its own sources.
         let _flight = self.copies.enter(manifest).await;
         let routes = from.routes(MIN_WINDOW);
-        let (parsed, bytes) = self.manifest(manifest, &routes, &tally).await?;
+        let (parsed, bytes) = self.manifest(manifest, &routes).await?;
         let mut parts = Vec::new();
         for member in parsed.members() {
             let flight = self.copies.enter(member).await;
-            let (part, bytes) = self.manifest(member, &routes, &tally).await?;
+            let (part, bytes) = self.manifest(member, &routes).await?;
             parts.push((member, part, bytes, flight));
         }
         let mut missing: HashMap<Digest, u64> = HashMap::new();
-        for named in parts.iter().map(|(_, part, ..)| part).chain([&parsed]) {
-            missing.extend(self.store.missing(named).into_iter().filter(|(digest, _)| !parsed.members().contains(digest)));
+        if parts.is_empty() {
+            missing.extend(self.store.missing(&parsed));
+        }
+        for (_, part, ..) in &parts {
+            missing.extend(self.store.missing(part));
         }
         self.blobs(missing, from, routes, &tally).await?;
         for (member, _, bytes, _flight) in parts {
@@ -97,7 +100,7 @@ impl Replicator {
 
     /// Makes single blobs and manifests complete here, from wherever. Returns the bytes that came over for it.
     pub(crate) async fn ensure(&self, manifests: &[Digest], digests: &[Digest]) -> Result<u64, FetchError> {
-        let from = From::Anywhere;
+        let from = Origin::Anywhere;
         let mut fetched = 0;
         for manifest in manifests {
             let before = self.tally(*manifest).fetched();
@@ -105,25 +108,23 @@ impl Replicator {
         }
         let tally = Tally::default();
         let routes = from.routes(window_for(u64::MAX));
-        futures::stream::iter(digests.iter().filter(|digest| self.store.size(digest).is_none()))
-            .map(|digest| self.fetcher.blob(*digest, None, &routes, &tally))
+        let mut missing = digests.to_vec();
+        missing.retain(|digest| self.store.size(digest).is_none());
+        futures::stream::iter(missing)
+            .map(|digest| self.fetcher.blob(digest, None, &routes, &tally))
             .buffer_unordered(self.fetcher.parallel())
             .try_collect::<()>()
             .await?;
         Ok(fetched + tally.fetched())
     }
 
-    async fn manifest(
-        &self,
-        digest: Digest,
-        routes: &[Route],
-        tally: &Tally,
-    ) -> Result<(Manifest, Bytes), FetchError> {
+    async fn manifest(&self, digest: Digest, routes: &[Route]) -> Result<(Manifest, Bytes), FetchError> {
         match self.store.manifest(digest).await {
             Err(StoreError::NotFound(_) | StoreError::Corrupt(_)) => {}
             other => return Ok(other?),
         }
-        let bytes = self.fetcher.manifest(digest, routes, tally).await?;
+        // Not state of the job: a manifest is not tallied.
+        let bytes = self.fetcher.manifest(digest, routes, &Tally::default()).await?;
         let manifest = Manifest::parse(&bytes).map_err(|source| FetchError::Manifest { manifest: digest, source })?;
         Ok((manifest, bytes))
     }
@@ -131,7 +132,7 @@ impl Replicator {
     async fn blobs(
         &self,
         missing: HashMap<Digest, u64>,
-        from: &From,
+        from: &Origin,
         mut routes: Vec<Route>,
         tally: &Tally,
     ) -> Result<(), FetchError> {

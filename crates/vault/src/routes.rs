@@ -58,7 +58,7 @@ pub(crate) struct Route {
     kind: RouteKind,
     window: u32,
     /// Dialled once per copy; the channel dials again by itself when its connection breaks.
-    channel: OnceCell<Result<Channel, String>>,
+    channel: OnceCell<Channel>,
     dead: AtomicBool,
 }
 
@@ -126,16 +126,23 @@ impl Route {
         }
     }
 
+    async fn dial(&self, pool: &Pool) -> Result<Channel, Status> {
+        if self.is_dead() {
+            return Err(Status::unavailable("given up before"));
+        }
+        let tls = if self.is_relay() { &pool.controller_tls } else { &pool.peer_tls };
+        let dialled = pool.connect(self.address(pool), tls, self.window).await;
+        if dialled.is_err() && !self.is_relay() {
+            // Given up here, so that those who wait to dial too do not each wait for the same silence. The controller is
+            // tried again: without it there is no other way.
+            self.give_up(pool);
+        }
+        dialled.map_err(Status::unavailable)
+    }
+
     /// Asks for a blob from an offset on.
     pub(crate) async fn open(&self, pool: &Pool, digest: Digest, offset: u64) -> Result<Incoming, Status> {
-        let channel = self
-            .channel
-            .get_or_init(|| async {
-                let tls = if self.is_relay() { &pool.controller_tls } else { &pool.peer_tls };
-                pool.connect(self.address(pool), tls, self.window).await
-            })
-            .await;
-        let channel = channel.clone().map_err(Status::unavailable)?;
+        let channel = self.channel.get_or_try_init(|| self.dial(pool)).await?.clone();
         let digest = digest.to_string();
         match &self.kind {
             RouteKind::Direct { .. } => {
@@ -183,8 +190,7 @@ impl Pool {
         {
             return Ok(channel.clone());
         }
-        let channel =
-            dial(address, tls, window, self.connect).await.map_err(|error| crate::status::chain(&error))?;
+        let channel = dial(address, tls, window, self.connect).await.map_err(|error| crate::status::chain(&error))?;
         let mut kept = self.kept();
         if kept.len() >= KEPT {
             kept.clear();

@@ -103,9 +103,10 @@ impl VaultServer {
     }
 
     fn permit(permits: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, Status> {
-        permits.clone().try_acquire_owned().map_err(|_| {
-            status(Code::ResourceExhausted, Reason::Overloaded, "too many transfers at once; retry in a second")
-        })
+        permits
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| status(Code::Unavailable, Reason::Overloaded, "too many transfers at once; retry in a second"))
     }
 
     async fn receive(
@@ -153,7 +154,8 @@ type Frames = Pin<Box<dyn Stream<Item = Result<GetBlobResponse, Status>> + Send>
 /// A blob as messages. The first has the size, also where nothing else is left to send.
 fn frames(reader: BlobReader, permit: OwnedSemaphorePermit, store: BlobStore) -> Frames {
     let first = Some(reader.size());
-    Box::pin(futures::stream::try_unfold((reader, permit, first, store), |(mut reader, permit, first, store)| async {
+    Box::pin(futures::stream::try_unfold((reader, permit, first, store), |state| async move {
+        let (mut reader, permit, first, store) = state;
         let data = match reader.next().await? {
             Some(data) => data,
             None if first.is_some() => bytes::Bytes::new(),
@@ -183,16 +185,13 @@ impl VaultService for VaultServer {
         Ok(Response::new(answer))
     }
 
-    async fn put_blob(
-        &self,
-        request: Request<Streaming<PutBlobRequest>>,
-    ) -> Result<Response<PutBlobResponse>, Status> {
+    async fn put_blob(&self, request: Request<Streaming<PutBlobRequest>>) -> Result<Response<PutBlobResponse>, Status> {
         self.authorize(&request, VaultMethod::Put, &[])?;
         let shown = request.peer_certs();
         let mut parts = request.into_inner();
-        let first = timeout(PUT_IDLE, parts.message()).await.map_err(|_| {
-            status(Code::DeadlineExceeded, Reason::DeadlineExceeded, "no header came for 30 s")
-        })??;
+        let first = timeout(PUT_IDLE, parts.message())
+            .await
+            .map_err(|_| status(Code::DeadlineExceeded, Reason::DeadlineExceeded, "no header came for 30 s"))??;
         let Some(Part::Header(header)) = first.and_then(|first| first.part) else {
             return Err(invalid("header", "the first message"));
         };
@@ -236,4 +235,3 @@ impl VaultService for VaultServer {
         Ok(Response::new(SealManifestResponse { digest: digest.to_string() }))
     }
 }
-

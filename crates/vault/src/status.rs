@@ -1,7 +1,6 @@
 //! Errors as gRPC statuses with `google.rpc` details: one documented reason each, the same words through every door.
 
 use std::collections::HashMap;
-use std::error::Error as _;
 use std::str::FromStr;
 
 use sluice_types::{Digest, Reason};

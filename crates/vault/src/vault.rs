@@ -126,6 +126,8 @@ impl Vault {
     /// The server could not be started with its TLS settings, or failed.
     pub async fn run(self, stop: CancellationToken) -> Result<(), VaultError> {
         let Self { store, replicator, listener, config, .. } = self;
+        // Ours, so that a server that fails takes the rest down with it and not the caller.
+        let stop = stop.child_token();
         let transport = if config.server_tls.is_some() { Transport::Tls } else { Transport::Plaintext };
         let server =
             VaultServer::new(store.clone(), replicator.clone(), config.policy.clone(), transport, config.transfers);
@@ -139,9 +141,12 @@ impl Vault {
             builder = builder.tls_config(tls)?;
         }
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let served = builder
-            .add_service(server.service())
-            .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        let router = builder.add_service(server.service());
+        let served = async {
+            let served = router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()).await;
+            stop.cancel();
+            served
+        };
         let linker = Linker {
             store: store.clone(),
             replicator,

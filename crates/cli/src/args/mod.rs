@@ -21,31 +21,81 @@ use crate::output::Format;
 #[derive(Debug, Clone, Default, Args)]
 pub struct Global {
     /// The controller: https://HOST:PORT [default: the context in the data folder]
-    #[arg(id = "global_server", long = "server", global = true, env = "SLUICE_SERVER", value_name = "URL", help_heading = "Connection")]
+    #[arg(
+        id = "global_server",
+        long = "server",
+        global = true,
+        env = "SLUICE_SERVER",
+        value_name = "URL",
+        help_heading = "Connection"
+    )]
     pub server: Option<String>,
     /// The CA that signed the controller's certificate, PEM
-    #[arg(id = "global_ca", long = "ca", global = true, env = "SLUICE_CA", value_name = "FILE", help_heading = "Connection")]
+    #[arg(
+        id = "global_ca",
+        long = "ca",
+        global = true,
+        env = "SLUICE_CA",
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
     pub ca: Option<PathBuf>,
     /// The API key; other users of this host can see it in the process list, so prefer SLUICE_KEY or --key-file
-    #[arg(id = "global_key", long = "key", global = true, env = "SLUICE_KEY", value_name = "KEY", hide_env_values = true, help_heading = "Connection")]
+    #[arg(
+        id = "global_key",
+        long = "key",
+        global = true,
+        env = "SLUICE_KEY",
+        value_name = "KEY",
+        hide_env_values = true,
+        help_heading = "Connection"
+    )]
     pub key: Option<ApiKey>,
     /// A file that holds the API key
-    #[arg(id = "global_key_file", long = "key-file", global = true, env = "SLUICE_KEY_FILE", value_name = "FILE", conflicts_with = "global_key", help_heading = "Connection")]
+    #[arg(
+        id = "global_key_file",
+        long = "key-file",
+        global = true,
+        value_name = "FILE",
+        conflicts_with = "global_key",
+        help_heading = "Connection"
+    )]
     pub key_file: Option<PathBuf>,
     /// The tenant that short names mean
-    #[arg(id = "global_tenant", long = "tenant", global = true, env = "SLUICE_TENANT", value_name = "TENANT", help_heading = "Connection")]
+    #[arg(
+        id = "global_tenant",
+        long = "tenant",
+        global = true,
+        env = "SLUICE_TENANT",
+        value_name = "TENANT",
+        help_heading = "Connection"
+    )]
     pub tenant: Option<String>,
     /// The project that short names mean [default: `default`]
-    #[arg(id = "global_project", long = "project", global = true, env = "SLUICE_PROJECT", value_name = "PROJECT", help_heading = "Connection")]
+    #[arg(
+        id = "global_project",
+        long = "project",
+        global = true,
+        env = "SLUICE_PROJECT",
+        value_name = "PROJECT",
+        help_heading = "Connection"
+    )]
     pub project: Option<String>,
     /// The data folder [default: $SLUICE_DATA, else $XDG_DATA_HOME/sluice, else ~/.local/share/sluice]
-    #[arg(id = "global_data", long = "data", global = true, env = "SLUICE_DATA", value_name = "DIR", help_heading = "Connection")]
+    #[arg(
+        id = "global_data",
+        long = "data",
+        global = true,
+        env = "SLUICE_DATA",
+        value_name = "DIR",
+        help_heading = "Connection"
+    )]
     pub data: Option<PathBuf>,
     /// The form of what is printed on stdout
-    #[arg(id = "global_output", long = "output", short, global = true, value_enum, default_value_t = Format::Table, value_name = "FORM", help_heading = "Output")]
+    #[arg(id = "global_output", long = "output", short = 'o', global = true, value_enum, default_value_t = Format::Table, value_name = "FORM", help_heading = "Output")]
     pub output: Format,
     /// Print no remarks and no progress on stderr
-    #[arg(id = "global_quiet", long = "quiet", short, global = true, help_heading = "Output")]
+    #[arg(id = "global_quiet", long = "quiet", short = 'q', global = true, help_heading = "Output")]
     pub quiet: bool,
 }
 
@@ -66,7 +116,7 @@ pub struct WaitFlags {
     #[arg(long, value_name = "CONDITION", num_args = 0..=1, require_equals = true, default_missing_value = "done")]
     pub wait: Option<WaitFor>,
     /// Wait at most so long, then end with exit code 8
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, requires = "wait")]
     pub timeout: Option<Duration>,
 }
 

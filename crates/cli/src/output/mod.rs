@@ -13,8 +13,10 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use crate::error::CliError;
 
 pub(crate) use render::{Rendered, document, line};
-pub(crate) use style::printable;
+#[cfg(test)]
+pub(crate) use render::{list, one};
 pub use style::Style;
+pub(crate) use style::printable;
 pub(crate) use table::{Column, View, Width, grid};
 
 /// The form of data on stdout.
@@ -40,12 +42,30 @@ pub(crate) struct Console {
     quiet: bool,
     pub(crate) out: Style,
     pub(crate) err: Style,
+    sink: Sink,
+}
+
+/// Where data goes.
+#[derive(Debug, Clone)]
+enum Sink {
+    Stdout,
+    #[cfg(test)]
+    Memory(std::sync::Arc<std::sync::Mutex<Vec<u8>>>),
 }
 
 impl Console {
     /// The process's own streams.
     pub(crate) fn new(format: Format, quiet: bool) -> Self {
-        Self { format, quiet, out: Style::detect(io::stdout().is_terminal()), err: Style::stderr() }
+        let out = Style::detect(io::stdout().is_terminal());
+        Self { format, quiet, out, err: Style::stderr(), sink: Sink::Stdout }
+    }
+
+    /// A quiet console whose data can be read back.
+    #[cfg(test)]
+    pub(crate) fn in_memory(format: Format) -> (Self, std::sync::Arc<std::sync::Mutex<Vec<u8>>>) {
+        let data = std::sync::Arc::default();
+        let sink = Sink::Memory(std::sync::Arc::clone(&data));
+        (Self { format, quiet: true, out: Style::plain(), err: Style::plain(), sink }, data)
     }
 
     /// Whether the form is for people.
@@ -55,7 +75,14 @@ impl Console {
 
     /// Bytes to stdout, at once.
     pub(crate) fn bytes(&self, data: &[u8]) -> Result<(), CliError> {
-        let mut out = io::stdout().lock();
+        let mut out = match &self.sink {
+            Sink::Stdout => io::stdout().lock(),
+            #[cfg(test)]
+            Sink::Memory(memory) => {
+                memory.lock().unwrap().extend_from_slice(data);
+                return Ok(());
+            }
+        };
         out.write_all(data).and_then(|()| out.flush()).map_err(|error| match error.kind() {
             io::ErrorKind::BrokenPipe => CliError::Closed,
             _ => CliError::io("write to stdout", error),

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::style::steers;
 use super::table::{View, Width, table};
 use super::{Format, Style, printable};
 use crate::error::CliError;
@@ -64,15 +65,32 @@ pub(crate) fn document<T: Serialize>(kind: &str, body: &T, format: Format) -> Re
 /// One object on one line, for streams of them.
 pub(crate) fn line<V: View>(item: &V) -> Result<String, CliError> {
     serde_json::to_string(&Single { api_version: API_VERSION, kind: V::KIND, body: item })
+        .map(|text| escape_rest(&text))
         .map_err(|error| CliError::Answer(format!("the answer cannot be printed as JSON: {error}")))
 }
 
 fn json<T: Serialize>(value: &T) -> Result<String, CliError> {
     serde_json::to_string_pretty(value)
+        .map(|text| escape_rest(&text))
         .map_err(|error| CliError::Answer(format!("the answer cannot be printed as JSON: {error}")))
 }
 
+/// JSON escapes C0 controls only; the others that steer a terminal can stand in strings alone, so they can be escaped.
+fn escape_rest(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c != '\n' && steers(c) {
+            escaped.push_str(&format!("\\u{:04x}", u32::from(c)));
+        } else {
+            escaped.push(c);
+        }
+    }
+    escaped
+}
+
 fn yaml<T: Serialize>(value: &T) -> Result<String, CliError> {
+    // YAML escapes controls itself; the other marks have no escape in a plain scalar, so they are replaced.
     serde_saphyr::to_string(value)
+        .map(|text| text.chars().map(|c| if c != '\n' && steers(c) { '\u{fffd}' } else { c }).collect())
         .map_err(|error| CliError::Answer(format!("the answer cannot be printed as YAML: {error}")))
 }

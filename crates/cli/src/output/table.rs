@@ -66,7 +66,7 @@ pub(crate) fn grid(columns: &[Column], rows: Vec<Vec<String>>, width: Width, sty
     }
     let shown: Vec<usize> = (0..columns.len()).filter(|&at| width == Width::Wide || !columns[at].wide).collect();
     let mut table = Table::new();
-    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table.set_header(shown.iter().map(|&at| columns[at].title));
     for row in rows {
         let cell = |at: usize| match row.get(at).map(|text| printable(text)) {

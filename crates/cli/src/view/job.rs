@@ -7,7 +7,7 @@ use sluice_proto::v1;
 use sluice_types::Bytes;
 
 use super::spec::SpecView;
-use super::{Money, age, filled, time, word};
+use super::{Money, age, filled, short_site, time, word};
 use crate::duration;
 use crate::output::{Column, View};
 use crate::reference::leaf;
@@ -183,8 +183,8 @@ impl View for CheckpointView {
 
     fn cells(&self, now: jiff::Timestamp) -> Vec<String> {
         let at = |site: &CheckpointSiteView| match site.state.as_str() {
-            "sealed" => site.site.clone(),
-            state => format!("{} ({state})", site.site),
+            "sealed" => short_site(&site.site),
+            state => format!("{} ({state})", short_site(&site.site)),
         };
         vec![
             self.id.clone(),
@@ -281,7 +281,7 @@ impl View for JobView {
             self.display_name.clone(),
             self.state.clone(),
             self.reason.clone().unwrap_or_default(),
-            self.site.clone().unwrap_or_default(),
+            self.site.as_deref().map(short_site).unwrap_or_default(),
             self.step.to_string(),
             self.spent.cell(),
             age(self.create_time.as_deref(), now),

@@ -6,7 +6,7 @@
 
 mod explain;
 mod fleet;
-mod job;
+pub(crate) mod job;
 mod money;
 mod spec;
 mod tenants;
@@ -15,7 +15,7 @@ pub(crate) use explain::{EventView, ExplanationView};
 pub(crate) use fleet::{ClassView, DeviceView, JoinTokenView, NodeView, SiteView};
 pub(crate) use job::{CheckpointView, JobView, MigrationView};
 pub(crate) use money::{
-    BalanceView, BudgetView, PriceBookView, PriceView, QuotaView, ReceiptView, TransferView, WindowView, cost_line,
+    BalanceView, BudgetView, PriceBookView, QuotaView, ReceiptView, TransferView, WindowView, cost_line,
 };
 pub(crate) use tenants::{CreatedKeyView, KeyView, ProjectView, SecretView, TenantView};
 
@@ -76,6 +76,11 @@ pub(crate) fn age(time: Option<&str>, now: jiff::Timestamp) -> String {
 /// Text that is left out when empty.
 pub(crate) fn filled(text: &str) -> Option<String> {
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// A site as tables name it.
+pub(crate) fn short_site(name: &str) -> String {
+    name.strip_prefix("sites/").unwrap_or(name).to_owned()
 }
 
 /// A number of thousandths as `500m`.

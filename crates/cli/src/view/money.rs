@@ -3,7 +3,7 @@
 use serde::Serialize;
 use sluice_proto::v1;
 
-use super::{Money, age, filled, milli, time, word};
+use super::{Money, age, filled, milli, short_site, time, word};
 use crate::duration::{print_duration, print_roughly};
 use crate::output::{Column, Rendered, Style, View, Width, grid, printable};
 use crate::reference::leaf;
@@ -104,7 +104,7 @@ impl View for PriceView {
         vec![
             self.class.clone(),
             any(&self.isolation),
-            any(&self.site),
+            short_site(&any(&self.site)),
             self.device_hour.to_string(),
             self.core_hour.to_string(),
             self.gib_hour.to_string(),
@@ -305,7 +305,7 @@ impl View for WindowView {
             leaf(&self.job).to_owned(),
             self.lease.clone(),
             self.sequence.to_string(),
-            self.site.clone(),
+            short_site(&self.site),
             nanos(length),
             milli(self.billed_milli),
             milli(used),
@@ -456,7 +456,7 @@ const LEASE_COLUMNS: &[Column] = &[
 fn lease_cells(lease: &ReceiptLeaseView) -> Vec<String> {
     vec![
         lease.lease.clone(),
-        lease.site.clone(),
+        short_site(&lease.site),
         leaf(&lease.node).to_owned(),
         milli(lease.milli),
         milli(lease.billed_milli),
@@ -470,12 +470,8 @@ fn lease_cells(lease: &ReceiptLeaseView) -> Vec<String> {
     ]
 }
 
-const CREDIT_COLUMNS: &[Column] = &[
-    Column::new("LEASE"),
-    Column::new("WINDOWS"),
-    Column::new("REASON"),
-    Column::new("AMOUNT").right(),
-];
+const CREDIT_COLUMNS: &[Column] =
+    &[Column::new("LEASE"), Column::new("WINDOWS"), Column::new("REASON"), Column::new("AMOUNT").right()];
 
 fn credit_cells(credit: &CreditView) -> Vec<String> {
     let last = credit.from_sequence.saturating_add(credit.windows.saturating_sub(1));

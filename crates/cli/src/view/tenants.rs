@@ -3,7 +3,7 @@
 use serde::Serialize;
 use sluice_proto::v1;
 
-use super::{age, filled, time, word};
+use super::{age, filled, short_site, time, word};
 use crate::output::{Column, View};
 use crate::reference::leaf;
 
@@ -80,7 +80,11 @@ impl View for ProjectView {
 
     fn cells(&self, now: jiff::Timestamp) -> Vec<String> {
         let networks = self.allowed_networks.iter().map(String::as_str);
-        let sites = if self.sites.is_empty() { "all".to_owned() } else { self.sites.join(",") };
+        let sites = if self.sites.is_empty() {
+            "all".to_owned()
+        } else {
+            self.sites.iter().map(|site| short_site(site)).collect::<Vec<_>>().join(",")
+        };
         vec![
             leaf(&self.name).to_owned(),
             std::iter::once("loopback").chain(networks).collect::<Vec<_>>().join(","),

@@ -15,6 +15,8 @@ pub struct Site {
     pub name: Name,
     /// Where its vault listens for its nodes and other vaults; empty before it joined.
     pub vault: String,
+    /// BLAKE3 of its vault's public key: who may renew the vault's certificate.
+    pub vault_key: Option<Digest>,
     /// When it was created.
     pub created: Timestamp,
 }
@@ -69,6 +71,8 @@ pub struct Node {
     pub site: SiteId,
     /// Its name, unique within the site.
     pub name: Name,
+    /// BLAKE3 of its public key: who may renew its certificate.
+    pub public_key: Digest,
     /// Fence of its stream: grows with every hello.
     pub generation: Generation,
     /// The boot it reported last.

@@ -28,7 +28,7 @@ impl Step<'_> {
         }
         bounded(self.state.sites.len(), MAX_SITES, "sites")?;
         let id = SiteId::from_raw(self.id());
-        self.state.sites.insert(id, Site { id, name, vault: String::new(), created: self.now });
+        self.state.sites.insert(id, Site { id, name, vault: String::new(), vault_key: None, created: self.now });
         Ok(Answer { object: id.to_string(), ..Answer::default() })
     }
 
@@ -55,8 +55,12 @@ impl Step<'_> {
             return Err(refused());
         }
         let object = match token.kind {
-            JoinKind::Vault => token.site.to_string(),
-            JoinKind::Node => self.join_node(token.site, join.name)?.to_string(),
+            JoinKind::Vault => {
+                let row = self.state.sites.get_mut(&token.site).ok_or_else(refused)?;
+                row.vault_key = Some(join.public_key);
+                token.site.to_string()
+            }
+            JoinKind::Node => self.join_node(token.site, join.name, join.public_key)?.to_string(),
         };
         if let Some(row) = self.state.tokens.get_mut(&join.token) {
             row.used = Some(join.public_key);
@@ -64,12 +68,15 @@ impl Step<'_> {
         Ok(Answer { object, ..Answer::default() })
     }
 
-    fn join_node(&mut self, site: SiteId, name: Option<Name>) -> Result<NodeId, Refusal> {
+    fn join_node(&mut self, site: SiteId, name: Option<Name>, public_key: Digest) -> Result<NodeId, Refusal> {
         let name = name.ok_or_else(|| Refusal::field("node", "a node joins with a name"))?;
         let known = self.state.nodes.values().find(|node| node.site == site && node.name == name);
-        if let Some(node) = known {
+        if let Some(id) = known.map(|node| node.id) {
             // The token is the proof; the same host may have lost its answer, or was set up anew.
-            return Ok(node.id);
+            if let Some(row) = self.state.nodes.get_mut(&id) {
+                row.public_key = public_key;
+            }
+            return Ok(id);
         }
         bounded(self.state.nodes.len(), MAX_NODES, "nodes")?;
         let id = NodeId::from_raw(self.id());
@@ -77,6 +84,7 @@ impl Step<'_> {
             id,
             site,
             name,
+            public_key,
             generation: Generation::ZERO,
             boot: BootId::default(),
             state: NodeState::Joined,

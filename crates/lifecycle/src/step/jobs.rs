@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use sluice_types::{Credits, Generation, JobId, Name, Nanos, NetworkMode, ProjectId, Reason, SiteId};
+use sluice_plan::{JobView, Purpose};
+use sluice_types::{
+    Credits, Generation, JobId, KeyId, Name, Nanos, NetworkMode, ProjectId, Reason, SiteId, TenantId, Timestamp,
+};
 
 use super::people::bounded;
 use super::Step;
 use crate::command::{Answer, Caller, Refusal};
 use crate::model::{
-    AttemptState, Goal, Job, JobSpec, JobState, Migration, MigrationCause, MigrationPhase, Order, OrderKind,
+    AttemptState, Goal, Job, JobSpec, JobState, Migration, MigrationCause, MigrationPhase, Order, OrderKind, Project,
 };
 use crate::state::Happened;
 use crate::validate;
@@ -29,7 +32,7 @@ impl Step<'_> {
             Some(name) => name,
             None => id.to_string().parse().expect("invariant: an id's text is a name"),
         };
-        let job = new_job(id, tenant, project, name, spec, caller, self.now);
+        let job = new_job(id, (tenant, project), name, spec, caller.key, self.now);
         self.state.event(&job, self.now, Happened::new("Submitted", "", &caller.key.to_string()));
         let answer = Answer { object: id.to_string(), job: Some(Box::new(job.clone())), ..Answer::default() };
         self.state.jobs.insert(id, job);
@@ -231,15 +234,13 @@ fn wrong_state(what: &str, state: JobState) -> Refusal {
     Refusal::new(Reason::WrongState, format!("cannot {what} a job that is {}", state.as_str()))
 }
 
-#[allow(clippy::too_many_arguments)]
 fn new_job(
     id: JobId,
-    tenant: sluice_types::TenantId,
-    project: ProjectId,
+    (tenant, project): (TenantId, ProjectId),
     name: Name,
     spec: JobSpec,
-    caller: &Caller,
-    now: sluice_types::Timestamp,
+    by: KeyId,
+    now: Timestamp,
 ) -> Job {
     Job {
         id,
@@ -264,7 +265,7 @@ fn new_job(
         spent: Credits::ZERO,
         credited: Credits::ZERO,
         run_time: Nanos::ZERO,
-        by: caller.key,
+        by,
         created: now,
         started: None,
         ended: None,
@@ -294,12 +295,31 @@ impl crate::State {
         }
         Ok(row.tenant)
     }
+}
 
-    /// A job as it would be submitted, for checks that need one.
-    #[must_use]
-    pub fn draft(&self, project: ProjectId, spec: JobSpec, caller: &Caller, now: sluice_types::Timestamp) -> Option<Job> {
-        let tenant = self.projects.get(&project)?.tenant;
-        let name = "draft".parse().ok()?;
-        Some(new_job(JobId::from_raw(u64::MAX), tenant, project, name, spec, caller, now))
+/// A job as it would be submitted, for checks that need one.
+#[must_use]
+pub fn draft(project: &Project, name: Option<Name>, spec: JobSpec, by: KeyId, now: Timestamp) -> Job {
+    let id = JobId::from_raw(u64::MAX);
+    let name = name.unwrap_or_else(|| id.to_string().parse().expect("invariant: an id's text is a name"));
+    new_job(id, (project.tenant, project.id), name, spec, by, now)
+}
+
+/// What the scheduler would see of a draft, as far as it decides whether the job could ever run.
+#[must_use]
+pub fn draft_view(job: &Job, project: &Project) -> JobView {
+    JobView {
+        id: job.id,
+        version: job.version,
+        tenant: job.tenant,
+        project: job.project,
+        priority: job.spec.priority,
+        purpose: Purpose::Run,
+        tasks: job.spec.tasks,
+        resources: job.spec.resources.clone(),
+        sites: crate::view::common_sites(&job.spec.sites, &project.sites),
+        state_at: Vec::new(),
+        hold_time: Nanos::from_secs(1),
+        budgets: Vec::new(),
     }
 }

@@ -16,6 +16,8 @@ mod seal;
 mod tick;
 mod windows;
 
+pub use jobs::{draft, draft_view};
+
 use sluice_ledger::{AccountKey, LedgerError, Transfer};
 use sluice_types::{HoldId, Reason, Timestamp, TransferId};
 

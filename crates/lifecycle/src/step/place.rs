@@ -29,16 +29,20 @@ struct Accepted {
 
 impl Step<'_> {
     pub(super) fn plan(&mut self, plan: Plan) -> Result<Answer, Refusal> {
+        let mut rejected = Vec::new();
         for placement in plan.placements {
             match self.revalidate(&placement) {
                 Some(accepted) => self.place(&placement, accepted),
-                None => self.state.count(|counters| &mut counters.rejected_placements),
+                None => {
+                    self.state.count(|counters| &mut counters.rejected_placements);
+                    rejected.push(placement.job);
+                }
             }
         }
         for verdict in plan.verdicts {
             self.verdict(verdict);
         }
-        Ok(Answer::default())
+        Ok(Answer { rejected, ..Answer::default() })
     }
 
     /// Why a job waits. Does not change its version: the scheduler's view of it stays valid.

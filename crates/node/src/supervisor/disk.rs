@@ -77,7 +77,8 @@ impl Filled {
 pub(crate) fn over(spec: &LaunchSpec, folder: &Folder) -> Option<String> {
     let limits = &spec.limits;
     let (stage, outputs) = (folder.stage(), folder.outputs());
-    let places = [("work", &spec.work_dir, limits.work), ("stage", &stage, limits.stage), ("outputs", &outputs, limits.outputs)];
+    let places =
+        [("work", &spec.work_dir, limits.work), ("stage", &stage, limits.stage), ("outputs", &outputs, limits.outputs)];
     let (mut files, mut all) = (0, 0u64);
     for (name, path, bound) in places {
         let filled = Filled::walk(path, limits.files);

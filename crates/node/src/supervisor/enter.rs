@@ -59,7 +59,8 @@ fn limit(spec: &LaunchSpec) -> Result<(), SupervisorError> {
         bounds.push((Resource::RLIMIT_NPROC, 4096));
     }
     for (resource, wanted) in bounds {
-        let fail = |error: nix::errno::Errno| SupervisorError::file("limiting", Path::new("/proc/self/limits"), error.into());
+        let fail =
+            |error: nix::errno::Errno| SupervisorError::file("limiting", Path::new("/proc/self/limits"), error.into());
         let (_, hard) = getrlimit(resource).map_err(fail)?;
         // Raising a hard limit needs a privilege that the node may not have.
         let bound = wanted.min(hard);

@@ -115,8 +115,7 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T) -> Result<(), Supervisor
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".new");
     let new = path.with_file_name(name);
-    let mut file =
-        OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new).map_err(fail)?;
+    let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&new).map_err(fail)?;
     file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(fail)?;
     fs::rename(&new, path).map_err(fail)?;
     sync_folder(path.parent().unwrap_or(Path::new("/"))).map_err(fail)
@@ -160,5 +159,6 @@ pub(crate) fn own(path: &Path, uid: u32, gid: u32) -> Result<(), SupervisorError
     if nix::unistd::geteuid().as_raw() == uid {
         return Ok(());
     }
-    std::os::unix::fs::lchown(path, Some(uid), Some(gid)).map_err(|source| SupervisorError::file("owning", path, source))
+    std::os::unix::fs::lchown(path, Some(uid), Some(gid))
+        .map_err(|source| SupervisorError::file("owning", path, source))
 }

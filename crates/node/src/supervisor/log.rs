@@ -59,7 +59,8 @@ impl<'a> LogRecord<'a> {
         let mut words = line.splitn(4, |byte| *byte == b' ');
         let time = std::str::from_utf8(words.next()?).ok()?;
         let name = words.next()?;
-        let stream = [Stream::Stdout, Stream::Stderr, Stream::System].into_iter().find(|s| s.as_str().as_bytes() == name)?;
+        let stream =
+            [Stream::Stdout, Stream::Stderr, Stream::System].into_iter().find(|s| s.as_str().as_bytes() == name)?;
         let whole = match words.next()? {
             b"F" => true,
             b"P" => false,
@@ -96,14 +97,16 @@ impl Log {
         if inner.full {
             return;
         }
-        let mut record = format!("{} {} {} ", clock::wall(), stream.as_str(), if whole { 'F' } else { 'P' }).into_bytes();
+        let mut record =
+            format!("{} {} {} ", clock::wall(), stream.as_str(), if whole { 'F' } else { 'P' }).into_bytes();
         record.extend_from_slice(text);
         record.push(b'\n');
         let size = u64::try_from(record.len()).unwrap_or(u64::MAX);
         if inner.written.saturating_add(size) > inner.bound {
             inner.full = true;
             let bound = inner.bound;
-            record = format!("{} system F the log is full at {bound} bytes; the rest is dropped\n", clock::wall()).into();
+            record =
+                format!("{} system F the log is full at {bound} bytes; the rest is dropped\n", clock::wall()).into();
         }
         // A disk that is full or broken must not end the task; the file then simply has no more.
         match inner.file.write_all(&record) {
@@ -171,7 +174,7 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
         runtime.block_on(log.clone().follow(Stream::Stdout, input)).unwrap();
         let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
-        assert_eq!(u64::try_from(std::fs::metadata(&path).unwrap().len()).unwrap(), log.bytes());
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), log.bytes());
         text
     }
 

@@ -168,7 +168,10 @@ mod tests {
         orders.on_staged(17, 1, at(0));
         assert_eq!(orders.on_step(19, at(0)), Continue);
         let mut timed = Orders::new(None, Some(Nanos::from_secs(10)), 0, at(0));
-        assert_eq!((timed.on_step(1, at(9)), timed.on_step(2, at(10)), timed.on_step(3, at(11))), (Continue, Checkpoint, Continue));
+        assert_eq!(
+            (timed.on_step(1, at(9)), timed.on_step(2, at(10)), timed.on_step(3, at(11))),
+            (Continue, Checkpoint, Continue)
+        );
     }
 
     #[test]

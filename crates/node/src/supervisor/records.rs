@@ -46,8 +46,9 @@ impl SupervisorIdentity {
     /// `/proc` cannot be read.
     pub fn of_self() -> Result<Self, SupervisorError> {
         let pid = std::process::id();
-        let start_ticks = process_start_ticks(pid)
-            .ok_or_else(|| SupervisorError::file("reading", Path::new("/proc/self/stat"), std::io::Error::other("gone")))?;
+        let start_ticks = process_start_ticks(pid).ok_or_else(|| {
+            SupervisorError::file("reading", Path::new("/proc/self/stat"), std::io::Error::other("gone"))
+        })?;
         Ok(Self { pid, start_ticks, boot: boot_id()?, protocol: PROTOCOL, started_at: clock::boottime() })
     }
 

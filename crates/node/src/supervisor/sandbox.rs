@@ -120,7 +120,8 @@ pub fn command(spec: &LaunchSpec, folder: &Folder, host: &HostLayout, filters: &
     let (uid, gid) = (spec.uid.to_string(), spec.gid.to_string());
     let mut command = vec![host.setpriv.clone().into_os_string()];
     let privileges = ["--reuid", &uid, "--regid", &gid, "--clear-groups", "--no-new-privs", "--bounding-set=-all"];
-    command.extend(privileges.into_iter().chain(["--inh-caps=-all", "--", INNER, "enter-task", TASK]).map(OsString::from));
+    command
+        .extend(privileges.into_iter().chain(["--inh-caps=-all", "--", INNER, "enter-task", TASK]).map(OsString::from));
     SandboxCommand { options: made.0, command }
 }
 
@@ -149,6 +150,10 @@ fn namespaces(made: &mut Options, spec: &LaunchSpec) {
 }
 
 fn system_files(made: &mut Options, spec: &LaunchSpec, folder: &Folder, host: &HostLayout) {
+    // bubblewrap makes missing parents of a bind for root alone, who the task is not.
+    for place in ["/etc", "/run", "/run/sluice", SECRETS, "/sluice", "/var"] {
+        made.add(["--perms", "0755", "--dir", place]);
+    }
     for path in &host.folders {
         made.bind("--ro-bind", path, &path.to_string_lossy());
     }
@@ -189,5 +194,107 @@ fn task_files(made: &mut Options, spec: &LaunchSpec, folder: &Folder) {
     }
     for (name, path) in &spec.secrets {
         made.bind("--ro-bind", path, &format!("{SECRETS}/{name}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use sluice_device::TaskGroup;
+    use sluice_types::{AttemptId, Bytes, Generation, JobId};
+
+    use super::super::spec::{CheckpointMode, CheckpointPolicy, Resume, Sandbox, SandboxMode, TaskLimits};
+    use super::*;
+
+    fn spec() -> LaunchSpec {
+        LaunchSpec {
+            job: JobId::from_raw(1),
+            job_name: "train".parse().unwrap(),
+            attempt: AttemptId::from_raw(2),
+            generation: Generation::new(3),
+            rank: 0,
+            world_size: 1,
+            rendezvous: None,
+            argv: vec!["--unshare-user".to_owned(), "--bind / /".to_owned()],
+            env: BTreeMap::from([("LD_PRELOAD".to_owned(), "/work/evil.so".to_owned())]),
+            uid: 4711,
+            gid: 4712,
+            work_dir: "/d/att/work".into(),
+            secrets: BTreeMap::from([("token".to_owned(), "/d/att/secrets/t".into())]),
+            resume: None,
+            checkpoint: CheckpointPolicy { mode: CheckpointMode::Disabled, every_steps: None, every: None },
+            group: TaskGroup::Advisory { pid_file: "/x".into() },
+            network: NetworkMode::Loopback,
+            sandbox: Sandbox {
+                mode: SandboxMode::Enforced,
+                read_only_binds: vec!["/opt/cuda".into()],
+                tmp: Bytes::mib(64),
+            },
+            limits: TaskLimits {
+                log: Bytes::mib(1),
+                work: Bytes::mib(1),
+                stage: Bytes::mib(1),
+                outputs: Bytes::mib(1),
+                files: 10,
+                open_files: 10,
+                run: None,
+            },
+        }
+    }
+
+    fn made(spec: &LaunchSpec) -> String {
+        let host = HostLayout {
+            bwrap: BWRAP.into(),
+            setpriv: SETPRIV.into(),
+            program: "/opt/sluice".into(),
+            folders: vec!["/usr".into(), "/lib32".into()],
+            links: vec![("/bin".into(), "usr/bin".into())],
+            etc: vec!["/etc/ssl".into()],
+            hide_keys: true,
+        };
+        let made = command(spec, &Folder::new(Path::new("/d/att")), &host, &[7, 9]);
+        let bar = OsString::from("|");
+        let words = made.options.iter().chain([&bar]).chain(&made.command);
+        words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn the_command_shuts_in_and_shows_what_is_listed() {
+        let text = made(&spec());
+        for part in [
+            "--unshare-pid --unshare-ipc --unshare-uts --unshare-cgroup-try --unshare-net",
+            "--hostname train --die-with-parent --new-session --clearenv --cap-drop ALL",
+            "--ro-bind /usr /usr --ro-bind /lib32 /lib32 --symlink usr/bin /bin --ro-bind /etc/ssl /etc/ssl",
+            "--tmpfs /etc/ssl/private --remount-ro /etc/ssl/private",
+            "--perms 1777 --size 67108864 --tmpfs /tmp",
+            "--ro-bind /opt/cuda /opt/cuda",
+            "--ro-bind /opt/sluice /run/sluice/enter --ro-bind /d/att/inside/task.json /run/sluice/task.json",
+            "--bind /d/att/work /work --bind /d/att/stage /sluice/stage --bind /d/att/outputs /sluice/outputs",
+            "--ro-bind /d/att/secrets/t /run/secrets/token",
+            "--add-seccomp-fd 7 --add-seccomp-fd 9 --remount-ro / | /usr/bin/setpriv --reuid 4711 --regid 4712",
+            "--no-new-privs --bounding-set=-all --inh-caps=-all -- /run/sluice/enter enter-task /run/sluice/task.json",
+        ] {
+            assert!(text.contains(part), "{part}\nnot in\n{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_that_the_user_chose_reaches_the_tools() {
+        let text = made(&spec());
+        for word in ["LD_PRELOAD", "evil", "--unshare-user", "--bind / /", "/sys", "/sluice/resume", "resolv.conf"] {
+            assert!(!text.contains(word), "{word} in {text}");
+        }
+    }
+
+    #[test]
+    fn options_follow_the_description() {
+        for network in [NetworkMode::Gang, NetworkMode::Egress] {
+            let text = made(&LaunchSpec { network, ..spec() });
+            assert!(!text.contains("--unshare-net") && text.contains("--ro-bind-try /etc/resolv.conf"));
+        }
+        let resume = Resume { step: 1, cursor: 0.into(), dir: "/d/att/resume".into(), entries: Vec::new() };
+        let text = made(&LaunchSpec { resume: Some(resume), ..spec() });
+        assert!(text.contains("--ro-bind /d/att/resume /sluice/resume"));
     }
 }

@@ -10,14 +10,14 @@ use std::collections::BTreeMap;
 
 use nix::libc;
 use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch,
+    BpfProgram, SeccompAction, SeccompCmpArgLen as Len, SeccompCmpOp as Op, SeccompCondition, SeccompFilter,
+    SeccompRule, TargetArch,
 };
 
 /// Why no filter could be made.
 #[derive(Debug, thiserror::Error)]
 #[error("the system-call filter cannot be compiled for this machine")]
-pub struct FilterError(#[from] seccompiler::BackendError);
+pub(crate) struct FilterError(#[from] seccompiler::BackendError);
 
 /// Flags of `clone` and `unshare` that make namespaces.
 const NAMESPACES: [i32; 7] = [
@@ -91,12 +91,9 @@ const DENIED: &[i64] = &[
 #[cfg(target_arch = "x86_64")]
 const DENIED_HERE: &[i64] = &[
     libc::SYS__sysctl,
-    libc::SYS_create_module,
-    libc::SYS_get_kernel_syms,
     libc::SYS_ioperm,
     libc::SYS_iopl,
     libc::SYS_modify_ldt,
-    libc::SYS_query_module,
     libc::SYS_sysfs,
     libc::SYS_uselib,
     libc::SYS_ustat,
@@ -111,7 +108,7 @@ const PERSONALITIES: [u64; 5] = [0, 0x8, 0x2_0000, 0x2_0008, 0xffff_ffff];
 ///
 /// # Errors
 /// The machine's architecture has no filter.
-pub fn filters() -> Result<Vec<Vec<u8>>, FilterError> {
+pub(crate) fn filters() -> Result<Vec<Vec<u8>>, FilterError> {
     let arch = TargetArch::try_from(std::env::consts::ARCH)?;
     let denied = compile(denied_rules()?, libc::EPERM, arch)?;
     let absent = compile(BTreeMap::from([(libc::SYS_clone3, Vec::new())]), libc::ENOSYS, arch)?;

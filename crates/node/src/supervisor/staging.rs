@@ -18,6 +18,7 @@ use sluice_types::{AttemptId, Digest, Generation, JobId, NodeInstant, Reason};
 use super::folder::{self, Folder};
 use super::protocol::{Announcement, MANIFEST, Refusal};
 use super::records::{StagedEntry, StagedManifest, StagedSummary};
+use super::remove::remove_tree;
 use super::{LaunchSpec, SupervisorError};
 
 /// Checkpoints that may wait for the agent to take them; after that, tasks are told to go on without.
@@ -75,7 +76,7 @@ impl Stager {
         let result = self.take_over(said, &room, now);
         if result.is_err() {
             // What cannot be removed now is removed with the attempt's folder.
-            let _left = remove(&room);
+            let _left = remove_tree(&room);
         }
         result
     }
@@ -87,12 +88,13 @@ impl Stager {
             return Err(Refusal::new(Reason::Overloaded, format!("{waiting} checkpoints wait to be stored")));
         }
         let room = self.folder.staging().join(self.next.to_string());
-        let _nothing_there = remove(&room);
+        let _nothing_there = remove_tree(&room);
         Ok(room)
     }
 
     fn take_over(&mut self, said: &Announcement, room: &Path, now: NodeInstant) -> Result<StagedSummary, Refusal> {
-        let inner = |error: io::Error| Refusal::new(Reason::Internal, format!("the checkpoint cannot be read: {error}"));
+        let inner =
+            |error: io::Error| Refusal::new(Reason::Internal, format!("the checkpoint cannot be read: {error}"));
         let data = fs::symlink_metadata(room).map_err(inner)?;
         if !data.is_dir() {
             return Err(Refusal::field(format!("`{}` is not a folder", said.dir)));
@@ -188,7 +190,8 @@ impl Stager {
             entries: entries.collect(),
         };
         let inner = |error: SupervisorError| Refusal::new(Reason::Internal, error.in_one_line());
-        let fail = |error: io::Error| Refusal::new(Reason::Internal, format!("the checkpoint cannot be staged: {error}"));
+        let fail =
+            |error: io::Error| Refusal::new(Reason::Internal, format!("the checkpoint cannot be staged: {error}"));
         folder::write_json(&room.join(MANIFEST), &manifest).map_err(inner)?;
         fs::rename(room, self.folder.staged_set(sequence)).map_err(fail)?;
         folder::sync_folder(&self.folder.staged()).map_err(fail)?;
@@ -249,20 +252,10 @@ fn keep_only(room: &Path, names: &BTreeSet<&str>) -> io::Result<()> {
     for entry in fs::read_dir(room)? {
         let entry = entry?;
         if !entry.file_name().to_str().is_some_and(|name| names.contains(name)) {
-            remove(&entry.path())?;
+            remove_tree(&entry.path())?;
         }
     }
     Ok(())
-}
-
-/// Removes whatever is there, never through a link.
-fn remove(path: &Path) -> io::Result<()> {
-    match fs::symlink_metadata(path) {
-        Ok(data) if data.is_dir() => fs::remove_dir_all(path),
-        Ok(_) => fs::remove_file(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]
@@ -293,7 +286,13 @@ mod tests {
             length: *length,
         };
         let entries = entries.iter().map(entry).collect();
-        Announcement { step: 7, dir: "d".to_owned(), cursor: serde_json::json!({"at": 9}), code: "c".to_owned(), entries }
+        Announcement {
+            step: 7,
+            dir: "d".to_owned(),
+            cursor: serde_json::json!({"at": 9}),
+            code: "c".to_owned(),
+            entries,
+        }
     }
 
     #[test]
@@ -304,14 +303,17 @@ mod tests {
         fs::create_dir(&dir).unwrap();
         fs::write(dir.join("a.bin"), b"0123456789").unwrap();
         fs::write(dir.join("extra"), b"not named").unwrap();
-        let summary = stager.take(&said(&[("x", "a.bin", 0, 4), ("y", "a.bin", 4, 6)]), NodeInstant::default()).unwrap();
+        let summary =
+            stager.take(&said(&[("x", "a.bin", 0, 4), ("y", "a.bin", 4, 6)]), NodeInstant::default()).unwrap();
         assert_eq!((summary.sequence, summary.step, summary.bytes.get()), (1, 7, 10));
         assert!(!dir.exists());
         let manifest = &read_staged(&folder).unwrap()[0];
         assert_eq!(manifest.entries[1].blake3.as_bytes(), blake3::hash(b"456789").as_bytes());
         assert_eq!(manifest.cursor["at"], 9);
-        let mut names: Vec<_> =
-            fs::read_dir(folder.staged_set(1)).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> = fs::read_dir(folder.staged_set(1))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
         names.sort();
         assert_eq!(names, ["a.bin", "manifest.json"]);
     }

@@ -128,9 +128,8 @@ impl Watcher {
         }
         for name in names(&watched)? {
             let candidate = match &self.completion {
-                Completion::CompletionFile(marker) => {
-                    open_folder(&watched, &name).and_then(|folder| Ok((Mark::of(&open_file(&folder, marker)?)?, Root::Folder(folder))))
-                }
+                Completion::CompletionFile(marker) => open_folder(&watched, &name)
+                    .and_then(|folder| Ok((Mark::of(&open_file(&folder, marker)?)?, Root::Folder(folder)))),
                 Completion::AtomicRename(pattern) if matches(pattern, &name) => open_either(&watched, &name),
                 Completion::AtomicRename(_) => continue,
             };
@@ -144,9 +143,15 @@ impl Watcher {
         Ok(found)
     }
 
-    fn stage(&mut self, set: &Candidate, stager: &mut Stager, now: NodeInstant) -> Result<Option<StagedSummary>, Refusal> {
+    fn stage(
+        &mut self,
+        set: &Candidate,
+        stager: &mut Stager,
+        now: NodeInstant,
+    ) -> Result<Option<StagedSummary>, Refusal> {
         let room = stager.room()?;
-        let fail = |error: io::Error| Refusal::new(sluice_types::Reason::Internal, format!("set `{}`: {error}", set.name));
+        let fail =
+            |error: io::Error| Refusal::new(sluice_types::Reason::Internal, format!("set `{}`: {error}", set.name));
         let files = match &set.root {
             Root::File(file) => vec![(set.name.clone(), file.try_clone().map_err(fail)?)],
             Root::Folder(folder) => {
@@ -355,7 +360,9 @@ mod tests {
 
     #[test]
     fn the_step_is_the_number_at_the_end() {
-        for (name, step) in [("checkpoint-500", Some(500)), ("m_7.pt", Some(7)), ("final", None), ("", None), ("v2.x", Some(2))] {
+        for (name, step) in
+            [("checkpoint-500", Some(500)), ("m_7.pt", Some(7)), ("final", None), ("", None), ("v2.x", Some(2))]
+        {
             assert_eq!(step_of(name), step, "{name}");
         }
     }

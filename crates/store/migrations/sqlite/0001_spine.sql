@@ -87,10 +87,12 @@ CREATE TABLE attempts (
 CREATE INDEX attempts_by_job ON attempts (job, id);
 CREATE INDEX attempts_live ON attempts (id) WHERE live = 1;
 
+-- `keep_from` is the first window that the writer keeps in memory.
 CREATE TABLE leases (
     id INTEGER PRIMARY KEY,
     job INTEGER NOT NULL,
     live INTEGER NOT NULL,
+    keep_from INTEGER NOT NULL,
     body TEXT NOT NULL
 );
 CREATE INDEX leases_by_job ON leases (job, id);

@@ -10,7 +10,7 @@ use crate::value::{Value, body, exact, id};
 static JOBS: Table =
     Table::new("jobs", 1, &["id", "tenant", "project", "name", "state", "live", "body"], OnConflict::Replace);
 static ATTEMPTS: Table = Table::new("attempts", 1, &["id", "job", "live", "body"], OnConflict::Replace);
-static LEASES: Table = Table::new("leases", 1, &["id", "job", "live", "body"], OnConflict::Replace);
+static LEASES: Table = Table::new("leases", 1, &["id", "job", "live", "keep_from", "body"], OnConflict::Replace);
 static CHECKPOINTS: Table = Table::new("checkpoints", 1, &["id", "job", "live", "body"], OnConflict::Replace);
 static MIGRATIONS: Table = Table::new("migrations", 1, &["id", "job", "live", "body"], OnConflict::Replace);
 static EVENTS: Table =
@@ -76,7 +76,13 @@ impl Stored for Lease {
 
     fn put(&self, values: &mut Vec<Value>) -> Result<()> {
         let live = self.state != LeaseState::Settled;
-        values.extend([id(self.id.raw()), id(self.job.raw()), live.into(), body("leases", self)?]);
+        values.extend([
+            id(self.id.raw()),
+            id(self.job.raw()),
+            live.into(),
+            exact(self.keep_from, "the first window that a lease keeps")?,
+            body("leases", self)?,
+        ]);
         Ok(())
     }
 }

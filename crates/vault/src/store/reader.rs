@@ -1,7 +1,7 @@
 //! Reading a blob or manifest in frames, verified when it is read whole.
 
 use bytes::Bytes;
-use object_store::{ObjectStore as _, ObjectStoreExt as _};
+use object_store::ObjectStoreExt as _;
 use sluice_types::Digest;
 
 use super::{BlobStore, Kind};

@@ -5,8 +5,8 @@ use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use object_store::ObjectStoreExt as _;
 use object_store::path::Path as ObjectPath;
-use object_store::{ObjectStore as _, ObjectStoreExt as _};
 use sluice_types::Digest;
 use tokio::time::Instant;
 

@@ -1,0 +1,201 @@
+//! Watches: the current jobs first, then every change, never a silent loss; and logs that follow.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use sluice_lifecycle::model::Job;
+use sluice_proto::v1;
+use sluice_proto::v1::watch_jobs_response::Event as Told;
+use sluice_store::{EventFilter, JobFilter, Page};
+use sluice_types::JobId;
+use tokio::sync::{broadcast, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::{Api, store_status};
+use crate::link::Answers;
+use crate::principal::Principal;
+
+/// A watcher that takes nothing for so long is cut off; it resumes with its token.
+const QUEUE: usize = 256;
+const BOOKMARK: Duration = Duration::from_secs(10);
+/// A token so many events behind is answered with a resync: reading all jobs again is cheaper.
+const TOO_OLD: u64 = 1_000_000;
+const LOG_PIECE: usize = 64 << 10;
+/// After a job has ended its last bytes may still be on their way.
+const LOG_TAIL: Duration = Duration::from_secs(3);
+
+impl Api {
+    pub(super) async fn watch(
+        &self,
+        who: &Principal,
+        message: v1::WatchJobsRequest,
+    ) -> Result<Answers<v1::WatchJobsResponse>, Status> {
+        let (filter, only) = self.job_filter(who, &message.parent, "").await?;
+        let begin = *self.events.borrow();
+        let from = match message.resume_token.as_str() {
+            "" => None,
+            token => Some(self.open_token::<u64>("watch", token)?),
+        };
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let watcher = Watcher { api: self.clone(), filter, only, sender };
+        tokio::spawn(async move {
+            if let Err(status) = watcher.run(from, begin).await {
+                let _ = watcher.sender.try_send(Err(status));
+            }
+        });
+        Ok(Box::pin(ReceiverStream::new(receiver)))
+    }
+
+    pub(super) fn logs(&self, job: Job, message: v1::StreamLogsRequest) -> Answers<v1::StreamLogsResponse> {
+        let (sender, receiver) = mpsc::channel(4);
+        let api = self.clone();
+        tokio::spawn(async move {
+            if let Err(status) = api.follow(&job, &message, &sender).await {
+                let _ = sender.try_send(Err(status));
+            }
+        });
+        Box::pin(ReceiverStream::new(receiver))
+    }
+
+    async fn follow(
+        &self,
+        job: &Job,
+        message: &v1::StreamLogsRequest,
+        sender: &mpsc::Sender<Result<v1::StreamLogsResponse, Status>>,
+    ) -> Result<(), Status> {
+        let mut changes = self.logs.changes();
+        let mut offset = message.offset;
+        let mut quiet = false;
+        loop {
+            let data = self.logs.read(job.id, message.rank, offset, LOG_PIECE).map_err(|error| {
+                tracing::error!(%error, "a log cannot be read");
+                sluice_proto::error::refuse(sluice_types::Reason::Unavailable, "the log cannot be read now")
+            })?;
+            if !data.is_empty() {
+                let length = data.len() as u64;
+                if sender.send(Ok(v1::StreamLogsResponse { offset, data })).await.is_err() {
+                    return Ok(());
+                }
+                offset += length;
+                quiet = false;
+                continue;
+            }
+            if !message.follow || quiet {
+                return Ok(());
+            }
+            let row = self.store.get_job(job.id).await.map_err(store_status)?;
+            let ended = row.is_none_or(|row| row.state.is_terminal());
+            let wait = if ended { LOG_TAIL } else { BOOKMARK };
+            let grown = grows(&mut changes, job.id, wait).await;
+            quiet = ended && !grown;
+            if sender.is_closed() {
+                return Ok(());
+            }
+        }
+    }
+}
+
+/// Waits until the job's log grew, or `wait` passed. True if it grew, or may have.
+async fn grows(changes: &mut broadcast::Receiver<JobId>, job: JobId, wait: Duration) -> bool {
+    let grown = async {
+        loop {
+            match changes.recv().await {
+                Ok(changed) if changed == job => return true,
+                Ok(_) => {}
+                Err(broadcast::error::RecvError::Lagged(_)) => return true,
+                Err(broadcast::error::RecvError::Closed) => return false,
+            }
+        }
+    };
+    tokio::time::timeout(wait, grown).await.unwrap_or(false)
+}
+
+struct Watcher {
+    api: Api,
+    filter: JobFilter,
+    only: Option<JobId>,
+    sender: mpsc::Sender<Result<v1::WatchJobsResponse, Status>>,
+}
+
+impl Watcher {
+    async fn run(&self, from: Option<u64>, begin: u64) -> Result<(), Status> {
+        let mut at = match from {
+            Some(at) if begin.saturating_sub(at) > TOO_OLD => {
+                self.tell(Told::Resync(v1::Resync {}), begin).await?;
+                return Ok(());
+            }
+            Some(at) => at,
+            None => {
+                self.current(begin).await?;
+                begin
+            }
+        };
+        self.tell(Told::Bookmark(v1::Bookmark {}), at).await?;
+        let mut news = self.api.events.clone();
+        loop {
+            at = self.changes(at).await?;
+            match tokio::time::timeout(BOOKMARK, news.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Ok(()),
+                Err(_) => self.tell(Told::Bookmark(v1::Bookmark {}), at).await?,
+            }
+            if self.sender.is_closed() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// All jobs as they are, page by page.
+    async fn current(&self, at: u64) -> Result<(), Status> {
+        if let Some(only) = self.only {
+            let job = self.api.store.get_job(only).await.map_err(store_status)?;
+            return match job {
+                Some(job) => self.job(&job, at).await,
+                None => Ok(()),
+            };
+        }
+        let mut page = Page::first(500);
+        loop {
+            let rows = self.api.store.list_jobs(&self.filter, page).await.map_err(store_status)?;
+            for row in &rows {
+                self.job(row, at).await?;
+            }
+            match rows.last() {
+                Some(last) if rows.len() == 500 => page = Page::after(last.id, 500),
+                _ => return Ok(()),
+            }
+        }
+    }
+
+    /// Jobs with an event after `at`, each once and as it is now. Returns where it stopped.
+    async fn changes(&self, mut at: u64) -> Result<u64, Status> {
+        let filter =
+            EventFilter { tenant: self.filter.tenant, project: self.filter.project, job: self.only };
+        loop {
+            let events = self.api.store.list_events(filter, Page::after(at, 500)).await.map_err(store_status)?;
+            let Some(last) = events.last().map(|event| event.sequence) else { return Ok(at) };
+            let changed: BTreeSet<_> = events.iter().map(|event| event.job).collect();
+            let changed: Vec<_> = changed.into_iter().collect();
+            for job in self.api.store.jobs_by_ids(&changed).await.map_err(store_status)? {
+                self.job(&job, last).await?;
+            }
+            at = last;
+        }
+    }
+
+    async fn job(&self, job: &Job, at: u64) -> Result<(), Status> {
+        let shown = match self.only {
+            Some(_) => self.api.show_job(job).await?,
+            None => self.api.show_placed(job).await?,
+        };
+        self.tell(Told::Job(shown), at).await
+    }
+
+    async fn tell(&self, event: Told, at: u64) -> Result<(), Status> {
+        let resume_token = self.api.next_token("watch", Some(at.to_string()));
+        let message = v1::WatchJobsResponse { event: Some(event), resume_token };
+        let gone = |_| sluice_proto::error::refuse(sluice_types::Reason::Unavailable, "the watcher is gone");
+        self.sender.send(Ok(message)).await.map_err(gone)
+    }
+}

@@ -1,0 +1,116 @@
+//! What every request needs to know of committed rows: who there is and what they are called.
+
+use std::collections::BTreeMap;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
+
+use sluice_lifecycle::model::{Key, Lease, LeaseState, Node, Project, Site, Tenant};
+use sluice_lifecycle::{Rows, State};
+use sluice_proto::convert::SiteNames;
+use sluice_types::{KeyId, LeaseId, Name, NodeId, ProjectId, SiteId, TenantId};
+
+/// Committed tenants, projects, keys, sites and nodes. Written by the publisher alone.
+#[derive(Debug, Default)]
+pub(crate) struct Directory {
+    inner: RwLock<Inner>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Inner {
+    pub(crate) tenants: BTreeMap<TenantId, Tenant>,
+    pub(crate) projects: BTreeMap<ProjectId, Project>,
+    pub(crate) keys: BTreeMap<KeyId, Key>,
+    pub(crate) sites: BTreeMap<SiteId, Site>,
+    pub(crate) nodes: BTreeMap<NodeId, Node>,
+    /// Leases whose slice is not free yet, by node.
+    pub(crate) held: BTreeMap<NodeId, BTreeMap<LeaseId, Lease>>,
+}
+
+impl Directory {
+    pub(crate) fn load(&self, state: &State) {
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        *inner = Inner {
+            tenants: state.tenants().map(|row| (row.id, row.clone())).collect(),
+            projects: state.projects().map(|row| (row.id, row.clone())).collect(),
+            keys: state.keys().map(|row| (row.id, row.clone())).collect(),
+            sites: state.sites().map(|row| (row.id, row.clone())).collect(),
+            nodes: state.nodes().map(|row| (row.id, row.clone())).collect(),
+            held: BTreeMap::new(),
+        };
+        state.leases().for_each(|lease| inner.hold(lease));
+    }
+
+    pub(crate) fn apply(&self, rows: &Rows) {
+        let nothing = rows.tenants.is_empty()
+            && rows.projects.is_empty()
+            && rows.keys.is_empty()
+            && rows.sites.is_empty()
+            && rows.nodes.is_empty()
+            && rows.leases.is_empty();
+        if nothing {
+            return;
+        }
+        let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        rows.tenants.iter().for_each(|row| drop(inner.tenants.insert(row.id, row.clone())));
+        rows.projects.iter().for_each(|row| drop(inner.projects.insert(row.id, row.clone())));
+        rows.keys.iter().for_each(|row| drop(inner.keys.insert(row.id, row.clone())));
+        rows.sites.iter().for_each(|row| drop(inner.sites.insert(row.id, row.clone())));
+        rows.nodes.iter().for_each(|row| drop(inner.nodes.insert(row.id, row.clone())));
+        rows.leases.iter().for_each(|lease| inner.hold(lease));
+    }
+
+    /// A look inside; never hold it across an await.
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Inner> {
+        self.inner.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn hold(&mut self, lease: &Lease) {
+        let here = self.held.entry(lease.device.node).or_default();
+        match lease.state {
+            LeaseState::Held | LeaseState::Ending => drop(here.insert(lease.id, lease.clone())),
+            LeaseState::Freed | LeaseState::Settled => drop(here.remove(&lease.id)),
+        }
+    }
+
+    pub(crate) fn tenant_named(&self, name: &Name) -> Option<&Tenant> {
+        self.tenants.values().find(|tenant| tenant.name == *name)
+    }
+
+    pub(crate) fn project_named(&self, tenant: TenantId, name: &Name) -> Option<&Project> {
+        self.projects.values().find(|project| project.tenant == tenant && project.name == *name)
+    }
+
+    pub(crate) fn site_named(&self, name: &str) -> Option<&Site> {
+        self.sites.values().find(|site| site.name.as_str() == name)
+    }
+
+    /// "tenants/…".
+    pub(crate) fn tenant_path(&self, tenant: TenantId) -> String {
+        let name = self.tenants.get(&tenant).map_or("-", |row| row.name.as_str());
+        format!("tenants/{name}")
+    }
+
+    /// "tenants/…/projects/…".
+    pub(crate) fn project_path(&self, project: ProjectId) -> String {
+        let Some(row) = self.projects.get(&project) else { return "tenants/-/projects/-".to_owned() };
+        format!("{}/projects/{}", self.tenant_path(row.tenant), row.name)
+    }
+
+    /// "sites/…/nodes/…".
+    pub(crate) fn node_path(&self, node: NodeId) -> String {
+        let Some(row) = self.nodes.get(&node) else { return String::new() };
+        let site = self.sites.get(&row.site).map_or("-", |site| site.name.as_str());
+        format!("sites/{site}/nodes/{}", row.name)
+    }
+}
+
+impl SiteNames for Inner {
+    fn id(&self, name: &str) -> Option<SiteId> {
+        self.site_named(name).map(|site| site.id)
+    }
+
+    fn name(&self, id: SiteId) -> String {
+        self.sites.get(&id).map_or_else(String::new, |site| site.name.to_string())
+    }
+}

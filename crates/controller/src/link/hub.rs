@@ -1,0 +1,259 @@
+//! Who is connected, and how to reach them without waiting.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use sluice_lifecycle::Copy;
+use sluice_proto::v1;
+use sluice_types::{Digest, NodeId, SiteId};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::directory::Directory;
+use crate::metrics::ControllerMetrics;
+
+/// Messages under way to one peer. A peer that takes none for so long is cut off and starts over.
+pub(crate) const LINK_QUEUE: usize = 256;
+/// Copies under way to one site.
+const COPIES_AT_ONCE: usize = 4;
+/// A copy that is neither done nor failed for so long is ordered again: copies are idempotent.
+const COPY_PATIENCE: Duration = Duration::from_secs(600);
+/// A failed copy is not ordered again before.
+const COPY_PAUSE: Duration = Duration::from_secs(1);
+
+type NodeSender = mpsc::Sender<Result<v1::AttachResponse, Status>>;
+type VaultSender = mpsc::Sender<Result<v1::LinkResponse, Status>>;
+
+struct NodeLink {
+    serial: u64,
+    sender: NodeSender,
+    stop: CancellationToken,
+}
+
+struct VaultLink {
+    serial: u64,
+    sender: VaultSender,
+    stop: CancellationToken,
+    orders: HashMap<u64, (Digest, Instant)>,
+    pauses: HashMap<Digest, Instant>,
+    relays: HashMap<u64, mpsc::Sender<v1::RelayData>>,
+}
+
+/// Connected nodes and vaults.
+pub(crate) struct Hub {
+    nodes: Mutex<BTreeMap<NodeId, NodeLink>>,
+    vaults: Mutex<BTreeMap<SiteId, VaultLink>>,
+    next: AtomicU64,
+    metrics: Arc<ControllerMetrics>,
+}
+
+/// One connection's place in the hub; gone when dropped.
+pub(crate) struct Seat<K: SeatKey> {
+    hub: Arc<Hub>,
+    key: K,
+    serial: u64,
+    /// Cancelled when a newer connection takes over, or the hub gives up on this one.
+    pub(crate) stop: CancellationToken,
+}
+
+/// Keys of the hub.
+pub(crate) trait SeatKey: std::marker::Copy {
+    fn leave(hub: &Hub, key: Self, serial: u64);
+}
+
+impl<K: SeatKey> Drop for Seat<K> {
+    fn drop(&mut self) {
+        K::leave(&self.hub, self.key, self.serial);
+    }
+}
+
+impl SeatKey for NodeId {
+    fn leave(hub: &Hub, key: Self, serial: u64) {
+        let mut nodes = hub.nodes();
+        if nodes.get(&key).is_some_and(|link| link.serial == serial) {
+            nodes.remove(&key);
+        }
+    }
+}
+
+impl SeatKey for SiteId {
+    fn leave(hub: &Hub, key: Self, serial: u64) {
+        let mut vaults = hub.vaults();
+        if vaults.get(&key).is_some_and(|link| link.serial == serial) {
+            vaults.remove(&key);
+        }
+    }
+}
+
+impl Hub {
+    pub(crate) fn new(metrics: Arc<ControllerMetrics>) -> Arc<Self> {
+        Arc::new(Self {
+            nodes: Mutex::default(),
+            vaults: Mutex::default(),
+            next: AtomicU64::new(1),
+            metrics,
+        })
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, BTreeMap<NodeId, NodeLink>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn vaults(&self) -> MutexGuard<'_, BTreeMap<SiteId, VaultLink>> {
+        self.vaults.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn number(&self) -> u64 {
+        self.next.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Takes the node's place; an older connection of it is stopped.
+    pub(crate) fn seat_node(self: &Arc<Self>, key: NodeId, sender: NodeSender) -> Seat<NodeId> {
+        let (serial, stop) = (self.number(), CancellationToken::new());
+        let link = NodeLink { serial, sender, stop: stop.clone() };
+        let count = {
+            let mut nodes = self.nodes();
+            if let Some(old) = nodes.insert(key, link) {
+                old.stop.cancel();
+            }
+            nodes.len()
+        };
+        self.metrics.connected(count, self.vaults().len());
+        Seat { hub: Arc::clone(self), key, serial, stop }
+    }
+
+    /// Takes the vault's place; an older connection of it is stopped.
+    pub(crate) fn seat_vault(self: &Arc<Self>, key: SiteId, sender: VaultSender) -> Seat<SiteId> {
+        let (serial, stop) = (self.number(), CancellationToken::new());
+        let link = VaultLink {
+            serial,
+            sender,
+            stop: stop.clone(),
+            orders: HashMap::new(),
+            pauses: HashMap::new(),
+            relays: HashMap::new(),
+        };
+        let count = {
+            let mut vaults = self.vaults();
+            if let Some(old) = vaults.insert(key, link) {
+                old.stop.cancel();
+            }
+            vaults.len()
+        };
+        self.metrics.connected(self.nodes().len(), count);
+        Seat { hub: Arc::clone(self), key, serial, stop }
+    }
+
+    pub(crate) fn is_connected(&self, node: NodeId) -> bool {
+        self.nodes().contains_key(&node)
+    }
+
+    pub(crate) fn has_vaults(&self) -> bool {
+        !self.vaults().is_empty()
+    }
+
+    pub(crate) fn is_vault_connected(&self, site: SiteId) -> bool {
+        self.vaults().contains_key(&site)
+    }
+
+    /// Sites whose vault is connected.
+    pub(crate) fn vault_sites(&self) -> Vec<SiteId> {
+        self.vaults().keys().copied().collect()
+    }
+
+    /// Sends a node what it should be doing. A node that does not keep up is cut off: it connects again and is told all.
+    pub(crate) fn desired(&self, node: NodeId, desired: v1::Desired) {
+        let message = v1::AttachResponse { message: Some(v1::attach_response::Message::Desired(desired)) };
+        let mut nodes = self.nodes();
+        let Some(link) = nodes.get(&node) else { return };
+        if link.sender.try_send(Ok(message)).is_err() {
+            link.stop.cancel();
+            nodes.remove(&node);
+        }
+    }
+
+    /// Orders the copies that are wanted and not under way.
+    pub(crate) fn copies(&self, copies: Vec<Copy>, directory: &Directory) {
+        let mut wanted: BTreeMap<SiteId, Vec<Copy>> = BTreeMap::new();
+        copies.into_iter().for_each(|copy| wanted.entry(copy.to).or_default().push(copy));
+        let mut vaults = self.vaults();
+        for (site, link) in vaults.iter_mut() {
+            let now = Instant::now();
+            link.orders.retain(|_, (_, since)| now.duration_since(*since) < COPY_PATIENCE);
+            link.pauses.retain(|_, since| now.duration_since(*since) < COPY_PAUSE);
+            for copy in wanted.remove(site).unwrap_or_default() {
+                let busy = link.orders.values().any(|(manifest, _)| *manifest == copy.manifest);
+                if busy || link.pauses.contains_key(&copy.manifest) || link.orders.len() >= COPIES_AT_ONCE {
+                    continue;
+                }
+                let order = self.number();
+                let message = v1::CopyOrder { order, manifest: copy.manifest.to_string(), sources: sources(&copy, directory) };
+                let message = v1::LinkResponse { message: Some(v1::link_response::Message::Copy(message)) };
+                if link.sender.try_send(Ok(message)).is_ok() {
+                    link.orders.insert(order, (copy.manifest, now));
+                }
+            }
+        }
+    }
+
+    /// A copy is over, one way or the other.
+    pub(crate) fn copy_over(&self, site: SiteId, order: u64, failed: bool) {
+        if let Some(link) = self.vaults().get_mut(&site)
+            && let Some((manifest, _)) = link.orders.remove(&order)
+            && failed
+        {
+            link.pauses.insert(manifest, Instant::now());
+        }
+    }
+
+    /// Asks a vault to send a blob up. The receiver gets its parts; grants are sent with [`Hub::grant`].
+    pub(crate) fn open_relay(
+        &self,
+        site: SiteId,
+        digest: Digest,
+        offset: u64,
+        window: u64,
+    ) -> Option<(u64, mpsc::Receiver<v1::RelayData>)> {
+        let relay = self.number();
+        let (sender, receiver) = mpsc::channel(64);
+        let mut vaults = self.vaults();
+        let link = vaults.get_mut(&site)?;
+        let order = v1::RelayOrder { relay, digest: digest.to_string(), offset, window };
+        let message = v1::LinkResponse { message: Some(v1::link_response::Message::Relay(order)) };
+        link.relays.insert(relay, sender);
+        link.sender.try_send(Ok(message)).ok()?;
+        Some((relay, receiver))
+    }
+
+    /// Lets a relay go on up to `until`, or stops it.
+    pub(crate) fn grant(&self, site: SiteId, relay: u64, until: u64, stop: bool) {
+        let mut vaults = self.vaults();
+        let Some(link) = vaults.get_mut(&site) else { return };
+        let grant = v1::RelayGrant { relay, until, stop };
+        let message = v1::LinkResponse { message: Some(v1::link_response::Message::Grant(grant)) };
+        let _ = link.sender.try_send(Ok(message));
+        if stop {
+            link.relays.remove(&relay);
+        }
+    }
+
+    /// A part of a relayed blob came up.
+    pub(crate) fn relayed(&self, site: SiteId, data: v1::RelayData) {
+        let mut vaults = self.vaults();
+        let Some(link) = vaults.get_mut(&site) else { return };
+        let (relay, last) = (data.relay, data.end || !data.error.is_empty());
+        let lost = link.relays.get(&relay).is_none_or(|sender| sender.try_send(data).is_err());
+        if last || lost {
+            link.relays.remove(&relay);
+        }
+    }
+}
+
+fn sources(copy: &Copy, directory: &Directory) -> Vec<v1::CopySource> {
+    let directory = directory.read();
+    let sites = copy.from.iter().filter_map(|id| directory.sites.get(id));
+    sites.map(|site| v1::CopySource { site_id: site.id.to_string(), address: site.vault.clone() }).collect()
+}

@@ -1,0 +1,241 @@
+//! The stream of a node: its reports go to the writer in order, what it should be doing comes back.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_identity::Subject;
+use sluice_lifecycle::{Answer, Command, NodeReport, TaskKey};
+use sluice_proto::convert;
+use sluice_proto::error::{refuse, refuse_field, status};
+use sluice_proto::v1;
+use sluice_proto::v1::attach_request::Message as Up;
+use sluice_proto::v1::attach_response::Message as Down;
+use sluice_proto::v1::node_service_server::NodeService;
+use sluice_store::Store;
+use sluice_types::{AttemptId, Generation, JobId, LeaseId, Nanos, NodeId, Reason};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::hub::LINK_QUEUE;
+use super::{Answers, Hub, subject};
+use crate::directory::Directory;
+use crate::logs::LogStore;
+use crate::metrics::ControllerMetrics;
+use crate::writer::WriterHandle;
+
+/// Nodes heartbeat every second; a stream that is silent for longer is closed.
+const SILENCE: Duration = Duration::from_secs(30);
+/// Log channels open on one stream.
+const MAX_CHANNELS: usize = 4096;
+
+/// Serves nodes.
+#[derive(Clone)]
+pub(crate) struct NodeApi {
+    pub(crate) writer: WriterHandle,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) logs: Arc<LogStore>,
+    pub(crate) metrics: Arc<ControllerMetrics>,
+    pub(crate) window: Nanos,
+}
+
+#[tonic::async_trait]
+impl NodeService for NodeApi {
+    type AttachStream = Answers<v1::AttachResponse>;
+
+    async fn attach(
+        &self,
+        request: Request<Streaming<v1::AttachRequest>>,
+    ) -> Result<Response<Self::AttachStream>, Status> {
+        let Subject::Node(node) = subject(&request)? else {
+            return Err(refuse(Reason::PermissionDenied, "only nodes attach"));
+        };
+        let (sender, receiver) = mpsc::channel(LINK_QUEUE);
+        let this = self.clone();
+        let inbound = request.into_inner();
+        tokio::spawn(async move {
+            let end = this.serve(node, inbound, sender.clone()).await;
+            tracing::info!(%node, end = ?end.as_ref().err().map(Status::message), "node stream ended");
+            if let Err(status) = end {
+                let _ = sender.try_send(Err(status));
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+type Sender = mpsc::Sender<Result<v1::AttachResponse, Status>>;
+
+impl NodeApi {
+    async fn serve(
+        &self,
+        node: NodeId,
+        mut inbound: Streaming<v1::AttachRequest>,
+        sender: Sender,
+    ) -> Result<(), Status> {
+        let first = next(&mut inbound).await?;
+        let Some(Up::Hello(hello)) = first else { return Err(refuse_field("hello", "the first message is hello")) };
+        let report = convert::node_report(Up::Hello(hello)).map_err(|refusal| status(&refusal))?;
+        let report = report.ok_or_else(|| refuse_field("hello", "the first message is hello"))?;
+        let answer = self.submit(node, Generation::ZERO, report).await?;
+        let seat = self.hub.seat_node(node, sender.clone());
+        let mut session = Session {
+            api: self,
+            node,
+            generation: answer.generation,
+            sender,
+            channels: HashMap::new(),
+            logged: HashMap::new(),
+            next_channel: 1,
+        };
+        session.send(Down::Welcome(self.welcome(node, answer.generation))).await?;
+        self.writer.refresh(node).await;
+        tracing::info!(%node, generation = %answer.generation, "node attached");
+        loop {
+            let message = tokio::select! {
+                () = seat.stop.cancelled() => return Err(refuse(Reason::StaleGeneration, "a newer stream is open")),
+                message = next(&mut inbound) => message?,
+            };
+            let Some(message) = message else { return Ok(()) };
+            session.take(message).await?;
+        }
+    }
+
+    fn welcome(&self, node: NodeId, generation: Generation) -> v1::Welcome {
+        let directory = self.directory.read();
+        let row = directory.nodes.get(&node);
+        let site = row.and_then(|row| directory.sites.get(&row.site));
+        v1::Welcome {
+            node_id: node.to_string(),
+            generation: generation.get(),
+            window: Some(convert::duration(self.window)),
+            vault_address: site.map_or_else(String::new, |site| site.vault.clone()),
+            settled_journal: row.map_or(0, |row| row.settled_journal),
+        }
+    }
+
+    async fn submit(&self, node: NodeId, generation: Generation, report: NodeReport) -> Result<Answer, Status> {
+        let answer = self.writer.submit(Command::Node(node, generation, report)).await;
+        answer.map_err(|refusal| status(&refusal))
+    }
+}
+
+/// The next message, `None` at the end of the stream.
+async fn next(inbound: &mut Streaming<v1::AttachRequest>) -> Result<Option<Up>, Status> {
+    let message = tokio::time::timeout(SILENCE, inbound.message()).await;
+    let message = message.map_err(|_| refuse(Reason::DeadlineExceeded, "no heartbeat"))??;
+    match message {
+        None => Ok(None),
+        Some(message) => match message.message {
+            Some(message) => Ok(Some(message)),
+            None => Err(refuse_field("message", "unknown kind of message")),
+        },
+    }
+}
+
+/// Where a log channel's bytes go.
+struct LogTarget {
+    job: JobId,
+    rank: u32,
+    attempt: AttemptId,
+}
+
+struct Session<'a> {
+    api: &'a NodeApi,
+    node: NodeId,
+    generation: Generation,
+    sender: Sender,
+    channels: HashMap<u64, LogTarget>,
+    logged: HashMap<LeaseId, u64>,
+    next_channel: u64,
+}
+
+impl Session<'_> {
+    async fn send(&self, message: Down) -> Result<(), Status> {
+        let message = v1::AttachResponse { message: Some(message) };
+        self.sender.send(Ok(message)).await.map_err(|_| refuse(Reason::Unavailable, "the node is gone"))
+    }
+
+    async fn take(&mut self, message: Up) -> Result<(), Status> {
+        let message = match message {
+            Up::Frame(frame) => return self.frame(frame).await,
+            message => message,
+        };
+        // A damaged message ends the stream: taking it for handled would lose what it said.
+        let report = convert::node_report(message).map_err(|refusal| status(&refusal))?;
+        let Some(report) = report else { return Ok(()) };
+        let settled = match &report {
+            NodeReport::Windows(records) => records.iter().map(|record| record.journal).max(),
+            _ => None,
+        };
+        let logs = match &report {
+            NodeReport::Running { key, .. } | NodeReport::Ended { key, .. } => Some(*key),
+            _ => None,
+        };
+        let answer = self.api.submit(self.node, self.generation, report).await?;
+        if let Some(journal) = settled {
+            self.send(Down::WindowAck(v1::WindowAck { journal })).await?;
+        }
+        if !answer.release.is_empty() {
+            self.release(&answer.release).await?;
+        }
+        match logs {
+            Some(key) => self.open_log(key).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Nobody knows these tasks: they must end.
+    async fn release(&self, keys: &[TaskKey]) -> Result<(), Status> {
+        let release = |key| v1::Assignment {
+            key: Some(convert::task_key_back(key)),
+            goal: v1::Goal::Release.into(),
+            revision: u64::MAX >> 1,
+            ..v1::Assignment::default()
+        };
+        let assignments = keys.iter().map(release).collect();
+        self.send(Down::Desired(v1::Desired { full: false, assignments })).await
+    }
+
+    /// Asks for the task's log from where the kept copy ends.
+    async fn open_log(&mut self, key: TaskKey) -> Result<(), Status> {
+        if self.logged.contains_key(&key.lease) || self.channels.len() >= MAX_CHANNELS {
+            return Ok(());
+        }
+        let lease = match self.api.store.get_lease(key.lease).await {
+            Ok(Some(lease)) if lease.device.node == self.node => lease,
+            Ok(_) => return Ok(()),
+            Err(error) => {
+                tracing::warn!(%error, "cannot read a lease for its log");
+                return Ok(());
+            }
+        };
+        let channel = self.next_channel;
+        self.next_channel += 1;
+        let target = LogTarget { job: lease.job, rank: lease.rank, attempt: lease.attempt };
+        let offset = self.api.logs.length(target.job, target.rank, target.attempt);
+        self.channels.insert(channel, target);
+        self.logged.insert(key.lease, channel);
+        let purpose = Some(v1::channel_open::Purpose::Log(v1::LogChannel { offset }));
+        self.send(Down::Open(v1::ChannelOpen { channel, key: Some(convert::task_key_back(&key)), purpose })).await
+    }
+
+    async fn frame(&mut self, frame: v1::ChannelFrame) -> Result<(), Status> {
+        let Some(target) = self.channels.get(&frame.channel) else { return Ok(()) };
+        let taken = self.api.logs.append(target.job, target.rank, target.attempt, frame.offset, &frame.data);
+        if let Err(error) = taken {
+            tracing::warn!(%error, job = %target.job, "cannot keep a piece of a log");
+        }
+        self.api.metrics.logged(frame.data.len());
+        if frame.end {
+            self.channels.remove(&frame.channel);
+            return Ok(());
+        }
+        let acknowledged = frame.offset + frame.data.len() as u64;
+        let ack = v1::ChannelFrame { channel: frame.channel, acknowledged, ..v1::ChannelFrame::default() };
+        self.send(Down::Frame(ack)).await
+    }
+}

@@ -1,0 +1,344 @@
+//! Puts a controller together and runs it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use sluice_identity::{Authority, Lifetimes, secret_digest, write_private};
+use sluice_lifecycle::model::Role;
+use sluice_lifecycle::{Caller, Command, Mint, Settings, State, UserCommand};
+use sluice_proto::v1;
+use sluice_store::{LoadBounds, Store};
+use sluice_types::{KeyId, Nanos};
+use sluice_vault::{BlobStore, StoreLimits, VaultStats};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+
+use crate::api::{Api, ApiParts};
+use crate::clock::Clock;
+use crate::directory::Directory;
+use crate::error::ControllerError;
+use crate::link::{BlobSource, Hub, IdentityApi, NodeApi, SiteApi};
+use crate::logs::LogStore;
+use crate::metrics::ControllerMetrics;
+use crate::planner::{self, PlannerHandle};
+use crate::principal::secret_text;
+use crate::publish::Publisher;
+use crate::secrets::SecretBox;
+use crate::writer::{Writer, WriterHandle, WriterParts};
+
+/// Largest message that a client may send: a batch of 1000 specs.
+const MAX_MESSAGE: usize = 8 << 20;
+/// After the signal to stop, running calls have so long.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Everything a controller has to be told.
+#[derive(Debug, Clone)]
+pub struct ControllerConfig {
+    /// Keys, uploads and logs.
+    pub data: PathBuf,
+    /// `sqlite:PATH` or `postgres://…`.
+    pub database: String,
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// Names and addresses that clients use, beside localhost.
+    pub names: Vec<String>,
+    /// Bounds and times of the state machines.
+    pub settings: Settings,
+    /// How long certificates live.
+    pub lifetimes: Lifetimes,
+}
+
+/// A running controller.
+pub struct Controller {
+    /// Where it listens.
+    pub address: SocketAddr,
+    writer: WriterHandle,
+    planner: PlannerHandle,
+    metrics: Arc<ControllerMetrics>,
+    stop: CancellationToken,
+    tasks: Vec<(&'static str, JoinHandle<Result<(), ControllerError>>)>,
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Controller").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// What all parts of one controller share.
+struct Shared {
+    directory: Arc<Directory>,
+    store: Arc<dyn Store>,
+    hub: Arc<Hub>,
+    secrets: Arc<SecretBox>,
+    authority: Arc<Authority>,
+    logs: Arc<LogStore>,
+    uploads: BlobStore,
+    metrics: Arc<ControllerMetrics>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Controller {
+    /// Takes the lead, loads what is stored, checks the books and serves.
+    ///
+    /// # Errors
+    /// [`ControllerError`].
+    pub async fn start(config: ControllerConfig, clock: Arc<dyn Clock>) -> Result<Self, ControllerError> {
+        let file = |path: &PathBuf, source| ControllerError::File { path: path.clone(), source };
+        std::fs::create_dir_all(&config.data).map_err(|source| file(&config.data, source))?;
+        let metrics = Arc::new(ControllerMetrics::default());
+        let shared = Shared {
+            directory: Arc::new(Directory::default()),
+            store: sluice_store::open(&config.database).await?,
+            hub: Hub::new(Arc::clone(&metrics)),
+            secrets: Arc::new(SecretBox::open(&config.data.join("keys"))?),
+            authority: Arc::new(Authority::open(&config.data.join("keys"), config.lifetimes)?),
+            logs: Arc::new(LogStore::open(&config.data.join("logs")).map_err(|source| file(&config.data, source))?),
+            uploads: open_uploads(&config).await?,
+            metrics,
+            clock,
+        };
+        let listener = TcpListener::bind(config.listen).await;
+        let listener =
+            listener.map_err(|source| ControllerError::Listen { address: config.listen.to_string(), source })?;
+        let address = listener.local_addr().map_err(|source| file(&config.data, source))?;
+        Self::run(config, shared, listener, address).await
+    }
+
+    async fn run(
+        config: ControllerConfig,
+        shared: Shared,
+        listener: TcpListener,
+        address: SocketAddr,
+    ) -> Result<Self, ControllerError> {
+        let stop = CancellationToken::new();
+        let (writer, writer_task, planner, events) = start_writer(&config, &shared, stop.clone()).await?;
+        first_admin(&config, &writer).await?;
+        let window = config.settings.window;
+        let server = serve(&config, &shared, &writer, &planner, events, window, listener, stop.clone())?;
+        Ok(Self {
+            address,
+            writer,
+            planner,
+            metrics: shared.metrics,
+            stop,
+            tasks: vec![("the writer", writer_task), ("the server", server)],
+        })
+    }
+
+    /// Figures for `/metrics`.
+    #[must_use]
+    pub fn metrics(&self) -> Arc<ControllerMetrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Stops placing jobs and tells every running one to stop at a checkpoint. Jobs queue again as they stop.
+    ///
+    /// # Errors
+    /// None that matter: a refusal means that the controller is stopping anyhow.
+    pub async fn quiesce(&self) {
+        self.planner.pause();
+        if let Err(refusal) = self.writer.submit(Command::Quiesce).await {
+            tracing::warn!(%refusal, "the jobs were not told to stop");
+        }
+    }
+
+    /// Waits until a part fails, or `stop` was called and all have ended.
+    ///
+    /// # Errors
+    /// What ended the part.
+    pub async fn wait(&mut self) -> Result<(), ControllerError> {
+        let mut tasks = std::mem::take(&mut self.tasks);
+        while !tasks.is_empty() {
+            let (ended, place, _) = futures::future::select_all(tasks.iter_mut().map(|(_, task)| task)).await;
+            let (name, _) = tasks.remove(place);
+            match ended {
+                Ok(Ok(())) if self.stop.is_cancelled() => {}
+                Ok(Err(error)) => return Err(error),
+                Ok(Ok(())) | Err(_) => return Err(ControllerError::Stopped(name)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins to stop; [`Controller::wait`] returns when all parts have.
+    pub fn stop(&self) {
+        self.stop.cancel();
+    }
+}
+
+async fn open_uploads(config: &ControllerConfig) -> Result<BlobStore, ControllerError> {
+    let folder = config.data.join("uploads");
+    std::fs::create_dir_all(&folder).map_err(|source| ControllerError::File { path: folder.clone(), source })?;
+    let stats = Arc::new(VaultStats::default());
+    let opened = BlobStore::open(&folder, StoreLimits::default(), stats, SystemTime::now()).await;
+    opened.map_err(|error| ControllerError::Uploads(error.to_string()))
+}
+
+type WriterStart = (WriterHandle, JoinHandle<Result<(), ControllerError>>, PlannerHandle, watch::Receiver<u64>);
+
+async fn start_writer(
+    config: &ControllerConfig,
+    shared: &Shared,
+    stop: CancellationToken,
+) -> Result<WriterStart, ControllerError> {
+    let leader = shared.store.acquire_leader("controller").await?;
+    let now = shared.clock.now();
+    let snapshot = shared.store.load(LoadBounds::at(now)).await?;
+    let mut seed = [0; 8];
+    getrandom::fill(&mut seed).map_err(|_| ControllerError::Stopped("the source of randomness"))?;
+    let mint = Mint::new(snapshot.last_id, u64::from_le_bytes(seed));
+    let state = State::load(snapshot, config.settings.clone(), now);
+    state.books().audit()?;
+    shared.directory.load(&state);
+    let (events, watched) = watch::channel(state.last_event());
+    let (planner, queue) = planner::prepare();
+    let parts = WriterParts {
+        state,
+        mint,
+        store: Arc::clone(&shared.store),
+        leader,
+        clock: Arc::clone(&shared.clock),
+        metrics: Arc::clone(&shared.metrics),
+    };
+    let (writer, make) = Writer::prepare(parts);
+    let publisher = Publisher {
+        directory: Arc::clone(&shared.directory),
+        planner: planner.clone(),
+        hub: Arc::clone(&shared.hub),
+        secrets: Arc::clone(&shared.secrets),
+        events,
+    };
+    // The thread ends when the writer's queue closes; nobody waits for it.
+    drop(planner::run(queue, writer.clone())?);
+    let task = tokio::spawn(make(publisher).run(stop));
+    Ok((writer, task, planner, watched))
+}
+
+/// The first platform admin's key, in a file (0600) of the data folder. Made once; a lost file is made anew for a new
+/// key, because the secret of the old one is kept nowhere.
+async fn first_admin(config: &ControllerConfig, writer: &WriterHandle) -> Result<(), ControllerError> {
+    let path = config.data.join("admin.key");
+    if path.exists() {
+        return Ok(());
+    }
+    let mut secret = [0; 32];
+    getrandom::fill(&mut secret).map_err(|_| ControllerError::Stopped("the source of randomness"))?;
+    let command =
+        UserCommand::CreateKey { tenant: None, project: None, role: Role::PlatformAdmin, hash: secret_digest(&secret) };
+    let caller = Caller { key: KeyId::from_raw(0), request: None };
+    let answer = writer.submit(Command::User(caller, command)).await;
+    let answer = answer.map_err(|_| ControllerError::Stopped("the writer"))?;
+    let id: KeyId = answer.object.parse().map_err(|_| ControllerError::Stopped("the writer"))?;
+    write_private(&path, secret_text(id, &secret).as_bytes())?;
+    tracing::info!(key = %id, file = %path.display(), "made a platform admin's key");
+    Ok(())
+}
+
+#[allow(clippy::too_many_arguments)]
+fn serve(
+    config: &ControllerConfig,
+    shared: &Shared,
+    writer: &WriterHandle,
+    planner: &PlannerHandle,
+    events: watch::Receiver<u64>,
+    window: Nanos,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> Result<JoinHandle<Result<(), ControllerError>>, ControllerError> {
+    let blobs = BlobSource { uploads: shared.uploads.clone(), hub: Arc::clone(&shared.hub) };
+    let api = Api {
+        inner: Arc::new(ApiParts {
+            directory: Arc::clone(&shared.directory),
+            store: Arc::clone(&shared.store),
+            writer: writer.clone(),
+            planner: planner.clone(),
+            hub: Arc::clone(&shared.hub),
+            blobs: blobs.clone(),
+            logs: Arc::clone(&shared.logs),
+            secrets: Arc::clone(&shared.secrets),
+            authority: Arc::clone(&shared.authority),
+            events,
+            clock: Arc::clone(&shared.clock),
+        }),
+    };
+    let nodes = NodeApi {
+        writer: writer.clone(),
+        hub: Arc::clone(&shared.hub),
+        directory: Arc::clone(&shared.directory),
+        store: Arc::clone(&shared.store),
+        logs: Arc::clone(&shared.logs),
+        metrics: Arc::clone(&shared.metrics),
+        window,
+    };
+    let sites = SiteApi { writer: writer.clone(), hub: Arc::clone(&shared.hub), blobs };
+    let hosts = IdentityApi {
+        authority: Arc::clone(&shared.authority),
+        directory: Arc::clone(&shared.directory),
+        writer: writer.clone(),
+    };
+    let (certificate, key) = shared.authority.controller_identity(&config.names)?;
+    let tls = ServerTlsConfig::new()
+        .identity(Identity::from_pem(certificate, key))
+        .client_ca_root(Certificate::from_pem(shared.authority.certificate()))
+        .client_auth_optional(true);
+    let router = routes(tls, api, nodes, sites, hosts)?;
+    Ok(tokio::spawn(async move {
+        let incoming = TcpListenerStream::new(listener);
+        let served = router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
+        // Streams of nodes never end by themselves, so the wait for them has an end.
+        tokio::select! {
+            served = served => served.map_err(ControllerError::from),
+            () = async { stop.cancelled().await; tokio::time::sleep(DRAIN).await } => Ok(()),
+        }
+    }))
+}
+
+fn routes(
+    tls: ServerTlsConfig,
+    api: Api,
+    nodes: NodeApi,
+    sites: SiteApi,
+    hosts: IdentityApi,
+) -> Result<tonic::transport::server::Router, ControllerError> {
+    use v1::fleet_service_server::FleetServiceServer;
+    use v1::identity_service_server::IdentityServiceServer;
+    use v1::job_service_server::JobServiceServer;
+    use v1::money_service_server::MoneyServiceServer;
+    use v1::node_service_server::NodeServiceServer;
+    use v1::site_service_server::SiteServiceServer;
+    use v1::tenant_service_server::TenantServiceServer;
+    let (health, health_service) = tonic_health::server::health_reporter();
+    tokio::spawn(async move {
+        health.set_serving::<JobServiceServer<Api>>().await;
+        health.set_serving::<MoneyServiceServer<Api>>().await;
+        health.set_serving::<FleetServiceServer<Api>>().await;
+        health.set_serving::<TenantServiceServer<Api>>().await;
+    });
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(sluice_proto::DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
+    let reflection = reflection.build_v1().map_err(|_| ControllerError::Stopped("the reflection service"))?;
+    Ok(Server::builder()
+        .tls_config(tls)?
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(Some(4096))
+        .initial_connection_window_size(Some(8 << 20))
+        .initial_stream_window_size(Some(2 << 20))
+        .add_service(JobServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(MoneyServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(FleetServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(TenantServiceServer::new(api).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(NodeServiceServer::new(nodes).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(SiteServiceServer::new(sites).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(IdentityServiceServer::new(hosts).max_decoding_message_size(64 << 10))
+        .add_service(health_service)
+        .add_service(reflection))
+}

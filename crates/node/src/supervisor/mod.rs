@@ -1,0 +1,62 @@
+//! One supervisor process per attempt task: it outlives the node agent, and the task does not outlive it.
+//!
+//! This module owns the task's folder while the task runs: it starts the task in a sandbox inside the control groups
+//! that the agent's grant made, answers the state-provider protocol, stages checkpoints, keeps the log, enforces run
+//! and disk limits and records the end. It never talks to the controller, never decides about retries and never bills.
+//! The agent starts it ([`spawn`]), talks to it ([`SupervisorClient`]) and finds everything again in the folder
+//! ([`read_identity`], [`read_staged`], [`read_exit`], [`settle`]) after a restart. The binary calls [`run`], [`enter`]
+//! and [`enter_task`] for `supervise DIR`, `enter DIR` and `enter-task FILE`.
+//!
+//! Processes of one task, each made by the one before:
+//!
+//! ```text
+//! sluice supervise DIR    own session, node's user, outside the task's control groups
+//!   sluice enter DIR      joins the groups, sets limits, becomes:
+//!   bwrap                 makes the namespaces; dies with the supervisor
+//!     bwrap (pid 1)       inside; reaps
+//!       setpriv           becomes the attempt's user, gives up everything, becomes:
+//!       sluice enter-task restores files, sets variables, says "started", becomes:
+//!       the task
+//! ```
+
+mod client;
+mod clock;
+mod control;
+mod disk;
+mod enter;
+mod error;
+mod folder;
+mod lines;
+mod live;
+mod log;
+mod orders;
+pub mod protocol;
+mod records;
+mod remove;
+mod run;
+mod sandbox;
+mod seccomp;
+mod serve;
+mod spec;
+mod staging;
+mod task;
+mod watch;
+
+pub use client::{SupervisorClient, spawn};
+pub use clock::boottime;
+pub use enter::enter;
+pub use error::SupervisorError;
+pub use folder::{Folder, read_json, write_json};
+pub use log::{LogRecord, Stream};
+pub use records::{
+    ExitRecord, Liveness, OrderState, OrderStatus, Ordered, Outcome, PROTOCOL, Phase, StagedEntry, StagedManifest,
+    StagedSummary, Status, SupervisorIdentity, read_exit, read_identity, read_staged, settle,
+};
+pub use remove::remove_tree;
+pub use run::run;
+pub use sandbox::{HostLayout, SandboxCommand, command};
+pub use spec::{
+    CheckpointMode, CheckpointPolicy, CheckpointSignal, Completion, LaunchSpec, Resume, ResumeEntry, Sandbox,
+    SandboxMode, SpecError, TaskLimits,
+};
+pub use task::enter_task;

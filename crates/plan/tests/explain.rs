@@ -1,0 +1,265 @@
+//! The change that an explanation names admits the job at the next decision, and nothing smaller of its kind does.
+//!
+//! Brute force applies every smaller amount to a copy of the world as a committed change and decides.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use common::{Dice, Rows, small};
+use sluice_ledger::AccountKey;
+use sluice_plan::{ChangeKind, Delta, Explanation, JobView, Limits, Purpose, World};
+use sluice_types::{Bytes, CoreMilli, JobId, MilliGpu, Reason, SiteId};
+
+const PATIENCE: u32 = 2;
+/// More than all jobs of a world this small can cost or take together, so brute force tries everything below.
+const MOST_MONEY: i64 = 200;
+const MOST_QUOTA: i64 = 50_000;
+
+struct Case {
+    rows: Rows,
+    world: World,
+}
+
+impl Case {
+    /// A small world some rounds into its life, so that some shapes are starving; with nothing in flight.
+    fn new(seed: u64) -> Self {
+        let mut dice = Dice::new(seed);
+        let mut rows = small(&mut dice, 5);
+        let (mut world, mut next) = (rows.world(PATIENCE), 1000);
+        for round in 0..dice.roll(0, 5) {
+            let plan = world.decide(Limits::NONE);
+            let mut deltas = Vec::new();
+            for placement in &plan.placements {
+                deltas.extend(rows.commit(placement, &mut next));
+            }
+            let ended = rows.leases.keys().nth(dice.roll(0, 5) as usize).copied();
+            deltas.extend(ended.map(Delta::LeaseGone));
+            deltas.push(Delta::Job(common::any_job(&mut dice, 100 + round)));
+            deltas.push(Delta::Job(tiny(&mut dice, 200 + round)));
+            for delta in deltas {
+                rows.apply(&delta);
+                world.apply(&delta);
+            }
+        }
+        Self { rows, world }
+    }
+
+    fn admits(&self, job: JobId, deltas: &[Delta]) -> bool {
+        let mut world = self.world.clone();
+        for delta in deltas {
+            world.apply(delta);
+        }
+        world.decide(Limits::NONE).placements.iter().any(|placement| placement.job == job)
+    }
+
+    fn with_job(&self, job: &JobView, change: impl FnOnce(&mut JobView)) -> bool {
+        let mut changed = job.clone();
+        changed.version += 1;
+        change(&mut changed);
+        self.admits(job.id, &[Delta::Job(changed)])
+    }
+
+    fn with_money(&self, job: JobId, key: &AccountKey, amount: i64) -> bool {
+        let delta = self.rows.clone().credit(key.clone(), amount);
+        self.admits(job, &[delta])
+    }
+
+    /// Whether so much of a kind, alone, admits the job.
+    fn enough(&self, job: &JobView, kind: ChangeKind, amount: i64) -> bool {
+        let small = u32::try_from(amount).unwrap_or(0);
+        match kind {
+            ChangeKind::LessMilli => self.with_job(job, |job| {
+                job.resources.milli = MilliGpu::new(job.resources.milli.get() - small);
+            }),
+            ChangeKind::LessMemory => self.with_job(job, |job| {
+                job.resources.memory = Bytes::new(job.resources.memory.get() - amount as u64);
+            }),
+            ChangeKind::LessHostCores => self.with_job(job, |job| {
+                job.resources.host_cores = CoreMilli::new(job.resources.host_cores.get() - small);
+            }),
+            ChangeKind::LessHostMemory => self.with_job(job, |job| {
+                job.resources.host_memory = Bytes::new(job.resources.host_memory.get() - amount as u64);
+            }),
+            ChangeKind::FewerTasks => self.with_job(job, |job| job.tasks -= small),
+            ChangeKind::MoreFunds => self.with_money(job.id, &AccountKey::Funds(job.tenant), amount),
+            ChangeKind::MoreBudget => {
+                let known = job.budgets.iter().filter(|key| self.rows.accounts.contains_key(key));
+                known.into_iter().any(|key| self.with_money(job.id, key, amount))
+            }
+            ChangeKind::MoreQuota => {
+                let key = AccountKey::Quota(job.tenant, job.resources.class.clone());
+                job.purpose == Purpose::Run
+                    && self.rows.accounts.contains_key(&key)
+                    && self.with_money(job.id, &key, amount)
+            }
+            ChangeKind::OtherSite => {
+                let site = SiteId::from_raw(amount as u64);
+                let exists = self.rows.nodes.values().any(|node| node.site == site);
+                let new = !job.sites.is_empty() && !job.sites.contains(&site);
+                exists && new && self.with_job(job, |job| job.sites.push(site))
+            }
+            ChangeKind::OpenNodes => self.opened(job.id, amount as usize),
+        }
+    }
+
+    fn opened(&self, job: JobId, count: usize) -> bool {
+        let closed: Vec<_> = self.rows.nodes.values().filter(|node| !node.open).cloned().collect();
+        (0u32..1 << closed.len()).filter(|set| set.count_ones() as usize == count).any(|set| {
+            let chosen = closed.iter().enumerate().filter(|(at, _)| set & (1 << at) != 0);
+            let deltas: Vec<Delta> = chosen
+                .map(|(_, node)| {
+                    let mut open = node.clone();
+                    open.open = true;
+                    Delta::Node(open)
+                })
+                .collect();
+            self.admits(job, &deltas)
+        })
+    }
+
+    fn most(&self, job: &JobView, kind: ChangeKind) -> i64 {
+        let task = &job.resources;
+        match kind {
+            ChangeKind::LessMilli => i64::from(task.milli.get()) - 1,
+            ChangeKind::LessMemory => task.memory.get() as i64,
+            ChangeKind::LessHostCores => i64::from(task.host_cores.get()),
+            ChangeKind::LessHostMemory => task.host_memory.get() as i64,
+            ChangeKind::FewerTasks => i64::from(job.tasks) - 1,
+            ChangeKind::MoreFunds | ChangeKind::MoreBudget => MOST_MONEY,
+            ChangeKind::MoreQuota => MOST_QUOTA,
+            ChangeKind::OtherSite => 3,
+            ChangeKind::OpenNodes => self.rows.nodes.values().filter(|node| !node.open).count() as i64,
+        }
+    }
+
+    /// Amounts worth trying: all of them, or, for quota in thousandths, all sums that requests can differ by.
+    fn amounts(&self, job: &JobView, kind: ChangeKind, below: i64) -> Vec<i64> {
+        if kind != ChangeKind::MoreQuota {
+            return (1..below).collect();
+        }
+        // Between sums of requests nothing can change: an approval flips where available = a sum of asked quotas.
+        let key = AccountKey::Quota(job.tenant, job.resources.class.clone());
+        let Some(available) = self.rows.available(&key) else { return Vec::new() };
+        let same = |other: &&JobView| {
+            other.tenant == job.tenant && other.resources.class == job.resources.class && other.purpose == Purpose::Run
+        };
+        let mut sums = BTreeSet::from([0i64]);
+        for other in self.rows.jobs.values().filter(same) {
+            let asked = i64::from(other.tasks) * i64::from(other.resources.milli.get());
+            sums = sums.iter().flat_map(|sum| [*sum, sum + asked]).collect();
+        }
+        sums.into_iter().map(|sum| sum - available).filter(|amount| (1..below).contains(amount)).collect()
+    }
+}
+
+/// A job that fits nearly everywhere and so passes those that wait.
+fn tiny(dice: &mut Dice, id: u64) -> JobView {
+    let mut tiny = common::job(id, "a", 1, 20);
+    tiny.tenant = common::tenant(dice.roll(1, 2));
+    tiny
+}
+
+const KINDS: [ChangeKind; 10] = [
+    ChangeKind::LessMilli,
+    ChangeKind::LessMemory,
+    ChangeKind::LessHostCores,
+    ChangeKind::LessHostMemory,
+    ChangeKind::FewerTasks,
+    ChangeKind::MoreFunds,
+    ChangeKind::MoreBudget,
+    ChangeKind::MoreQuota,
+    ChangeKind::OtherSite,
+    ChangeKind::OpenNodes,
+];
+
+fn check(seed: u64, every: u64, found: &mut BTreeMap<ChangeKind, u32>, reasons: &mut BTreeMap<Reason, u32>) {
+    let mut case = Case::new(seed);
+    let jobs: Vec<JobView> = case.rows.jobs.values().cloned().collect();
+    for job in jobs {
+        let why: Explanation = case.world.explain(job.id).unwrap();
+        let admitted = case.admits(job.id, &[]);
+        assert_eq!(admitted, why.reason.is_none(), "seed {seed} {}: {why:?}", job.id);
+        check_verdict(&case, &job, &why, seed);
+        let Some(reason) = why.reason else {
+            assert!(why.changes.is_empty());
+            continue;
+        };
+        // Brute force is dear: one in `every` jobs, and of those that can never run, which are many and alike, fewer.
+        if !(seed + job.id.raw()).is_multiple_of(if why.never { 4 * every } else { every }) {
+            continue;
+        }
+        *reasons.entry(reason).or_default() += 1;
+        assert!(why.changes.is_sorted_by(|left, right| left.kind < right.kind));
+        let named: BTreeMap<_, _> = why.changes.iter().map(|change| (change.kind, change.amount)).collect();
+        for kind in KINDS {
+            let below = match named.get(&kind) {
+                Some(amount) => {
+                    *found.entry(kind).or_default() += 1;
+                    assert!(
+                        case.enough(&job, kind, *amount),
+                        "seed {seed} {}: {kind:?} {amount} is not enough",
+                        job.id
+                    );
+                    *amount
+                }
+                None => case.most(&job, kind) + 1,
+            };
+            // What can never run on empty, open devices gets no room from money or nodes.
+            let hopeless = why.never && kind >= ChangeKind::MoreFunds && kind != ChangeKind::OtherSite;
+            for amount in case.amounts(&job, kind, if hopeless { below.min(2) } else { below }) {
+                assert!(
+                    !case.enough(&job, kind, amount),
+                    "seed {seed} {}: {kind:?} {amount} is enough, named {:?}",
+                    job.id,
+                    named.get(&kind)
+                );
+            }
+        }
+    }
+}
+
+/// The verdict of the next decision gives the reason of the explanation, and `never` means what it says.
+fn check_verdict(case: &Case, job: &JobView, why: &Explanation, seed: u64) {
+    let mut open = case.rows.clone();
+    open.leases.clear();
+    open.jobs.retain(|id, _| *id == job.id);
+    for node in open.nodes.values_mut() {
+        node.open = true;
+        node.devices.iter_mut().for_each(|device| device.healthy = true);
+    }
+    // One price for all, and none to pay: only room is left to refuse it.
+    open.prices = Some(common::book(9, ["a", "b", "cpu"].map(|name| common::price(name, 0)).to_vec()));
+    for price in &mut open.prices.as_mut().unwrap().prices {
+        price.rate.core_hour = sluice_types::Credits::ZERO;
+        price.rate.gib_hour = sluice_types::Credits::ZERO;
+    }
+    open.accounts.clear();
+    let stateless = JobView { state_at: Vec::new(), ..job.clone() };
+    open.jobs.insert(job.id, stateless.clone());
+    let possible = !open.world(PATIENCE).decide(Limits::NONE).placements.is_empty();
+    assert_eq!(why.never, !possible, "seed {seed} {}: {why:?}", job.id);
+    assert_eq!(case.world.admissible(job).is_ok(), possible, "seed {seed} {}", job.id);
+}
+
+fn check_all(seeds: std::ops::Range<u64>, every: u64) {
+    let (mut found, mut reasons) = (BTreeMap::new(), BTreeMap::new());
+    for seed in seeds {
+        check(seed, every, &mut found, &mut reasons);
+    }
+    println!("changes checked: {found:?}\nreasons seen: {reasons:?}");
+    assert_eq!(found.len(), KINDS.len(), "some kind was never named: {found:?}");
+}
+
+#[test]
+fn named_changes_are_enough_and_smallest_in_200_worlds() {
+    check_all(0..200, 2);
+}
+
+/// The long form of the same: `cargo test -p sluice-plan --release -- --ignored`.
+#[test]
+#[ignore = "minutes in a debug build"]
+fn named_changes_are_enough_and_smallest_in_1000_worlds() {
+    check_all(0..1000, 1);
+}

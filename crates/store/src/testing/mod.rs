@@ -1,0 +1,7 @@
+//! For tests and benches of this and other rooms: a private PostgreSQL cluster, and rows to write.
+
+mod cluster;
+mod sample;
+
+pub use cluster::{Cluster, NoCluster};
+pub use sample::Sample;

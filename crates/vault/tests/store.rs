@@ -1,0 +1,314 @@
+//! One vault: what it keeps, what it refuses, and what it still knows after a restart.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+mod common;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use common::proxy::Proxy;
+use common::{checkpoint, client, config, flip, noise, on_disk, seal, start};
+use sluice_proto::v1::put_blob_request::Part as PutPart;
+use sluice_proto::v1::vault_service_client::VaultServiceClient;
+use sluice_proto::v1::{
+    EnsureBlobsRequest, GetBlobRequest, HasBlobsRequest, PutBlobHeader, PutBlobRequest, SealManifestRequest,
+};
+use sluice_vault::archive::ArchiveLimits;
+use sluice_vault::{
+    Begin, BlobStore, ClientError, Part, RelativePath, StoreError, StoreLimits, VaultStats, hash_bytes,
+};
+use tonic::Code;
+
+async fn open(folder: &Path, limits: StoreLimits) -> Result<BlobStore, StoreError> {
+    BlobStore::open(folder, limits, Arc::new(VaultStats::default()), SystemTime::now()).await
+}
+
+fn limits() -> StoreLimits {
+    StoreLimits { promise: Duration::ZERO, ..StoreLimits::default() }
+}
+
+#[tokio::test]
+async fn a_store_comes_back_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (whole, half) = (noise(1, 100_000), noise(2, 100_000));
+    let tensors = [whole.clone()];
+    let store = open(folder.path(), limits()).await.unwrap();
+    assert!(matches!(open(folder.path(), limits()).await, Err(StoreError::Locked(_))));
+    store.put(hash_bytes(&whole), whole.clone().into()).await.unwrap();
+    let manifest = store.seal(checkpoint(1, &tensors).encode().unwrap().0).await.unwrap();
+    {
+        let Begin::Write(mut writer) = store.begin(hash_bytes(&half)).await.unwrap() else { panic!() };
+        writer.expect(100_000).await.unwrap();
+        writer.write(Bytes::copy_from_slice(&half[..60_000])).await.unwrap();
+    }
+    let stored = store.stored();
+    drop(store);
+    // What a stop leaves of a write that was never acknowledged.
+    std::fs::write(folder.path().join("manifests").join("x#1"), "").unwrap();
+    std::fs::write(on_disk(folder.path(), &hash_bytes(&whole)).with_file_name("y#1"), "").unwrap();
+
+    let store = open(folder.path(), limits()).await.unwrap();
+    assert_eq!(store.stored(), stored);
+    assert_eq!(store.read(hash_bytes(&whole), 1 << 20).await.unwrap(), whole);
+    assert_eq!(store.manifest(manifest).await.unwrap().0, checkpoint(1, &tensors));
+    assert!(!store.delete(hash_bytes(&whole)).await.unwrap(), "a manifest names it");
+    let Begin::Write(mut writer) = store.begin(hash_bytes(&half)).await.unwrap() else { panic!() };
+    assert_eq!(writer.offset(), 60_000);
+    writer.expect(100_000).await.unwrap();
+    writer.write(Bytes::copy_from_slice(&half[60_000..])).await.unwrap();
+    writer.commit().await.unwrap();
+    assert_eq!(store.read(hash_bytes(&half), 1 << 20).await.unwrap(), half);
+    store.forget(manifest).await.unwrap();
+    store.forget(hash_bytes(&half)).await.unwrap();
+    assert_eq!(store.stored().get(), 0);
+}
+
+#[tokio::test]
+async fn old_and_too_many_beginnings_are_not_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(open(folder.path(), limits()).await.unwrap());
+    for seed in 0..5 {
+        std::fs::write(folder.path().join("partial").join(hash_bytes(&[seed]).to_string()), noise(1, 10)).unwrap();
+    }
+    let few = StoreLimits { partials: 2, ..limits() };
+    let store = open(folder.path(), few).await.unwrap();
+    assert_eq!(store.stored().get(), 20);
+    drop(store);
+    let later = SystemTime::now() + limits().partial_age * 2;
+    let store = BlobStore::open(folder.path(), few, Arc::default(), later).await.unwrap();
+    assert_eq!(store.stored().get(), 0);
+}
+
+#[tokio::test]
+async fn bounds_are_held_and_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let tight = StoreLimits {
+        total: sluice_types::Bytes::new(1000),
+        blob: sluice_types::Bytes::new(600),
+        blobs: 2,
+        ..limits()
+    };
+    let store = open(folder.path(), tight).await.unwrap();
+    let put = async |seed, length| {
+        let bytes = noise(seed, length);
+        store.put(hash_bytes(&bytes), bytes.into()).await
+    };
+    put(1, 600).await.unwrap();
+    assert!(matches!(put(2, 601).await, Err(StoreError::TooLarge { what: "the blob", .. })));
+    assert!(matches!(put(3, 500).await, Err(StoreError::TooLarge { what: "what this vault stores", .. })));
+    put(4, 400).await.unwrap();
+    assert_eq!(store.stored().get(), 1000);
+    assert!(matches!(put(5, 0).await, Err(StoreError::TooLarge { what: "the number of blobs", .. })));
+}
+
+#[tokio::test]
+async fn bytes_of_another_digest_are_refused_and_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), limits()).await.unwrap();
+    let digest = hash_bytes(b"right");
+    assert!(matches!(store.put(digest, "wrong".into()).await, Err(StoreError::Mismatch { .. })));
+    assert_eq!((store.size(&digest), store.stored().get()), (None, 0));
+    store.put(digest, "right".into()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_damaged_or_shortened_blob_is_never_read_as_good() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), limits()).await.unwrap();
+    for (seed, damage) in [(1, "flip"), (2, "cut")] {
+        let bytes = noise(seed, 200_000);
+        let digest = hash_bytes(&bytes);
+        store.put(digest, bytes.clone().into()).await.unwrap();
+        match damage {
+            "flip" => flip(folder.path(), &digest, 199_999),
+            _ => std::fs::write(on_disk(folder.path(), &digest), &bytes[..100]).unwrap(),
+        }
+        let mut reader = store.reader(digest, 0).unwrap();
+        let mut read = 0;
+        let error = loop {
+            match reader.next().await {
+                Ok(Some(bytes)) => read += bytes.len(),
+                Ok(None) => panic!("{damage}: read as good"),
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(error, StoreError::Corrupt(_)), "{damage}: {error}");
+        assert!(read < bytes.len());
+        assert_eq!(store.size(&digest), None);
+        store.put(digest, bytes.into()).await.unwrap();
+        store.verify(digest).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_manifest_is_refused_and_can_be_sealed_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), limits()).await.unwrap();
+    store.put(hash_bytes(b"t"), "t".into()).await.unwrap();
+    let (bytes, digest) = checkpoint(1, &[b"t".to_vec()]).encode().unwrap();
+    store.seal(bytes.clone()).await.unwrap();
+    let hex = digest.to_string();
+    let path = folder.path().join("manifests").join(&hex[..2]).join(&hex);
+    let mut damaged = bytes.to_vec();
+    damaged[20] ^= 1;
+    std::fs::write(&path, damaged).unwrap();
+    assert!(matches!(store.manifest(digest).await, Err(StoreError::Corrupt(_))));
+    assert!(matches!(store.manifest(digest).await, Err(StoreError::NotFound(_))));
+    store.seal(bytes).await.unwrap();
+    assert_eq!(store.manifest(digest).await.unwrap().0, checkpoint(1, &[b"t".to_vec()]));
+}
+
+#[tokio::test]
+async fn shared_blobs_outlive_one_of_their_manifests() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), limits()).await.unwrap();
+    let (frozen, old, new) = (noise(1, 1000), noise(2, 1000), noise(3, 1000));
+    for bytes in [&frozen, &old, &new] {
+        store.put(hash_bytes(bytes), bytes.clone().into()).await.unwrap();
+    }
+    let first = store.seal(checkpoint(1, &[frozen.clone(), old.clone()]).encode().unwrap().0).await.unwrap();
+    let second = store.seal(checkpoint(2, &[frozen.clone(), new.clone()]).encode().unwrap().0).await.unwrap();
+    store.forget(first).await.unwrap();
+    assert_eq!(store.manifests(), [second]);
+    let here = |bytes: &[u8]| store.size(&hash_bytes(bytes)).is_some();
+    assert_eq!([here(&frozen), here(&old), here(&new)], [true, false, true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_blob_promised_to_somebody_is_deleted_only_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), StoreLimits { promise: Duration::from_secs(60), ..limits() }).await.unwrap();
+    let digest = hash_bytes(b"x");
+    store.put(digest, "x".into()).await.unwrap();
+    assert!(!store.delete(digest).await.unwrap());
+    store.sweep().await.unwrap();
+    assert!(store.reader(digest, 0).is_ok());
+    tokio::time::advance(Duration::from_secs(61)).await;
+    store.sweep().await.unwrap();
+    assert!(store.reader(digest, 0).is_err());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_is_not_sealed_over_a_missing_blob() {
+    let folder = tempfile::tempdir().unwrap();
+    let vault = start(config(folder.path(), "")).await;
+    let tensors = [noise(1, 1000), noise(2, 1000)];
+    vault.client().put_bytes(&tensors[0]).await.unwrap();
+    let refused = vault.client().seal(&checkpoint(1, &tensors)).await;
+    assert!(matches!(refused, Err(ClientError::Vault(status)) if status.code() == Code::FailedPrecondition));
+    assert!(vault.store.manifests().is_empty());
+    seal(&vault.client(), 1, &tensors).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_upload_goes_on_from_where_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let vault = start(config(folder.path(), "")).await;
+    let proxy = Proxy::to(vault.address).await;
+    let file = folder.path().join("file");
+    let bytes = noise(1, 24 << 20);
+    std::fs::write(&file, &bytes).unwrap();
+    proxy.cut_after(12 << 20);
+    let (digest, size) = client(proxy.address).put_file(&file).await.unwrap();
+    assert_eq!((digest, size), (hash_bytes(&bytes), 24 << 20));
+    assert_eq!(proxy.cuts(), 1);
+    // What was under way is lost: the window and one message.
+    assert!(proxy.bytes() < (24 << 20) + (6 << 20), "{}", proxy.bytes());
+    vault.store.verify(digest).await.unwrap();
+    let back = folder.path().join("back");
+    proxy.cut_after(12 << 20);
+    client(proxy.address).get_file(digest, &back).await.unwrap();
+    assert_eq!((std::fs::read(back).unwrap() == bytes, proxy.cuts()), (true, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_of_files_are_staged_once_and_come_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let vault = start(config(folder.path(), "")).await;
+    let stage = folder.path().join("stage");
+    std::fs::create_dir_all(stage.join("deep/er")).unwrap();
+    std::fs::write(stage.join("state.bin"), [noise(1, 100_000), noise(2, 50_000)].concat()).unwrap();
+    std::fs::write(stage.join("deep/er/file"), noise(1, 100_000)).unwrap();
+    let part = |name: &str, offset, length| Part {
+        name: name.into(),
+        dtype: "f32".into(),
+        shape: vec![length / 4],
+        file: RelativePath::parse("state.bin").unwrap(),
+        offset,
+        length,
+    };
+    let mut parts = vec![part("a", 0, 100_000), part("b", 100_000, 50_000), part("empty", 7, 0)];
+    parts.extend(
+        Part::of_folder(&stage, ArchiveLimits::default()).unwrap().into_iter().filter(|it| it.name != "state.bin"),
+    );
+    let client = vault.client();
+    let staged = client.stage(&stage, parts.clone()).await.unwrap();
+    assert_eq!((staged.total.get(), staged.uploaded.get()), (250_000, 150_000));
+    assert_eq!(client.stage(&stage, parts.clone()).await.unwrap().uploaded.get(), 0);
+    let sluice_vault::Manifest::Task(mut task) = checkpoint(9, &[]) else { panic!() };
+    (task.entries, task.total) = (staged.entries, 250_000);
+    let digest = client.seal(&sluice_vault::Manifest::Task(task)).await.unwrap();
+    let out = folder.path().join("out");
+    let found = client.materialise(digest, 0, &out).await.unwrap();
+    assert_eq!(found.manifest.step, 9);
+    assert_eq!(std::fs::read(out.join("files/deep/er/file")).unwrap(), noise(1, 100_000));
+    let b = &found.placed[1];
+    let at = usize::try_from(b.offset).unwrap();
+    assert_eq!(std::fs::read(&b.file).unwrap()[at..at + 50_000], noise(2, 50_000));
+    let past = client.stage(&stage, vec![part("c", 100_000, 50_001)]).await;
+    assert!(matches!(past, Err(ClientError::Changed(_))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_requests_get_a_documented_reason() {
+    use tonic_types::StatusExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let vault = start(config(folder.path(), "")).await;
+    let mut stub = VaultServiceClient::connect(format!("http://{}", vault.address)).await.unwrap();
+    let digest = hash_bytes(b"right").to_string();
+    let header = |digest: &str, size_bytes, offset| {
+        let header = PutBlobHeader { digest: digest.into(), size_bytes, offset };
+        PutBlobRequest { part: Some(PutPart::Header(header)) }
+    };
+    let data = |bytes: &'static [u8]| PutBlobRequest { part: Some(PutPart::Data(Bytes::from_static(bytes))) };
+    let mut answers = Vec::new();
+    for text in ["", "zz", &"A".repeat(64), &"../".repeat(30), "é"] {
+        answers.push(stub.has_blobs(HasBlobsRequest { digests: vec![text.into()] }).await.map(|_| ()).unwrap_err());
+        answers.push(stub.get_blob(GetBlobRequest { digest: text.into(), offset: 0 }).await.map(|_| ()).unwrap_err());
+    }
+    let crowd = HasBlobsRequest { digests: vec![digest.clone(); 4097] };
+    answers.push(stub.has_blobs(crowd).await.map(|_| ()).unwrap_err());
+    let crowd = EnsureBlobsRequest { manifests: vec![digest.clone(); 257], digests: vec![] };
+    answers.push(stub.ensure_blobs(crowd).await.map(|_| ()).unwrap_err());
+    for manifest in [&b""[..], b"{}", b"\xff", b"[[[["] {
+        let request = SealManifestRequest { manifest: Bytes::from_static(manifest) };
+        answers.push(stub.seal_manifest(request).await.map(|_| ()).unwrap_err());
+    }
+    for messages in [
+        vec![],
+        vec![PutBlobRequest { part: None }],
+        vec![data(b"no header")],
+        vec![header("x", 5, 0)],
+        vec![header(&digest, 5, 0), data(b"wrong")],
+        vec![header(&digest, 5, 0), data(b"righ")],
+        vec![header(&digest, 3, 0), data(b"right")],
+        vec![header(&digest, 5, 5), data(b"")],
+        vec![header(&digest, u64::MAX, 0), data(b"right")],
+        vec![header(&digest, 5, 0), header(&digest, 5, 0)],
+        vec![header(&digest, 1 << 22, 0), PutBlobRequest { part: Some(PutPart::Data(vec![0; (1 << 20) + 1].into())) }],
+    ] {
+        answers.push(stub.put_blob(futures::stream::iter(messages)).await.map(|_| ()).unwrap_err());
+    }
+    for answer in answers {
+        assert!(!matches!(answer.code(), Code::Internal | Code::Unknown), "{answer:?}");
+        let reason = answer.get_details_error_info().unwrap_or_else(|| panic!("{answer:?}")).reason;
+        assert!(reason.parse::<sluice_types::Reason>().is_ok(), "{reason}");
+    }
+    vault.client().put_bytes(b"right").await.unwrap();
+    let past = stub.get_blob(GetBlobRequest { digest: digest.clone(), offset: 6 }).await.map(|_| ()).unwrap_err();
+    assert_eq!(past.code(), Code::OutOfRange);
+    let mut end = stub.get_blob(GetBlobRequest { digest, offset: 5 }).await.unwrap().into_inner();
+    assert_eq!(end.message().await.unwrap().unwrap().size_bytes, 5);
+}
