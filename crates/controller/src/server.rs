@@ -61,6 +61,7 @@ pub struct Controller {
     writer: WriterHandle,
     planner: PlannerHandle,
     metrics: Arc<ControllerMetrics>,
+    directory: Arc<Directory>,
     stop: CancellationToken,
     tasks: Vec<(&'static str, JoinHandle<Result<(), ControllerError>>)>,
 }
@@ -127,6 +128,7 @@ impl Controller {
             writer,
             planner,
             metrics: shared.metrics,
+            directory: shared.directory,
             stop,
             tasks: vec![("the writer", writer_task), ("the server", server)],
         })
@@ -138,10 +140,15 @@ impl Controller {
         Arc::clone(&self.metrics)
     }
 
+    /// Leases whose slice is not proven to be free, on nodes that are connected.
+    #[must_use]
+    pub fn busy(&self) -> usize {
+        let directory = self.directory.read();
+        let ready = directory.nodes.values().filter(|node| node.state == sluice_lifecycle::model::NodeState::Ready);
+        ready.filter_map(|node| directory.held.get(&node.id)).map(std::collections::BTreeMap::len).sum()
+    }
+
     /// Stops placing jobs and tells every running one to stop at a checkpoint. Jobs queue again as they stop.
-    ///
-    /// # Errors
-    /// None that matter: a refusal means that the controller is stopping anyhow.
     pub async fn quiesce(&self) {
         self.planner.pause();
         if let Err(refusal) = self.writer.submit(Command::Quiesce).await {

@@ -214,6 +214,8 @@ fn groups_freeze_thaw_and_die_whole_and_are_found_after_a_restart() {
     killer.join().unwrap().unwrap();
     restarted.release("tree", Duration::from_secs(5)).unwrap();
     assert!(!group.exists() && restarted.leftovers().unwrap().is_empty());
+    restarted.retire();
+    assert!(node.grant(&granted).is_err(), "the node's own groups are gone");
 }
 
 #[test]

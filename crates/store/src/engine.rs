@@ -2,68 +2,69 @@
 //!
 //! Everything above it is the same text and the same values for both databases. A [`Dialect`] says what differs.
 
-use futures::TryStreamExt;
 use futures::future::BoxFuture;
 use futures::stream::BoxStream;
+use futures::{TryStreamExt, join};
 use sluice_types::Generation;
 use sqlx::pool::Pool;
-use sqlx::{Connection, Database, SqlStr};
+use sqlx::{Connection, Database};
 
 use crate::value::{Query, Record, Statement, Value};
 use crate::{Result, StoreError};
 
-/// How places for values are written.
+/// How a statement that writes many rows is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Places {
-    /// `?`. SQLite searches the names of numbered ones linearly, which costs more than the insert.
-    Bare,
-    /// `$1`.
-    Numbered,
+pub(crate) enum Layout {
+    /// `VALUES (?, ?), (?, ?), …`. The places have no numbers, because SQLite searches the names of numbered ones
+    /// linearly, which costs more than the insert.
+    Values,
+    /// `SELECT * FROM UNNEST($1, $2)` with one array per column: one text and one plan for any number of rows.
+    Arrays,
 }
 
 /// What differs between the databases.
 pub(crate) trait Dialect: Database {
-    /// How places for values are written in statements that write.
-    const PLACES: Places;
+    /// How many rows are written by one statement.
+    const LAYOUT: Layout;
     /// Begins a transaction that will write.
     const BEGIN_WRITE: &'static str;
     /// Begins a transaction whose reads all see the same instant.
     const BEGIN_READ: &'static str;
 
     /// Runs a statement and returns how many rows it touched.
-    fn execute(conn: &mut Self::Connection, sql: SqlStr, values: Vec<Value>) -> BoxFuture<'_, sqlx::Result<u64>>;
+    fn execute(conn: &mut Self::Connection, statement: Statement) -> BoxFuture<'_, sqlx::Result<u64>>;
 
     /// Runs a statement and returns its rows as they come.
-    fn stream(conn: &mut Self::Connection, sql: SqlStr, values: Vec<Value>) -> BoxStream<'_, sqlx::Result<Record>>;
+    fn stream(conn: &mut Self::Connection, statement: Statement) -> BoxStream<'_, sqlx::Result<Record>>;
 
     /// Appends the condition that a job has a label with a value.
     fn has_label(query: &mut Query, key: &str, value: &str);
 }
 
-/// Implements the parts of [`Dialect`] that are the same text for every driver but need its concrete types.
+/// Implements the parts of [`Dialect`] that are the same text for every driver but need its concrete types. The
+/// caller has `bind`, from values to the driver's arguments, and `record`, from the driver's row to ours.
 macro_rules! drive {
     () => {
         fn execute(
             conn: &mut Self::Connection,
-            sql: sqlx::SqlStr,
-            values: Vec<crate::value::Value>,
+            statement: crate::value::Statement,
         ) -> futures::future::BoxFuture<'_, sqlx::Result<u64>> {
             Box::pin(async move {
-                let arguments = bind(values)?;
-                Ok(sqlx::query_with::<Self, _>(sql, arguments).execute(conn).await?.rows_affected())
+                let arguments = bind(statement.values, statement.width)?;
+                Ok(sqlx::query_with::<Self, _>(statement.sql, arguments).execute(conn).await?.rows_affected())
             })
         }
 
         fn stream(
             conn: &mut Self::Connection,
-            sql: sqlx::SqlStr,
-            values: Vec<crate::value::Value>,
+            statement: crate::value::Statement,
         ) -> futures::stream::BoxStream<'_, sqlx::Result<crate::value::Record>> {
-            use futures::{StreamExt, TryStreamExt};
-            match bind(values) {
-                Ok(arguments) => {
-                    sqlx::query_with::<Self, _>(sql, arguments).fetch(conn).and_then(|row| async move { record(&row) }).boxed()
-                }
+            use futures::StreamExt;
+            match bind(statement.values, statement.width) {
+                Ok(arguments) => sqlx::query_with::<Self, _>(statement.sql, arguments)
+                    .fetch(conn)
+                    .map(|row| row.and_then(|row| record(&row)))
+                    .boxed(),
                 Err(error) => futures::stream::once(async { Err(error) }).boxed(),
             }
         }
@@ -109,7 +110,7 @@ impl<D: Dialect> Engine<D> {
     /// The next generation.
     pub(crate) async fn lead(&self, holder: &str) -> Result<Generation> {
         let mut tx = self.writer.begin_with(D::BEGIN_WRITE).await?;
-        let row = D::stream(&mut tx, SqlStr::from_static(LEAD), vec![Value::from(holder)]).try_next().await?;
+        let row = D::stream(&mut tx, Statement::fixed(LEAD, vec![Value::from(holder)])).try_next().await?;
         let row = row.ok_or(StoreError::Corrupt { table: "leader", detail: "it has no row".to_owned() })?;
         let generation = row.unsigned("leader", 0)?;
         tx.commit().await?;
@@ -117,32 +118,42 @@ impl<D: Dialect> Engine<D> {
     }
 
     /// Runs the statements in one transaction if `leader` still leads, and returns how many rows the last touched.
-    pub(crate) async fn write(&self, leader: Generation, statements: Vec<Statement>) -> Result<u64> {
+    /// Each statement is made while the database works on the one before.
+    pub(crate) async fn write(
+        &self,
+        leader: Generation,
+        mut statements: impl Iterator<Item = Result<Statement>>,
+    ) -> Result<u64> {
         let mut tx = self.writer.begin_with(D::BEGIN_WRITE).await?;
-        let generation = Value::from(leader.get().cast_signed());
-        if D::execute(&mut tx, SqlStr::from_static(FENCE), vec![generation]).await? != 1 {
-            tx.rollback().await?;
-            return Err(StoreError::NotLeader(leader));
-        }
-        let mut touched = 0;
-        for Statement { sql, values } in statements {
-            match D::execute(&mut tx, sql, values).await {
-                Ok(rows) => touched = rows,
-                Err(error) => {
-                    tx.rollback().await?;
-                    return Err(error.into());
-                }
+        let written = async {
+            let fence = Statement::fixed(FENCE, vec![Value::from(leader.get().cast_signed())]);
+            let (fenced, mut next) = join!(D::execute(&mut tx, fence), async { statements.next() });
+            if fenced? != 1 {
+                return Err(StoreError::NotLeader(leader));
+            }
+            let mut touched = 0;
+            while let Some(statement) = next {
+                let (done, following) = join!(D::execute(&mut tx, statement?), async { statements.next() });
+                (touched, next) = (done?, following);
+            }
+            Ok(touched)
+        };
+        match written.await {
+            Ok(touched) => {
+                tx.commit().await?;
+                Ok(touched)
+            }
+            Err(error) => {
+                tx.rollback().await?;
+                Err(error)
             }
         }
-        tx.commit().await?;
-        Ok(touched)
     }
 
     /// All rows of a statement, decoded.
     pub(crate) async fn read<T>(&self, query: &mut Query, decode: fn(&Record) -> Result<T>) -> Result<Vec<T>> {
-        let Statement { sql, values } = query.build();
         let mut conn = self.readers.acquire().await?;
-        let records: Vec<Record> = D::stream(&mut conn, sql, values).try_collect().await?;
+        let records: Vec<Record> = D::stream(&mut conn, query.build()).try_collect().await?;
         drop(conn);
         records.iter().map(decode).collect()
     }

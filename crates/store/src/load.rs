@@ -140,7 +140,7 @@ where
         }
         Ok(rows)
     });
-    let mut chunks = D::stream(conn, statement.sql, statement.values).chunks(CHUNK);
+    let mut chunks = D::stream(conn, statement).chunks(CHUNK);
     while let Some(chunk) = chunks.next().await {
         let chunk = chunk.into_iter().collect::<sqlx::Result<Vec<_>>>()?;
         if send.send(chunk).await.is_err() {

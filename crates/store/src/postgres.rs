@@ -1,20 +1,21 @@
 //! PostgreSQL: any server from version 13 on.
 
+use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
 
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
-use sqlx::{Column, Postgres, Row, TypeInfo};
+use sqlx::{Arguments, Column, Postgres, Row, TypeInfo};
 
 use crate::Result;
-use crate::engine::{Dialect, Engine, Places, bind_all, drive};
+use crate::engine::{Dialect, Engine, Layout, bind_all, drive};
 use crate::value::{Query, Record, Value};
 
 /// Connections that read beside each other.
 const READERS: u32 = 8;
 
 impl Dialect for Postgres {
-    const PLACES: Places = Places::Numbered;
+    const LAYOUT: Layout = Layout::Arrays;
     const BEGIN_WRITE: &'static str = "BEGIN";
     const BEGIN_READ: &'static str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
 
@@ -25,8 +26,43 @@ impl Dialect for Postgres {
     }
 }
 
-fn bind(values: Vec<Value>) -> sqlx::Result<PgArguments> {
-    bind_all(values)
+fn bind(values: Vec<Value>, width: Option<NonZeroUsize>) -> sqlx::Result<PgArguments> {
+    match width {
+        None => bind_all(values),
+        Some(width) => bind_columns(values, width.get()),
+    }
+}
+
+/// One array per column.
+fn bind_columns(values: Vec<Value>, width: usize) -> sqlx::Result<PgArguments> {
+    enum Column {
+        Ints(Vec<Option<i64>>),
+        Texts(Vec<Option<String>>),
+    }
+    let rows = values.len() / width;
+    let mut columns: Vec<Column> = values[..width.min(values.len())]
+        .iter()
+        .map(|value| match value {
+            Value::Int(_) => Column::Ints(Vec::with_capacity(rows)),
+            Value::Text(_) => Column::Texts(Vec::with_capacity(rows)),
+        })
+        .collect();
+    for (place, value) in values.into_iter().enumerate() {
+        match (&mut columns[place % width], value) {
+            (Column::Ints(column), Value::Int(number)) => column.push(number),
+            (Column::Texts(column), Value::Text(text)) => column.push(text),
+            _ => return Err(sqlx::Error::Protocol("a column has one type in all rows".to_owned())),
+        }
+    }
+    let mut arguments = PgArguments::default();
+    for column in columns {
+        match column {
+            Column::Ints(column) => arguments.add(column),
+            Column::Texts(column) => arguments.add(column),
+        }
+        .map_err(sqlx::Error::Encode)?;
+    }
+    Ok(arguments)
 }
 
 fn record(row: &PgRow) -> sqlx::Result<Record> {

@@ -74,8 +74,7 @@ impl<D: Dialect> Store for Engine<D> {
     }
 
     async fn commit(&self, leader: Generation, rows: &Rows) -> Result<()> {
-        let statements = write::statements(D::PLACES, rows)?;
-        self.write(leader, statements).await.map(drop)
+        self.write(leader, write::statements(D::LAYOUT, rows)).await.map(drop)
     }
 
     async fn load(&self, bounds: LoadBounds) -> Result<Snapshot> {
@@ -83,7 +82,7 @@ impl<D: Dialect> Store for Engine<D> {
     }
 
     async fn forget_requests(&self, leader: Generation, before: Timestamp, limit: u32) -> Result<u64> {
-        self.write(leader, vec![write::forget_requests(before, limit)]).await
+        self.write(leader, std::iter::once(Ok(write::forget_requests(before, limit)))).await
     }
 
     async fn ping(&self) -> Result<()> {
@@ -132,15 +131,18 @@ impl<D: Dialect> Store for Engine<D> {
     async fn list_events(&self, filter: EventFilter, page: Page<u64>) -> Result<Vec<Event>> {
         let mut query = Query::new("SELECT body FROM events WHERE 1 = 1");
         let EventFilter { tenant, project, job } = filter;
-        let columns = [
-            (" AND tenant = ", tenant.map(TenantId::raw)),
-            (" AND project = ", project.map(ProjectId::raw)),
-            (" AND job = ", job.map(JobId::raw)),
-        ];
-        for (text, value) in columns {
-            if let Some(value) = value {
-                query.bind(text, id(value));
+        if let Some(tenant) = tenant {
+            query.bind(" AND tenant = ", id(tenant.raw()));
+        }
+        if let Some(project) = project {
+            query.bind(" AND project = ", id(project.raw()));
+            if tenant.is_none() && job.is_none() {
+                // A project's events are found through its tenant's index.
+                query.bind(" AND tenant = (SELECT tenant FROM projects WHERE id = ", id(project.raw())).push(")");
             }
+        }
+        if let Some(job) = job {
+            query.bind(" AND job = ", id(job.raw()));
         }
         let after = page.after.map(|after| after.min(i64::MAX.cast_unsigned()));
         rising(&mut query, "sequence", after, limit(&page));

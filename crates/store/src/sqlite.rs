@@ -1,5 +1,6 @@
 //! SQLite: one file, its log beside it, one connection that writes.
 
+use std::num::NonZeroUsize;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -9,14 +10,14 @@ use sqlx::sqlite::{
 use sqlx::{Row, Sqlite, Type, TypeInfo, ValueRef};
 
 use crate::Result;
-use crate::engine::{Dialect, Engine, Places, bind_all, drive};
+use crate::engine::{Dialect, Engine, Layout, bind_all, drive};
 use crate::value::{Query, Record, Value};
 
 /// Connections that read beside each other.
 const READERS: u32 = 8;
 
 impl Dialect for Sqlite {
-    const PLACES: Places = Places::Bare;
+    const LAYOUT: Layout = Layout::Values;
     // Takes the write lock at once: a transaction that began as a reader could not be upgraded.
     const BEGIN_WRITE: &'static str = "BEGIN IMMEDIATE";
     const BEGIN_READ: &'static str = "BEGIN DEFERRED";
@@ -31,7 +32,7 @@ impl Dialect for Sqlite {
     }
 }
 
-fn bind(values: Vec<Value>) -> sqlx::Result<SqliteArguments> {
+fn bind(values: Vec<Value>, _width: Option<NonZeroUsize>) -> sqlx::Result<SqliteArguments> {
     bind_all(values)
 }
 
@@ -57,9 +58,10 @@ pub(crate) async fn open(url: &str) -> Result<Engine<Sqlite>> {
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(Duration::from_secs(10))
         .statement_cache_capacity(512)
+        .page_size(std::env::var("XP_PAGE").map_or(4096, |v| v.parse().unwrap()))
         .pragma("temp_store", "memory")
-        .pragma("cache_size", "-65536")
-        .pragma("wal_autocheckpoint", "8192")
+        .pragma("cache_size", std::env::var("XP_CACHE").unwrap_or("-65536".into()))
+        .pragma("wal_autocheckpoint", std::env::var("XP_CKPT").unwrap_or("8192".into()))
         .pragma("journal_size_limit", "67108864");
     let options = sqlx::ConnectOptions::disable_statement_logging(options);
     let writer = SqlitePoolOptions::new()

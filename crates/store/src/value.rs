@@ -1,6 +1,7 @@
 //! What goes into and comes out of SQL: 64-bit integers and texts, nothing else.
 
 use std::borrow::Cow;
+use std::num::NonZeroUsize;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -129,6 +130,15 @@ fn missing(table: &'static str, column: usize) -> StoreError {
 pub(crate) struct Statement {
     pub(crate) sql: sqlx::SqlStr,
     pub(crate) values: Vec<Value>,
+    /// Where the values are rows one after the other: how many columns each has.
+    pub(crate) width: Option<NonZeroUsize>,
+}
+
+impl Statement {
+    /// A text of ours with values for its places.
+    pub(crate) fn fixed(text: &'static str, values: Vec<Value>) -> Self {
+        Self { sql: sqlx::SqlStr::from_static(text), values, width: None }
+    }
 }
 
 /// Builds a read: text with numbered places for values, which both databases understand.
@@ -180,6 +190,6 @@ impl Query {
     pub(crate) fn build(&mut self) -> Statement {
         // The text is made of literals of this crate; everything else is bound.
         let sql = sqlx::SqlSafeStr::into_sql_str(sqlx::AssertSqlSafe(std::mem::take(&mut self.text)));
-        Statement { sql, values: std::mem::take(&mut self.values) }
+        Statement { sql, values: std::mem::take(&mut self.values), width: None }
     }
 }

@@ -3,12 +3,12 @@
 use sluice_lifecycle::Rows;
 
 use crate::Result;
-use crate::engine::Places;
+use crate::engine::Layout;
 use crate::tables;
 use crate::value::{Query, Statement, instant};
 
 /// The statements that write `rows`, in an order that finds a conflict early: requests and transfers first.
-pub(crate) fn statements(places: Places, rows: &Rows) -> Result<Vec<Statement>> {
+pub(crate) fn statements(layout: Layout, rows: &Rows) -> impl Iterator<Item = Result<Statement>> {
     // A new field of `Rows` must not be forgotten here.
     let Rows {
         tenants,
@@ -33,30 +33,27 @@ pub(crate) fn statements(places: Places, rows: &Rows) -> Result<Vec<Statement>> 
         requests,
         counters,
     } = rows;
-    let mut all = Vec::new();
-    let out = &mut all;
-    tables::write(places, requests, out)?;
-    tables::write(places, transfers, out)?;
-    tables::write(places, accounts, out)?;
-    tables::write(places, holds, out)?;
-    tables::write(places, jobs, out)?;
-    tables::write(places, attempts, out)?;
-    tables::write(places, leases, out)?;
-    tables::write(places, checkpoints, out)?;
-    tables::write(places, migrations, out)?;
-    tables::write(places, windows, out)?;
-    tables::write(places, events, out)?;
-    tables::write(places, tenants, out)?;
-    tables::write(places, projects, out)?;
-    tables::write(places, keys, out)?;
-    tables::write(places, secrets, out)?;
-    tables::write(places, sites, out)?;
-    tables::write(places, nodes, out)?;
-    tables::write(places, tokens, out)?;
-    tables::write(places, prices, out)?;
-    tables::write(places, budgets, out)?;
-    tables::write(places, counters.as_slice(), out)?;
-    Ok(all)
+    tables::write(layout, requests)
+        .chain(tables::write(layout, transfers))
+        .chain(tables::write(layout, accounts))
+        .chain(tables::write(layout, holds))
+        .chain(tables::write(layout, jobs))
+        .chain(tables::write(layout, attempts))
+        .chain(tables::write(layout, leases))
+        .chain(tables::write(layout, checkpoints))
+        .chain(tables::write(layout, migrations))
+        .chain(tables::write(layout, windows))
+        .chain(tables::write(layout, events))
+        .chain(tables::write(layout, tenants))
+        .chain(tables::write(layout, projects))
+        .chain(tables::write(layout, keys))
+        .chain(tables::write(layout, secrets))
+        .chain(tables::write(layout, sites))
+        .chain(tables::write(layout, nodes))
+        .chain(tables::write(layout, tokens))
+        .chain(tables::write(layout, prices))
+        .chain(tables::write(layout, budgets))
+        .chain(tables::write(layout, counters.as_slice()))
 }
 
 /// Deletes the oldest requests before `before`.

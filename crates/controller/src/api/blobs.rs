@@ -72,7 +72,7 @@ impl Api {
         let (site, blob) = found.ok_or_else(|| {
             refuse(Reason::WrongState, "there are no outputs: the task has not ended, or left none")
         })?;
-        let mut stream = self.blobs.open(blob.digest, 0, Some(site)).await.map_err(|error| {
+        let mut stream = self.blobs.open(blob.digest, 0, Some(site), None).await.map_err(|error| {
             tracing::warn!(%error, digest = %blob.digest, "outputs cannot be read");
             refuse(Reason::Unavailable, "the site that has the outputs does not answer")
         })?;

@@ -43,18 +43,19 @@ pub(crate) struct BlobStream {
 }
 
 impl BlobSource {
-    /// Opens a blob at `offset`: from `site`, or from the uploads and then from whichever vault has it.
+    /// Opens a blob at `offset`: from `site`, or from the uploads and then from whichever vault but `asker` has it.
     pub(crate) async fn open(
         &self,
         digest: Digest,
         offset: u64,
         site: Option<SiteId>,
+        asker: Option<SiteId>,
     ) -> Result<BlobStream, RelayError> {
         match site {
             Some(site) => self.from_vault(site, digest, offset).await,
             None if self.uploads.size(&digest).is_some() => self.from_uploads(digest, offset),
             None => {
-                for site in self.hub.vault_sites() {
+                for site in self.hub.vault_sites().into_iter().filter(|site| Some(*site) != asker) {
                     match self.from_vault(site, digest, offset).await {
                         Ok(stream) => return Ok(stream),
                         Err(error) => tracing::debug!(%site, %digest, %error, "this vault does not have the blob"),

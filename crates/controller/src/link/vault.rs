@@ -55,17 +55,18 @@ impl SiteService for SiteApi {
         &self,
         request: Request<v1::RelayBlobRequest>,
     ) -> Result<Response<Self::RelayBlobStream>, Status> {
-        match subject(&request)? {
-            Subject::Vault(_) | Subject::Node(_) => {}
+        let asker = match subject(&request)? {
+            Subject::Vault(site) => Some(site),
+            Subject::Node(_) => None,
             Subject::Controller => return Err(refuse(Reason::PermissionDenied, "only hosts relay")),
-        }
+        };
         let wanted = request.into_inner();
         let digest: Digest = wanted.digest.parse().map_err(|_| refuse_field("digest", "64 hexadecimal digits"))?;
         let site = match wanted.site_id.as_str() {
             "" => None,
             id => Some(id.parse().map_err(|_| refuse_field("site_id", "an id of a site"))?),
         };
-        let mut blob = self.blobs.open(digest, wanted.offset, site).await.map_err(|error| relay_status(&error))?;
+        let mut blob = self.blobs.open(digest, wanted.offset, site, asker).await.map_err(|error| relay_status(&error))?;
         let (sender, receiver) = mpsc::channel(4);
         tokio::spawn(async move {
             let mut size_bytes = blob.size;

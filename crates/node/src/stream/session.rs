@@ -96,7 +96,12 @@ async fn read(
     let mut acknowledged = settled;
     while let Some(message) = inbox.message().await? {
         match message.message {
-            Some(Down::Desired(desired)) => agent.apply(desired),
+            Some(Down::Desired(desired)) => {
+                // Accepting writes to the disk, and the heart must go on beating.
+                let agent = agent.clone();
+                let applied = tokio::task::spawn_blocking(move || agent.apply(desired)).await;
+                applied.map_err(|_| StreamError::Broken("sent a list that could not be taken"))?;
+            }
             Some(Down::WindowAck(ack)) if ack.journal > acknowledged => {
                 acknowledged = ack.journal;
                 agent.shared.journal.settle(acknowledged).await;

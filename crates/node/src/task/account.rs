@@ -17,11 +17,12 @@ impl Task {
             return;
         }
         // What a running task's supervisor has not told yet may still cut the open window.
-        let until = if self.supervised { self.seen_until } else { now };
         if self.record.phase != Phase::Launched {
             self.meter.sample(now, 0, sluice_types::Bytes::ZERO);
         }
         let length = *self.shared.window.borrow();
+        let mute = now.since(self.seen_until) > length.plus(length);
+        let until = if self.supervised && !mute { self.seen_until } else { now };
         let mut meter = self.meter.clone();
         let windows = meter.due(until, length);
         if !windows.is_empty() && self.commit(meter, windows).await {
@@ -71,7 +72,7 @@ impl Task {
                 // Found dead after a restart of the agent: since when is not known, so it is not billed.
                 let unknown = matches!(exit.outcome, Outcome::SupervisorLost) && self.looked_at.is_none();
                 let end = exit.ended_at;
-                (!unknown).then(|| self.split_until(&mut meter, end, now.unwrap_or(end))).unwrap_or_default()
+                if unknown { Vec::new() } else { self.split_until(&mut meter, end, now.unwrap_or(end)) }
             }
             (_, Some(now)) => self.split_until(&mut meter, now, now),
             (_, None) => Vec::new(),

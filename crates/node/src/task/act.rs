@@ -62,7 +62,9 @@ impl Task {
         // On disk before anything exists, so that a restart looks for what may have been begun.
         self.record.phase = Phase::Launched;
         self.record.grant = Some(grant.clone());
-        self.save().await;
+        if !self.save().await {
+            return self.back_off();
+        }
         let (shared, home, uid) = (self.shared.clone(), self.home.clone(), self.record.uid);
         self.start(
             Kind::Launch,

@@ -2,6 +2,7 @@
 //! report stands.
 
 use std::path::Path;
+use std::process::Child;
 use std::time::Duration;
 
 use sluice_types::{Digest, Reason};
@@ -14,6 +15,9 @@ use crate::home::{EndedNote, SealedNote, remove_folder};
 use crate::metrics::NodeMetrics;
 use crate::reconcile::Goal;
 use crate::supervisor::{CheckpointMode, ExitRecord, Ordered, Outcome};
+
+/// How long a supervisor may take to end after it recorded the end of its task.
+const REAP: Duration = Duration::from_secs(5);
 
 impl Task {
     /// Seals the oldest staged checkpoint, if nothing else is under way. One at a time keeps their order.
@@ -48,8 +52,10 @@ impl Task {
                 let metrics = &self.shared.config.metrics;
                 NodeMetrics::add(&metrics.checkpoints_sealed, 1);
                 NodeMetrics::add(&metrics.checkpoint_bytes, sealed.bytes);
-                self.save().await;
-                self.remove_staged(sequence).await;
+                // While the note is not on disk, the staged checkpoint is what a restart seals again.
+                if self.save().await {
+                    self.remove_staged(sequence).await;
+                }
             }
             Err(error) => {
                 let error_text = told(&error);
@@ -78,12 +84,15 @@ impl Task {
         if self.work.is_some() || Instant::now() < self.retry_at {
             return;
         }
-        if !self.close_meter().await {
+        let keeps = matches!(self.end, Some(End::Exit(_))) && !self.wanted.goal().is_fenced();
+        if keeps && !self.all_found {
+            self.all_found = self.find_staged().await;
+        }
+        if (keeps && !self.all_found) || !self.close_meter().await {
             return self.back_off();
         }
         let limit = self.shared.config.limits.finish;
         let finish_by = *self.finish_by.get_or_insert_with(|| Instant::now() + limit);
-        let keeps = matches!(self.end, Some(End::Exit(_))) && !self.wanted.goal().is_fenced();
         if keeps && Instant::now() < finish_by {
             self.seal_next();
             if self.work.is_some() || !self.staged.is_empty() {
@@ -143,12 +152,16 @@ impl Task {
         let (shared, home, assignment) = (self.shared.clone(), self.home.clone(), self.wanted.assignment.clone());
         let granted = self.record.grant.is_some() && self.now().is_some();
         let key = self.record.key.lease.to_string();
+        let child = self.child.take();
         let work = blocking(move || {
             let patience = shared.config.limits.kill_patience;
             let released = if granted { shared.config.backend.release(&key, patience).map(|_| ()) } else { Ok(()) };
             match released {
                 Ok(()) | Err(sluice_device::DeviceError::Unknown(_)) => {}
                 Err(error) => return Err(Failure::from(error)),
+            }
+            if let Some(child) = child {
+                reap(child);
             }
             // A secret that stays is worse than a task that ends late.
             let secrets = launch::secrets_folder(&shared, &home, &assignment);
@@ -244,6 +257,20 @@ impl Task {
             _ => false,
         };
         sealed && by_order && well
+    }
+}
+
+/// Waits for a supervisor that has written its last; one that hangs all the same is ended.
+fn reap(mut child: Child) {
+    let end = std::time::Instant::now() + REAP;
+    while matches!(child.try_wait(), Ok(None)) {
+        if std::time::Instant::now() >= end {
+            // Gone this very moment is as good.
+            let _gone = child.kill();
+            let _status = child.wait();
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -33,8 +33,10 @@ use crate::reconcile::{Goal, Local, Stage, reconcile};
 use crate::shared::Shared;
 use crate::supervisor::{self, ExitRecord, OrderState, StagedManifest, Status, SupervisorClient};
 
-/// How often the end of a running task is looked for, and a task in motion is looked at.
+/// How often a task in motion is looked at.
 const QUICK: Duration = Duration::from_millis(100);
+/// How often the end of a running task is looked for.
+const STEADY: Duration = Duration::from_millis(250);
 /// How often a running task is looked at, and everything else.
 const USUAL: Duration = Duration::from_millis(1000);
 const LONGEST_RETRY: Duration = Duration::from_secs(15);
@@ -112,6 +114,8 @@ pub(crate) struct Task {
     work: Option<Work>,
     /// Checkpoints to be sealed, by sequence.
     staged: BTreeMap<u64, StagedManifest>,
+    /// After the end: no staged checkpoint is missing there.
+    all_found: bool,
     finish_by: Option<Instant>,
     retry_at: Instant,
     retry_pause: Duration,
@@ -143,6 +147,7 @@ impl Task {
             end: None,
             work: None,
             staged: BTreeMap::new(),
+            all_found: false,
             finish_by: None,
             retry_at: Instant::now(),
             retry_pause: Duration::ZERO,
@@ -201,6 +206,7 @@ impl Task {
 
     fn pause(&self) -> Duration {
         match self.stage() {
+            Stage::Running if !self.is_in_motion() => STEADY,
             Stage::Running | Stage::Launching => QUICK,
             Stage::Finishing => self.retry_at.saturating_duration_since(Instant::now()).clamp(QUICK, USUAL),
             _ => USUAL,
@@ -289,15 +295,17 @@ impl Task {
         }
     }
 
-    /// Keeps the record. A disk that is full is told and tried again with the next change.
-    async fn save(&mut self) {
+    /// Keeps the record; `false` where it could not be written. The next change writes it again.
+    async fn save(&mut self) -> bool {
         let (board, lease) = (&self.shared.board, self.record.key.lease);
         self.record.sealed.retain(|note| board.holds(lease, &note.manifest.to_string()));
         self.record.chain = self.meter.chain().clone();
         let (home, record) = (self.home.clone(), self.record.clone());
-        if let Err(error) = blocking(move || home.write_record(&record)).await {
-            tracing::error!(%lease, error = in_one_line(&error), "the task's record could not be written");
+        let written = blocking(move || home.write_record(&record)).await;
+        if let Err(error) = &written {
+            tracing::error!(%lease, error = in_one_line(error), "the task's record could not be written");
         }
+        written.is_ok()
     }
 
     fn start(&mut self, kind: Kind, work: impl Future<Output = Done> + Send + 'static) {

@@ -10,12 +10,14 @@ use crate::error::{Failure, in_one_line};
 use crate::home::Phase;
 use crate::metrics::NodeMetrics;
 use crate::supervisor::{
-    self, ExitRecord, LaunchSpec, Liveness, Outcome, Status, SupervisorError, read_exit, read_identity, read_json,
-    read_staged, settle,
+    self, ExitRecord, LaunchSpec, Liveness, Outcome, Status, SupervisorError, SupervisorIdentity, read_exit,
+    read_identity, read_json, read_staged, settle,
 };
 
 /// How long a supervisor may take to say who it is.
 const BEGIN: Duration = Duration::from_secs(30);
+/// How long one is waited for that may have been started by an agent that was killed.
+const MOMENT: Duration = Duration::from_secs(1);
 
 impl Task {
     /// After a start of the agent: what became of the task meanwhile?
@@ -38,9 +40,7 @@ impl Task {
                 tracing::warn!(lease = %self.record.key.lease, error = in_one_line(&error), "its slice was not found");
             }
         }
-        let folder = self.home.folder.clone();
-        let found = blocking(move || Ok::<_, SupervisorError>((read_exit(&folder)?, read_identity(&folder)?))).await;
-        match found {
+        match self.look_for_supervisor().await {
             Ok((Some(exit), _)) => self.on_exit(exit).await,
             Ok((None, Some(identity))) => {
                 self.supervised = true;
@@ -53,6 +53,21 @@ impl Task {
             Err(error) => {
                 self.supervised = true;
                 tracing::error!(lease = %self.record.key.lease, error = error.in_one_line(), "its folder is damaged");
+            }
+        }
+    }
+
+    /// Whether the task ended, and who supervises it. One that the agent before started just before it was killed has a
+    /// moment to begin.
+    async fn look_for_supervisor(&self) -> Result<(Option<ExitRecord>, Option<SupervisorIdentity>), SupervisorError> {
+        let end = Instant::now() + MOMENT;
+        loop {
+            let folder = self.home.folder.clone();
+            let found = blocking(move || Ok((read_exit(&folder)?, read_identity(&folder)?))).await;
+            let may_begin = self.now().is_some() && self.home.folder.launch().exists() && Instant::now() < end;
+            match found {
+                Ok((None, None)) if may_begin => tokio::time::sleep(MOMENT / 20).await,
+                other => return other,
             }
         }
     }
@@ -121,14 +136,14 @@ impl Task {
             || self.record.sealed_sequences.back().is_some_and(|newest| *newest >= sequence)
     }
 
-    /// Reads staged checkpoints that are not known yet, and cuts a window at each capture.
-    async fn find_staged(&mut self) {
+    /// Reads staged checkpoints that are not known yet, and cuts a window at each capture. `false` where some are left.
+    pub(super) async fn find_staged(&mut self) -> bool {
         let folder = self.home.folder.clone();
         let found = match blocking(move || read_staged(&folder)).await {
             Ok(found) => found,
             Err(error) => {
                 tracing::error!(lease = %self.record.key.lease, error = error.in_one_line(), "staged checkpoints");
-                return;
+                return false;
             }
         };
         for manifest in found {
@@ -137,12 +152,13 @@ impl Task {
                 self.remove_staged(manifest.sequence).await;
             } else if !self.staged.contains_key(&manifest.sequence) {
                 if !self.cut_at_capture(manifest.sequence, manifest.captured_at).await {
-                    // The journal is full: looked at again, in order.
-                    return;
+                    // The disk is full: looked at again, in order.
+                    return false;
                 }
                 self.staged.insert(manifest.sequence, manifest);
             }
         }
+        true
     }
 
     pub(super) async fn remove_staged(&mut self, sequence: u64) {
@@ -153,6 +169,9 @@ impl Task {
     }
 
     pub(super) async fn on_exit(&mut self, exit: ExitRecord) {
+        if self.end.is_some() {
+            return;
+        }
         if let Some(step) = exit.last_step {
             self.record.last_step = step;
         }
@@ -165,7 +184,7 @@ impl Task {
         if self.record.boot == self.shared.boot && exit.cpu_nanos > 0 {
             self.meter.sample(exit.ended_at, exit.cpu_nanos, sluice_types::Bytes::ZERO);
         }
-        self.find_staged().await;
+        self.all_found = self.find_staged().await;
         tracing::info!(lease = %self.record.key.lease, outcome = ?exit.outcome, "ended");
         self.end = Some(End::Exit(Box::new(exit)));
         self.save().await;

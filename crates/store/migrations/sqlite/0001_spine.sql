@@ -73,9 +73,9 @@ CREATE TABLE jobs (
     live INTEGER NOT NULL,
     body TEXT NOT NULL
 );
-CREATE INDEX jobs_by_tenant ON jobs (tenant, id);
-CREATE INDEX jobs_by_project ON jobs (project, id);
-CREATE INDEX jobs_by_name ON jobs (name, id);
+-- The name rides along so that a search by name reads no bodies.
+CREATE INDEX jobs_by_tenant ON jobs (tenant, id, name);
+CREATE INDEX jobs_by_project ON jobs (project, id, name);
 CREATE INDEX jobs_live ON jobs (tenant, id) WHERE live = 1;
 
 CREATE TABLE attempts (
@@ -186,8 +186,8 @@ CREATE TABLE events (
     job INTEGER NOT NULL,
     body TEXT NOT NULL
 );
-CREATE INDEX events_by_tenant ON events (tenant, sequence);
-CREATE INDEX events_by_project ON events (project, sequence);
+-- Serves projects too.
+CREATE INDEX events_by_tenant ON events (tenant, sequence, project);
 CREATE INDEX events_by_job ON events (job, sequence);
 
 -- A request's UUID as two integers.

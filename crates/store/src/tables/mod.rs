@@ -7,12 +7,13 @@ mod people;
 
 use std::collections::HashSet;
 use std::hash::Hash;
+use std::num::NonZeroUsize;
 use std::sync::{Arc, OnceLock};
 
 use sqlx::{AssertSqlSafe, SqlSafeStr, SqlStr};
 
 use crate::Result;
-use crate::engine::Places;
+use crate::engine::Layout;
 use crate::value::{Statement, Value};
 
 pub(crate) use job::state_word;
@@ -20,7 +21,10 @@ pub(crate) use money::{account, halves, hold, transfer};
 
 /// Rows per statement, largest first. Powers of two down to one, so that any number of rows takes few statements and
 /// each of their texts is prepared once.
-const CHUNKS: [usize; 7] = [64, 32, 16, 8, 4, 2, 1];
+const CHUNKS: [usize; 9] = [256, 128, 64, 32, 16, 8, 4, 2, 1];
+
+/// Rows per statement where one text serves any number: a bound on what is in memory at once.
+const MOST_ROWS: usize = 1024;
 
 /// What happens to a row whose key is there already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,51 +43,52 @@ pub(crate) struct Table {
     columns: &'static [&'static str],
     key: usize,
     on_conflict: OnConflict,
-    texts: [[OnceLock<Arc<str>>; CHUNKS.len()]; 2],
+    values: [OnceLock<Arc<str>>; CHUNKS.len()],
+    arrays: OnceLock<Arc<str>>,
 }
 
 impl Table {
-    const fn new(
-        name: &'static str,
-        key: usize,
-        columns: &'static [&'static str],
-        on_conflict: OnConflict,
-    ) -> Self {
-        let texts = [const { [const { OnceLock::new() }; CHUNKS.len()] }; 2];
-        Self { name, columns, key, on_conflict, texts }
+    const fn new(name: &'static str, key: usize, columns: &'static [&'static str], on_conflict: OnConflict) -> Self {
+        let values = [const { OnceLock::new() }; CHUNKS.len()];
+        Self { name, columns, key, on_conflict, values, arrays: OnceLock::new() }
     }
 
-    /// The statement that writes `CHUNKS[chunk]` rows.
-    fn text(&self, places: Places, chunk: usize) -> SqlStr {
-        let slot = &self.texts[usize::from(places == Places::Numbered)][chunk];
-        let text = slot.get_or_init(|| self.write_text(places, CHUNKS[chunk]).into());
+    /// How many of `rows` the next statement writes, and its text; `first` is the first row's values.
+    fn text(&self, layout: Layout, rows: usize, first: &[Value]) -> (usize, SqlStr) {
+        let (size, text) = match layout {
+            Layout::Values => {
+                let chunk = CHUNKS.iter().position(|size| *size <= rows).unwrap_or(CHUNKS.len() - 1);
+                (CHUNKS[chunk], self.values[chunk].get_or_init(|| self.values_text(CHUNKS[chunk]).into()))
+            }
+            Layout::Arrays => (rows.min(MOST_ROWS), self.arrays.get_or_init(|| self.arrays_text(first).into())),
+        };
         // Made of this crate's own literals and numbers.
-        AssertSqlSafe(Arc::clone(text)).into_sql_str()
+        (size, AssertSqlSafe(Arc::clone(text)).into_sql_str())
     }
 
-    fn write_text(&self, places: Places, rows: usize) -> String {
-        use std::fmt::Write;
-        let mut text = format!("INSERT INTO {} ({}) VALUES ", self.name, self.columns.join(", "));
-        let width = self.columns.len();
-        for place in 0..rows * width {
-            text.push_str(match (place % width, place) {
-                (0, 0) => "(",
-                (0, _) => "), (",
-                _ => ", ",
-            });
-            // Writing to a string does not fail.
-            let _ = match places {
-                Places::Bare => text.write_str("?"),
-                Places::Numbered => write!(text, "${}", place + 1),
-            };
+    fn values_text(&self, rows: usize) -> String {
+        let row = format!("({})", vec!["?"; self.columns.len()].join(", "));
+        let head = format!("INSERT INTO {} ({}) VALUES ", self.name, self.columns.join(", "));
+        head + &vec![row; rows].join(", ") + &self.replace_text()
+    }
+
+    fn arrays_text(&self, first: &[Value]) -> String {
+        let array = |(place, value): (usize, &Value)| match value {
+            Value::Int(_) => format!("${}::bigint[]", place + 1),
+            Value::Text(_) => format!("${}::text[]", place + 1),
+        };
+        let arrays: Vec<String> = first.iter().enumerate().map(array).collect();
+        let (name, columns) = (self.name, self.columns.join(", "));
+        format!("INSERT INTO {name} ({columns}) SELECT * FROM UNNEST({})", arrays.join(", ")) + &self.replace_text()
+    }
+
+    fn replace_text(&self) -> String {
+        if self.on_conflict == OnConflict::Refuse {
+            return String::new();
         }
-        text.push(')');
-        if self.on_conflict == OnConflict::Replace {
-            let _ = write!(text, " ON CONFLICT ({}) DO UPDATE SET ", self.columns[..self.key].join(", "));
-            let set: Vec<String> = self.columns[self.key..].iter().map(|name| format!("{name} = excluded.{name}")).collect();
-            text.push_str(&set.join(", "));
-        }
-        text
+        let (key, rest) = self.columns.split_at(self.key);
+        let set: Vec<String> = rest.iter().map(|name| format!("{name} = excluded.{name}")).collect();
+        format!(" ON CONFLICT ({}) DO UPDATE SET {}", key.join(", "), set.join(", "))
     }
 }
 
@@ -102,24 +107,28 @@ pub(crate) trait Stored {
     fn put(&self, values: &mut Vec<Value>) -> Result<()>;
 }
 
-/// Appends the statements that write `rows`.
-pub(crate) fn write<T: Stored>(places: Places, rows: &[T], statements: &mut Vec<Statement>) -> Result<()> {
+/// The statements that write `rows`, each made when it is asked for.
+pub(crate) fn write<T: Stored>(layout: Layout, rows: &[T]) -> impl Iterator<Item = Result<Statement>> {
     let table = T::table();
     let rows = newest(table.on_conflict, rows);
-    let mut rest = rows.as_slice();
-    for (chunk, size) in CHUNKS.into_iter().enumerate() {
-        while rest.len() >= size {
-            let (now, later) = rest.split_at(size);
-            rest = later;
-            let mut values = Vec::with_capacity(size * table.columns.len());
-            for row in now {
+    let mut done = 0;
+    std::iter::from_fn(move || {
+        let rest = &rows[done..];
+        let (first, others) = rest.split_first()?;
+        let mut make = || {
+            let width = table.columns.len();
+            let mut values = Vec::with_capacity(width * rest.len().min(CHUNKS[0]));
+            first.put(&mut values)?;
+            let (size, sql) = table.text(layout, rest.len(), &values);
+            for row in &others[..size - 1] {
                 row.put(&mut values)?;
             }
-            debug_assert_eq!(values.len(), size * table.columns.len(), "one value per column of {}", table.name);
-            statements.push(Statement { sql: table.text(places, chunk), values });
-        }
-    }
-    Ok(())
+            assert_eq!(values.len(), size * width, "one value per column of {}", table.name);
+            done += size;
+            Ok(Statement { sql, values, width: NonZeroUsize::new(width) })
+        };
+        Some(make())
+    })
 }
 
 /// Of rows of the same key only the last: PostgreSQL refuses to replace a row twice in one statement. Rows that may

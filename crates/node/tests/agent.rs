@@ -1,0 +1,215 @@
+//! The agent does what its controller wants, with real supervisors, groups and a real vault, and tells it truly.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod fleet;
+
+use std::time::Duration;
+
+use fleet::{Host, eventually, shell};
+use sluice_node::supervisor::LogRecord;
+use sluice_proto::v1;
+use sluice_proto::v1::task_report::State;
+
+fn text(log: &[u8]) -> String {
+    let lines = log.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    lines.map(|line| String::from_utf8_lossy(LogRecord::parse(line).unwrap().text).into_owned() + "\n").collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_job_runs_to_its_end_and_is_told_metered_stored_and_forgotten() {
+    let Some(host) = Host::enforced().await else { return };
+    let agent = host.agent();
+    let mut job = shell(
+        "echo hello; cat $SECRET_PATH; cat given; echo out > $SLUICE_OUTPUTS/o; i=0; \
+        while [ $i -lt 200000 ]; do i=$((i+1)); done; sleep 1.5; exit 0",
+    )
+    .secrets(&[("token", "s3cret\n")]);
+    job.spec().work_dir = Some(host.upload(&[("given", "from the archive\n")]).await);
+    host.controller.want(&job).await;
+    let running = host.controller.running(&job).await;
+    host.controller.open_log(&job, 7, 0).await;
+    let secret = host.attempt(&job).join("secrets/token");
+    assert!(secret.exists());
+    let ended = host.controller.ended(&job).await;
+    assert_eq!((ended.exit_code, ended.reason.as_str(), ended.at_checkpoint), (Some(0), "", false), "{ended:?}");
+    assert!(!secret.exists() && !host.attempt(&job).join("work").exists());
+    let disk = std::fs::read(host.attempt(&job).join("assignment.pb")).unwrap();
+    assert!(!disk.windows(6).any(|window| window == b"s3cret"));
+
+    let windows = host.controller.all_windows(&job, &ended).await;
+    assert!(windows.iter().any(|window| window.start_ns == running.started_ns), "cut at the start: {windows:#?}");
+    assert_eq!(windows.last().unwrap().end_ns, ended.ended_ns);
+    assert!(windows.iter().map(|window| window.used_ns).sum::<u64>() > 10_000_000, "{windows:#?}");
+    assert!(windows.iter().any(|window| window.memory_byte_seconds > 0));
+    assert!(windows.len() >= 3 && windows.iter().all(|window| !window.advisory));
+
+    let outputs = ended.outputs.unwrap();
+    let scratch = host.root.path().join("scratch");
+    let into = host.root.path().join("into");
+    std::fs::create_dir(&into).unwrap();
+    host.vault.unpack_tar(outputs.digest.parse().unwrap(), &into, &scratch, Default::default()).await.unwrap();
+    assert_eq!(std::fs::read(into.join("o")).unwrap(), b"out\n");
+
+    eventually("the log's end", || host.controller.channel(7).1).await;
+    assert_eq!(text(&host.controller.channel(7).0), "hello\ns3cret\nfrom the archive\n");
+    host.controller.forget(&job).await;
+    eventually("forgotten", || (!host.attempt(&job).exists()).then_some(())).await;
+    host.controller.open_log(&job, 8, 0).await;
+    eventually("the log's end", || host.controller.channel(8).1).await;
+    assert_eq!(host.controller.channel(8).0, host.controller.channel(7).0, "the log outlives the task's folder");
+    assert!(host.controller.read(|book| book.heartbeats >= 2 && book.hellos.len() == 1));
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ends_are_told_apart() {
+    let Some(host) = Host::enforced().await else { return };
+    let agent = host.agent();
+    let failing = shell("exit 3");
+    let mut missing = shell("true");
+    missing.spec().command = vec!["/no/such/program".to_owned()];
+    let mut homeless = shell("true");
+    let nowhere = sluice_vault::hash_bytes(b"nowhere").to_string();
+    homeless.spec().work_dir = Some(v1::BlobRef { digest: nowhere, ..v1::BlobRef::default() });
+    let mut large = shell("true");
+    large.spec().resources.as_mut().unwrap().milli = 1001;
+    let unknown = shell("true").with(v1::Goal::Release);
+    for job in [&failing, &missing, &homeless, &large, &unknown] {
+        host.controller.want(job).await;
+    }
+    let told = async |job| {
+        let ended = host.controller.ended(job).await;
+        host.controller.all_windows(job, &ended).await;
+        (ended.exit_code, ended.reason.clone(), ended.message.clone())
+    };
+    assert_eq!(told(&failing).await, (Some(3), "EXIT_STATUS".to_owned(), String::new()));
+    let (_, reason, message) = told(&missing).await;
+    assert!(reason == "START_FAILED" && message.contains("/no/such/program"), "{reason}: {message}");
+    let (_, reason, message) = told(&homeless).await;
+    assert!(reason == "START_FAILED" && message.contains("not ready in time"), "{reason}: {message}");
+    let (_, reason, message) = told(&large).await;
+    assert!(!reason.is_empty() && !message.is_empty(), "{reason}: {message}");
+    let ended = host.controller.ended(&unknown).await;
+    assert_eq!((ended.windows, ended.reason.as_str()), (0, "SIGNALLED"));
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_agent_disturbs_no_job_and_loses_no_time() {
+    let Some(host) = Host::enforced().await else { return };
+    let agent = host.agent();
+    let steady = shell("while :; do sleep 0.05; done");
+    let brief = shell("sleep 2; exit 5");
+    host.controller.want(&steady).await;
+    host.controller.want(&brief).await;
+    let started = host.controller.running(&steady).await.started_ns;
+    host.controller.running(&brief).await;
+    eventually("a window", || (host.controller.windows(&steady).len() > 2).then_some(())).await;
+    agent.kill();
+    // Not settled: what was sent comes again.
+    host.controller.settle_windows(false);
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    let again = host.agent();
+    eventually("a second hello", || host.controller.read(|book| (book.hellos.len() > 1).then_some(()))).await;
+    let ended = host.controller.ended(&brief).await;
+    assert_eq!(ended.exit_code, Some(5));
+    assert_eq!(host.controller.all_windows(&brief, &ended).await.last().unwrap().end_ns, ended.ended_ns);
+    assert_eq!(host.controller.running(&steady).await.started_ns, started, "the same process");
+    host.controller.settle_windows(true);
+    // The controller knows nothing of it any more, so it has to go.
+    let before = host.controller.windows(&steady).len();
+    host.controller.forget(&steady).await;
+    eventually("gone", || (!host.attempt(&steady).exists()).then_some(())).await;
+    let last = eventually("its last window", || {
+        let windows = host.controller.windows(&steady);
+        (windows.len() > before).then(|| windows.last().cloned()).flatten()
+    })
+    .await;
+    assert!(last.end_ns - started > 3_500_000_000);
+    assert!(host.metrics.tasks_adopted.load(std::sync::atomic::Ordering::Relaxed) >= 1);
+    again.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_lost_its_supervisor_is_lost_and_its_processes_with_it() {
+    let Some(host) = Host::enforced().await else { return };
+    let agent = host.agent();
+    let job = shell("sleep 60 & wait");
+    host.controller.want(&job).await;
+    host.controller.running(&job).await;
+    let identity = std::fs::read_to_string(host.attempt(&job).join("supervisor.json")).unwrap();
+    let identity: serde_json::Value = serde_json::from_str(&identity).unwrap();
+    let pid = i32::try_from(identity["pid"].as_i64().unwrap()).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+    let ended = host.controller.ended(&job).await;
+    assert_eq!(ended.reason, "NODE_LOST");
+    host.controller.all_windows(&job, &ended).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prepare_waits_stop_is_polite_and_release_is_not() {
+    let Some(host) = Host::enforced().await else { return };
+    let agent = host.agent();
+    let polite = shell("trap 'echo bye > $SLUICE_OUTPUTS/bye; exit 9' TERM; while :; do sleep 0.05; done");
+    let prepared = polite.with(v1::Goal::Prepare);
+    host.controller.want(&prepared).await;
+    eventually("prepared", || matches!(host.controller.last_state(&prepared), Some(State::Prepared(_))).then_some(()))
+        .await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(matches!(host.controller.last_state(&prepared), Some(State::Prepared(_))));
+    let run = prepared.with(v1::Goal::Run);
+    host.controller.want(&run).await;
+    // An older revision changes nothing.
+    host.controller.want(&polite.with(v1::Goal::Stop)).await;
+    host.controller.running(&run).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    host.controller.want(&run.with(v1::Goal::Stop)).await;
+    let ended = host.controller.ended(&run).await;
+    assert!(ended.exit_code == Some(9) && ended.outputs.is_some(), "{ended:?}");
+
+    let stubborn = shell("trap '' TERM; echo x > $SLUICE_OUTPUTS/x; while :; do sleep 0.05; done");
+    host.controller.want(&stubborn).await;
+    host.controller.running(&stubborn).await;
+    host.controller.want(&stubborn.with(v1::Goal::Release)).await;
+    let ended = host.controller.ended(&stubborn).await;
+    assert!(ended.signal == 9 && ended.outputs.is_none(), "{ended:?}");
+    let waiting = shell("true").with(v1::Goal::Prepare);
+    host.controller.want(&waiting).await;
+    eventually("prepared", || matches!(host.controller.last_state(&waiting), Some(State::Prepared(_))).then_some(()))
+        .await;
+    host.controller.want(&waiting.with(v1::Goal::Release)).await;
+    let ended = host.controller.ended(&waiting).await;
+    assert_eq!((ended.reason.as_str(), ended.ended_ns), ("SIGNALLED", 0));
+    // After every reconnect the ends are told again, until they are not listed any more.
+    let before = host.controller.read(|book| book.reports.len());
+    host.controller.hang_up();
+    eventually("told again", || host.controller.read(|book| (book.reports.len() >= before + 3).then_some(()))).await;
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_flows_only_as_fast_as_it_is_taken() {
+    let Some(host) = Host::enforced().await else { return };
+    let agent = host.agent();
+    let job = shell("head -c 3000000 /dev/zero | tr '\\0' x | fold -w 1000; echo end");
+    host.controller.want(&job).await;
+    host.controller.ended(&job).await;
+    let log = std::fs::read(host.attempt(&job).join("log")).unwrap();
+    assert!(log.len() > 3_000_000);
+    host.controller.open_log(&job, 1, 1000).await;
+    host.controller.open_log(&shell("true"), 2, 0).await;
+    eventually("a refusal", || host.controller.channel(2).1.filter(|reason| reason == "NOT_FOUND")).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let (bytes, end) = host.controller.channel(1);
+    assert!(bytes.len() <= 1 << 20 && bytes.len() > 900_000 && end.is_none(), "{}", bytes.len());
+    let whole = eventually("the end", || {
+        let (bytes, end) = host.controller.channel(1);
+        let (controller, taken) = (host.controller.clone(), bytes.len() as u64);
+        tokio::spawn(async move { controller.acknowledge(1, taken).await });
+        end.map(|_| bytes)
+    })
+    .await;
+    assert!(whole == log[1000..]);
+    agent.stop().await;
+}

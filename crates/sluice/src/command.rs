@@ -1,0 +1,192 @@
+//! The command line of the whole binary.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use sluice_cli::{Global, UserCommand, parse_duration};
+use sluice_types::Nanos;
+
+/// Slices GPUs into metered fractions, runs jobs on them over many sites, and bills to the last unit.
+#[derive(Debug, Parser)]
+#[command(name = "sluice", version, about, propagate_version = true)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) role: Role,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Role {
+    /// Starts a whole system on this machine: a controller, and sites with vaults and nodes.
+    Up(UpArgs),
+    /// Runs a controller.
+    Controller(ControllerArgs),
+    /// Runs the vault of a site.
+    Vault(VaultArgs),
+    /// Runs a node agent, joining first where a token is given.
+    Node(NodeArgs),
+    /// Supervises one task (started by a node agent).
+    #[command(hide = true)]
+    Supervise {
+        /// The task's folder.
+        folder: PathBuf,
+    },
+    /// Enters a task's control groups and sandbox (started by its supervisor).
+    #[command(hide = true)]
+    Enter {
+        /// The task's folder.
+        folder: PathBuf,
+    },
+    /// Becomes a task, inside its sandbox.
+    #[command(hide = true)]
+    EnterTask {
+        /// What to become.
+        file: PathBuf,
+    },
+    #[command(flatten)]
+    User(UserCommand),
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text).map_err(|error| error.to_string())
+}
+
+/// Times of the control plane.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TimeArgs {
+    /// Length of a metering window.
+    #[arg(long, default_value = "10s", value_parser = duration, value_name = "DURATION")]
+    pub(crate) window: Duration,
+    /// A node silent for longer is lost, and its jobs resume elsewhere.
+    #[arg(long, default_value = "15s", value_parser = duration, value_name = "DURATION")]
+    pub(crate) loss_timeout: Duration,
+}
+
+impl TimeArgs {
+    pub(crate) fn settings(&self) -> sluice_lifecycle::Settings {
+        let nanos = |span: Duration| Nanos::new(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX));
+        sluice_lifecycle::Settings {
+            window: nanos(self.window),
+            loss_timeout: nanos(self.loss_timeout),
+            ..sluice_lifecycle::Settings::default()
+        }
+    }
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct UpArgs {
+    /// How many sites, named a, b, c …
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=26))]
+    pub(crate) sites: u16,
+    /// How many nodes per site.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) nodes: u16,
+    /// Use this PostgreSQL database instead of SQLite.
+    #[arg(long, value_name = "URL")]
+    pub(crate) postgres: Option<String>,
+    /// Where the controller listens.
+    #[arg(long, default_value = "127.0.0.1:7443")]
+    pub(crate) listen: SocketAddr,
+    /// Thousandths of every core kept for the system itself.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=900))]
+    pub(crate) system_milli: u32,
+    /// Run jobs although slices cannot be enforced here; every bill says so.
+    #[arg(long)]
+    pub(crate) advisory: bool,
+    /// Leave processes that end as they are instead of starting them again.
+    #[arg(long)]
+    pub(crate) no_restart: bool,
+    #[command(flatten)]
+    pub(crate) times: TimeArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ControllerArgs {
+    /// Folder of keys, uploads, logs and, unless --database says otherwise, the database.
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
+    /// sqlite:PATH or postgres://USER@HOST/NAME.
+    #[arg(long, value_name = "URL")]
+    pub(crate) database: Option<String>,
+    /// Where to listen.
+    #[arg(long, default_value = "0.0.0.0:7443")]
+    pub(crate) listen: SocketAddr,
+    /// A name or address that hosts and users reach this controller by. May be repeated.
+    #[arg(long = "name", value_name = "NAME")]
+    pub(crate) names: Vec<String>,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+    #[command(flatten)]
+    pub(crate) times: TimeArgs,
+}
+
+/// What every role has.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ProcessArgs {
+    /// Serve Prometheus metrics here; the address is written to metrics.addr in the folder.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) metrics: Option<SocketAddr>,
+    /// End when the process that started this one does.
+    #[arg(long, hide = true)]
+    pub(crate) with_parent: bool,
+}
+
+/// How a host joins.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct JoinArgs {
+    /// Join with this one-time token first (`sluice token create`); ignored once joined.
+    #[arg(long, env = "SLUICE_JOIN_TOKEN", hide_env_values = true)]
+    pub(crate) token: Option<String>,
+    /// A controller, for example https://10.0.0.1:7443. May be repeated.
+    #[arg(long = "controller", value_name = "URL")]
+    pub(crate) controllers: Vec<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct VaultArgs {
+    /// Folder of the identity and the blobs.
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
+    /// Where to listen.
+    #[arg(long, default_value = "0.0.0.0:7444")]
+    pub(crate) listen: SocketAddr,
+    /// host:port that the nodes of the site and other vaults reach it by; empty = others use the controller's relay.
+    #[arg(long, default_value = "")]
+    pub(crate) advertise: String,
+    #[command(flatten)]
+    pub(crate) join: JoinArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NodeArgs {
+    /// Folder of the identity, the journal and the tasks.
+    #[arg(long)]
+    pub(crate) folder: PathBuf,
+    /// Name of the node within its site.
+    #[arg(long)]
+    pub(crate) name: String,
+    /// Cores that this node sells, as CORE:MILLI,…; default: all of them less --system-milli each.
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cores: Option<String>,
+    /// Thousandths of every core kept for the system itself, where --cores is not given.
+    #[arg(long, default_value_t = 100)]
+    pub(crate) system_milli: u32,
+    /// Memory that this node sells, for example 8Gi; default: half of the machine's.
+    #[arg(long)]
+    pub(crate) memory: Option<sluice_types::Bytes>,
+    /// First user id for jobs; nodes on one host need ranges of 10,000 of their own.
+    #[arg(long, default_value_t = 200_000)]
+    pub(crate) first_uid: u32,
+    /// Run jobs although slices cannot be enforced here; every bill says so.
+    #[arg(long)]
+    pub(crate) advisory: bool,
+    #[command(flatten)]
+    pub(crate) join: JoinArgs,
+    #[command(flatten)]
+    pub(crate) process: ProcessArgs,
+}

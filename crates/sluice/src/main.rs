@@ -1,0 +1,54 @@
+//! The one binary: user commands, and every role of the system.
+
+mod command;
+mod metrics;
+mod process;
+mod roles;
+mod telemetry;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+use command::{Cli, Role};
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    // One TLS provider for the whole process; a second installation would be a second main.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match cli.role {
+        // These run beside or inside jobs: no runtime, no threads before they are needed.
+        Role::Supervise { folder } => roles::supervise(&folder),
+        Role::Enter { folder } => roles::enter(&folder),
+        Role::EnterTask { file } => roles::enter_task(&file),
+        role => match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(run(role, cli.global)),
+            Err(error) => {
+                eprintln!("error: cannot start: {error}");
+                ExitCode::FAILURE
+            }
+        },
+    }
+}
+
+async fn run(role: Role, global: sluice_cli::Global) -> ExitCode {
+    let done = match role {
+        Role::User(sluice_cli::UserCommand::Completion(wanted)) => {
+            let printed = sluice_cli::print_completion(wanted.shell, &mut Cli::command());
+            printed.map_err(anyhow::Error::from)
+        }
+        Role::User(command) => return sluice_cli::run(command, global).await,
+        Role::Up(arguments) => up::run(arguments, &global).await,
+        Role::Controller(arguments) => roles::controller(arguments).await,
+        Role::Vault(arguments) => roles::vault(arguments).await,
+        Role::Node(arguments) => roles::node(arguments).await,
+        Role::Supervise { .. } | Role::Enter { .. } | Role::EnterTask { .. } => Ok(()),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The node agent's process.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use sluice_device::{CoreShare, CpuBackend, CpuConfig, LimitMode};
+use sluice_identity::{Host, HostKind};
+use sluice_node::supervisor::SandboxMode;
+use sluice_node::{NodeConfig, vault_depots};
+use sluice_types::{Bytes, CoreMilli, Name};
+use tokio::sync::watch;
+
+use super::host;
+use crate::command::NodeArgs;
+use crate::metrics::{self, Figures};
+use crate::{process, telemetry};
+
+/// User ids of one node's jobs.
+const UIDS: u32 = 10_000;
+
+/// Runs until a signal. Jobs run on; the next start takes them up again.
+pub(crate) async fn node(arguments: NodeArgs) -> anyhow::Result<()> {
+    telemetry::start();
+    process::end_with_parent(arguments.process.with_parent)?;
+    std::fs::create_dir_all(&arguments.folder).context("cannot make the folder")?;
+    let name: Name = arguments.name.parse().context("the node's name")?;
+    let host = host::identity(&arguments.folder, &arguments.join, HostKind::Node(name.to_string())).await?;
+    let stop = process::stop_signal()?;
+    let config = config(&arguments, name, &host)?;
+    let figures = Arc::clone(&config.metrics);
+    let figures: Figures =
+        Arc::new(move || figures.figures().into_iter().map(|(name, _, value)| (format!("sluice_node_{name}"), value)).collect());
+    metrics::serve(arguments.process.metrics, &arguments.folder, figures, stop.clone()).await?;
+    let (renewed, _) = watch::channel(0);
+    tokio::spawn(host::keep_renewed(host, stop.clone(), renewed));
+    sluice_node::run(config, stop).await.context("the node agent ended")
+}
+
+fn config(arguments: &NodeArgs, name: Name, host: &Host) -> anyhow::Result<NodeConfig> {
+    let cores = match &arguments.cores {
+        Some(list) => CoreShare::parse_list(list)?,
+        None => all_cores(arguments.system_milli)?,
+    };
+    let memory = match arguments.memory {
+        Some(memory) => memory,
+        None => half_of_memory()?,
+    };
+    let backend = CpuBackend::open(CpuConfig {
+        // Several systems may share a host: the site's id keeps their control groups apart.
+        node: format!("{name}-{}", &host.id()[5..]).parse().context("the node's name")?,
+        class: "cpu".parse().context("the class of processors")?,
+        cores,
+        memory,
+        mode: if arguments.advisory { LimitMode::Advisory } else { LimitMode::Enforce },
+        parent: "sluice".to_owned(),
+        state: arguments.folder.join("device"),
+    })?;
+    let program = std::env::current_exe().context("cannot tell where this program is")?;
+    let mut config = NodeConfig::new(arguments.folder.join("agent"), name, Arc::new(backend), program);
+    config.controllers = host::controllers(host, &arguments.join);
+    let (up, vault) = (host.clone(), host.clone());
+    config.tls = Arc::new(move || Some(up.controller_tls()));
+    config.depots = vault_depots(Arc::new(move || Some(vault.vault_tls())));
+    config.uids = arguments.first_uid..arguments.first_uid.saturating_add(UIDS);
+    if arguments.advisory {
+        config.sandbox.mode = SandboxMode::Advisory;
+    }
+    Ok(config)
+}
+
+fn all_cores(system_milli: u32) -> anyhow::Result<Vec<CoreShare>> {
+    let count = std::thread::available_parallelism().context("cannot count the cores")?.get();
+    let share = CoreMilli::new(1000u32.saturating_sub(system_milli).max(1));
+    (0..u32::try_from(count)?).map(|core| Ok(CoreShare { core, share })).collect()
+}
+
+/// Half of the machine's memory: the rest is the system's and the page cache's.
+pub(crate) fn half_of_memory() -> anyhow::Result<Bytes> {
+    let text = std::fs::read_to_string("/proc/meminfo").context("cannot read the memory's size")?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).context("no MemTotal in /proc/meminfo")?;
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("MemTotal is not a number")?;
+    Ok(Bytes::new(kib * 1024 / 2))
+}
