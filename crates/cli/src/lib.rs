@@ -28,6 +28,7 @@ mod duration;
 mod error;
 mod jobfile;
 mod output;
+mod records;
 mod reference;
 mod request_id;
 mod upload;

@@ -68,7 +68,7 @@ impl Agent {
                 }
                 Ok(None) => {
                     // Nothing was started before the first record was on disk.
-                    fs::remove_dir_all(home.root()).map_err(NodeError::file("removing", home.root()))?;
+                    supervisor::remove_tree(home.root()).map_err(NodeError::file("removing", home.root()))?;
                 }
                 Err(error) => {
                     tracing::error!(%lease, error = in_one_line(&error), "a task's folder is damaged and left alone");

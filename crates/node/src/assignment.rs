@@ -149,6 +149,11 @@ impl Assignment {
         inputs.map(|blob| Ok((digest("spec.inputs", &blob.digest)?, blob.path.clone()))).collect()
     }
 
+    /// The manifest to resume from as it was named; empty for none.
+    pub(crate) fn resume_manifest(&self) -> &str {
+        &self.wire.resume_manifest
+    }
+
     /// The manifest to resume from, with its step.
     pub(crate) fn resume(&self) -> Result<Option<(Digest, u64)>, Failure> {
         if self.wire.resume_manifest.is_empty() {

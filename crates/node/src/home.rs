@@ -14,7 +14,7 @@ use sluice_types::{BootId, Digest, LeaseId, NodeInstant, Reason};
 use crate::assignment::{Assignment, Key};
 use crate::error::NodeError;
 use crate::meter::Chain;
-use crate::supervisor::{Folder, read_json, write_json};
+use crate::supervisor::{Folder, read_json, remove_tree, write_json};
 
 /// Sequences of sealed checkpoints remembered, to know whether the one of an order is among them.
 const REMEMBERED: usize = 64;
@@ -107,19 +107,11 @@ impl Home {
     pub(crate) fn clean(&self) {
         let folders = [self.work(), self.resume(), self.secrets(), self.folder.stage(), self.folder.staging()];
         for path in folders.into_iter().chain([self.folder.staged(), self.folder.outputs(), self.folder.inside()]) {
-            if let Err(error) = remove_folder(&path) {
+            if let Err(error) = remove_tree(&path) {
                 tracing::warn!(path = %path.display(), %error, "could not be removed yet");
             }
         }
         let _none = fs::remove_file(self.scratch());
-    }
-}
-
-/// Removes a folder that may not be there.
-pub(crate) fn remove_folder(path: &Path) -> std::io::Result<()> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        other => other,
     }
 }
 

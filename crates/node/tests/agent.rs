@@ -213,3 +213,30 @@ async fn a_log_flows_only_as_fast_as_it_is_taken() {
     assert!(whole == log[1000..]);
     agent.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_enforcement_everything_says_so() {
+    let host = Host::advisory().await;
+    let agent = host.agent();
+    let job = shell("cat $SECRET_PATH; sleep 1.2; exit 4").secrets(&[("token", "open\n")]);
+    host.controller.want(&job).await;
+    let ended = host.controller.ended(&job).await;
+    assert_eq!(ended.exit_code, Some(4), "{ended:?}");
+    let windows = host.controller.all_windows(&job, &ended).await;
+    assert!(windows.iter().all(|window| window.advisory));
+    assert!(host.controller.read(|book| book.hellos[0].advisory));
+    host.controller.open_log(&job, 1, 0).await;
+    eventually("the log", || host.controller.channel(1).1).await;
+    assert_eq!(text(&host.controller.channel(1).0), "open\n");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_one_agent_uses_a_folder() {
+    let host = Host::advisory().await;
+    let agent = host.agent();
+    eventually("a hello", || host.controller.read(|book| (!book.hellos.is_empty()).then_some(()))).await;
+    let second = Box::pin(sluice_node::run(host.config(), Default::default())).await;
+    assert!(matches!(second, Err(sluice_node::NodeError::Locked(_))));
+    agent.stop().await;
+}

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use sluice_store::testing::{Cluster, NoCluster, Sample};
+use sluice_store::testing::{Cluster, NoCluster, RequestIds, Sample};
 use sluice_store::{LoadBounds, Store};
 
 const GROUP: usize = 256;
@@ -20,13 +20,20 @@ async fn main() -> anyhow::Result<()> {
     let only = args.next().unwrap_or_default();
     let commits: usize = args.next().map_or(Ok(400), |text| text.parse())?;
     if only != "postgres" {
-        let folder = tempfile::tempdir_in(std::env::var_os("SLUICE_BENCH_FOLDER").unwrap_or_else(|| "/tmp".into()))?;
-        let url = format!("sqlite:{}", folder.path().join("state.db").display());
-        measure("sqlite", &url, commits).await?;
+        for (ids, name) in [(RequestIds::Ordered, "ordered"), (RequestIds::Random, "random")] {
+            let folder = tempfile::tempdir()?;
+            let url = format!("sqlite:{}", folder.path().join("state.db").display());
+            measure(&format!("sqlite, {name} request ids"), &url, ids, commits).await?;
+        }
     }
     if only != "sqlite" {
         match Cluster::start() {
-            Ok(cluster) => measure("postgres", &cluster.database("rate").await?, commits).await?,
+            Ok(cluster) => {
+                for (ids, name) in [(RequestIds::Ordered, "ordered"), (RequestIds::Random, "random")] {
+                    let url = cluster.database(name).await?;
+                    measure(&format!("postgres, {name} request ids"), &url, ids, commits).await?;
+                }
+            }
             Err(NoCluster::NoServer) => println!("postgres: SKIPPED: {}", NoCluster::NoServer),
             Err(error) => return Err(error.into()),
         }
@@ -34,10 +41,11 @@ async fn main() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn measure(database: &str, url: &str, commits: usize) -> anyhow::Result<()> {
+async fn measure(database: &str, url: &str, ids: RequestIds, commits: usize) -> anyhow::Result<()> {
     let store: Arc<dyn Store> = sluice_store::open(url).await?;
     let leader = store.acquire_leader("rate").await?;
     let mut sample = Sample::beyond(0, 0);
+    sample.request_ids = ids;
     let world = sample.world();
     store.commit(leader, &world).await?;
     let deposit = sample.deposit(1_000_000_000_000);

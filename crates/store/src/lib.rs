@@ -5,9 +5,9 @@
 //! This room knows which columns make a query fast and which rows can still change; it decides nothing, rates nothing
 //! and keeps no cache.
 //!
-//! How it is built, from the bottom: [`value`] is what goes through SQL (integers and texts); [`engine`] owns the
-//! pools and the fenced transaction, with what differs between databases in `sqlite` and `postgres`; [`tables`] says how each kind of
-//! row is written; `write`, `load` and `read` put these together.
+//! How it is built, from the bottom: `value` is what goes through SQL (integers and texts); `engine` owns the pools
+//! and the fenced transaction, with what differs between databases in `sqlite` and `postgres`; `tables` says how each
+//! kind of row is written; `write`, `load` and `read` put these together.
 //!
 //! Laws, each tested on both databases:
 //! * a commit is on disk before it is answered, whole or not at all, also when the process is killed;

@@ -38,8 +38,7 @@ async fn fleet<D: Dialect>(conn: &mut Conn<D>, bounds: LoadBounds, rows: &mut Ro
     rows.tenants = bodies::<D, _>(conn, "tenants", "SELECT body FROM tenants ORDER BY id").await?;
     rows.projects = bodies::<D, _>(conn, "projects", "SELECT body FROM projects ORDER BY id").await?;
     rows.keys = bodies::<D, _>(conn, "api_keys", "SELECT body FROM api_keys ORDER BY id").await?;
-    rows.secrets =
-        bodies::<D, _>(conn, "secrets", "SELECT body FROM secrets WHERE live = 1 ORDER BY id").await?;
+    rows.secrets = bodies::<D, _>(conn, "secrets", "SELECT body FROM secrets WHERE live = 1 ORDER BY id").await?;
     rows.sites = bodies::<D, _>(conn, "sites", "SELECT body FROM sites ORDER BY id").await?;
     rows.nodes = bodies::<D, _>(conn, "nodes", "SELECT body FROM nodes ORDER BY id").await?;
     let ended = bounds.now.nanos().saturating_sub(bounds.token_grace.get());
@@ -62,8 +61,7 @@ async fn jobs<D: Dialect>(conn: &mut Conn<D>, rows: &mut Rows) -> Result<()> {
     let windows = "SELECT w.body FROM leases AS l JOIN windows AS w ON w.lease = l.id AND w.sequence >= l.keep_from \
                    WHERE l.live = 1 ORDER BY w.lease, w.sequence";
     rows.windows = bodies::<D, _>(conn, "windows", windows).await?;
-    let checkpoints =
-        format!("SELECT body FROM checkpoints WHERE live = 1 AND job IN ({LIVE_JOBS}) ORDER BY id");
+    let checkpoints = format!("SELECT body FROM checkpoints WHERE live = 1 AND job IN ({LIVE_JOBS}) ORDER BY id");
     rows.checkpoints = bodies::<D, _>(conn, "checkpoints", &checkpoints).await?;
     let migrations = format!(
         "SELECT body FROM migrations WHERE id IN (SELECT id FROM migrations WHERE live = 1 \
@@ -74,8 +72,7 @@ async fn jobs<D: Dialect>(conn: &mut Conn<D>, rows: &mut Rows) -> Result<()> {
 }
 
 async fn money<D: Dialect>(conn: &mut Conn<D>, bounds: LoadBounds, rows: &mut Rows) -> Result<()> {
-    rows.prices =
-        bodies::<D, _>(conn, "prices", "SELECT body FROM prices ORDER BY version DESC LIMIT 1").await?;
+    rows.prices = bodies::<D, _>(conn, "prices", "SELECT body FROM prices ORDER BY version DESC LIMIT 1").await?;
     rows.budgets = bodies::<D, _>(conn, "budgets", "SELECT body FROM budgets ORDER BY scope").await?;
     let accounts = Query::new(
         "SELECT name, debits_pending, debits_posted, credits_pending, credits_posted, line FROM accounts ORDER BY name",
@@ -97,8 +94,19 @@ async fn money<D: Dialect>(conn: &mut Conn<D>, bounds: LoadBounds, rows: &mut Ro
 /// The highest of all ids; each part is one look at the end of an index.
 fn last_id_text() -> String {
     let tables = [
-        "tenants", "projects", "api_keys", "secrets", "sites", "nodes", "jobs", "attempts", "leases", "checkpoints",
-        "migrations", "holds", "transfers",
+        "tenants",
+        "projects",
+        "api_keys",
+        "secrets",
+        "sites",
+        "nodes",
+        "jobs",
+        "attempts",
+        "leases",
+        "checkpoints",
+        "migrations",
+        "holds",
+        "transfers",
     ];
     let mut text = "SELECT max(id) FROM (SELECT coalesce(max(version), 0) AS id FROM prices".to_owned();
     for table in tables {

@@ -58,10 +58,11 @@ pub(crate) async fn open(url: &str) -> Result<Engine<Sqlite>> {
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(Duration::from_secs(10))
         .statement_cache_capacity(512)
-        .page_size(std::env::var("XP_PAGE").map_or(4096, |v| v.parse().unwrap()))
+        // A job's row has about 1 KiB: three of them would waste a quarter of a page of 4 KiB.
+        .page_size(8192)
         .pragma("temp_store", "memory")
-        .pragma("cache_size", std::env::var("XP_CACHE").unwrap_or("-65536".into()))
-        .pragma("wal_autocheckpoint", std::env::var("XP_CKPT").unwrap_or("8192".into()))
+        .pragma("cache_size", "-65536")
+        .pragma("wal_autocheckpoint", "8192")
         .pragma("journal_size_limit", "67108864");
     let options = sqlx::ConnectOptions::disable_statement_logging(options);
     let writer = SqlitePoolOptions::new()
@@ -76,7 +77,9 @@ pub(crate) async fn open(url: &str) -> Result<Engine<Sqlite>> {
     let readers = SqlitePoolOptions::new()
         .max_connections(READERS)
         .test_before_acquire(false)
-        .connect_with(options.pragma("query_only", "1").row_buffer_size(512).thread_name(|n| format!("store-reader-{n}")))
+        .connect_with(
+            options.pragma("query_only", "1").row_buffer_size(512).thread_name(|n| format!("store-reader-{n}")),
+        )
         .await?;
     Ok(Engine { writer, readers })
 }

@@ -4,6 +4,8 @@
 //! The writer is this test binary again, started with an environment variable that names the database. It commits
 //! without pause and prints a line per answered commit.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -119,7 +121,17 @@ async fn check(store: &Arc<dyn Store>) -> u64 {
     let replayed: Vec<Account> = books.accounts().cloned().collect();
     assert_eq!(stored, replayed, "accounts are the sum of the transfers");
     // Control: one transfer less is noticed.
-    assert!(books.transfer(sluice_types::TransferId::from_raw(1), (AccountKey::Outside, AccountKey::Platform), 1, String::new(), Sample::beyond(0, 0).now()).is_ok());
+    assert!(
+        books
+            .transfer(
+                sluice_types::TransferId::from_raw(1),
+                (AccountKey::Outside, AccountKey::Platform),
+                1,
+                String::new(),
+                Sample::beyond(0, 0).now()
+            )
+            .is_ok()
+    );
     assert_ne!(stored, books.accounts().cloned().collect::<Vec<_>>());
     loaded.last_event
 }

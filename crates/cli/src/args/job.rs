@@ -187,6 +187,9 @@ pub struct LogsArgs {
     /// Skip so many bytes of the log
     #[arg(long, value_name = "BYTES", default_value_t = 0)]
     pub offset: u64,
+    /// Print each record as it is stored: time, stream, whole line or part, text
+    #[arg(long)]
+    pub records: bool,
 }
 
 /// Arguments of `cp`.

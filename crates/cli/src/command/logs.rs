@@ -10,6 +10,7 @@ use super::get::read_job;
 use super::watch::is_end;
 use crate::args::LogsArgs;
 use crate::error::CliError;
+use crate::records::Decoder;
 
 /// Between two looks at a job whose log has nothing yet.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -21,6 +22,7 @@ pub(super) struct Tail {
     pub(super) rank: u32,
     /// Bytes of the whole log that were printed or skipped.
     pub(super) offset: u64,
+    pub(super) decoder: Decoder,
 }
 
 pub(super) async fn logs(at: &Invocation, args: LogsArgs) -> Result<(), CliError> {
@@ -118,7 +120,8 @@ async fn pass_on(at: &Invocation, tail: &mut Tail, follow: Follow) -> Result<Res
             tail.offset = part.offset;
         }
         let known = usize::try_from(tail.offset - part.offset).unwrap_or(usize::MAX).min(part.data.len());
-        at.console.bytes(&part.data[known..])?;
+        let shown = tail.decoder.push(&part.data[known..]);
+        at.console.bytes(&shown)?;
         tail.offset = tail.offset.saturating_add(u64::try_from(part.data.len() - known).unwrap_or(0));
     }
 }

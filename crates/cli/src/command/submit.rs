@@ -10,6 +10,7 @@ use crate::draft::{Draft, Workdir, draft};
 use crate::error::CliError;
 use crate::jobfile::{Loaded, load};
 use crate::output::View as _;
+use crate::records::{Decoder, Shown};
 use crate::reference::leaf;
 use crate::request_id::new_request_id;
 use crate::upload::{pack_local, upload};
@@ -47,7 +48,7 @@ pub(super) async fn run(at: &Invocation, args: RunArgs) -> Result<(), CliError> 
     let job = send(at, &args.job, Mode::Submit).await?;
     tell_submitted(at, &job);
     let id = leaf(&job.name).to_owned();
-    let tail = Tail { job: job.name.clone(), rank: args.rank, offset: 0 };
+    let tail = Tail { job: job.name.clone(), rank: args.rank, offset: 0, decoder: Decoder::new(Shown::Text) };
     let follow = async {
         let ended = follow_to_end(at, tail).await?;
         let view = JobView::from(&ended);
@@ -153,6 +154,7 @@ async fn blob(
 impl Tail {
     /// As `logs` asks for it.
     pub(super) fn of(job: String, args: &LogsArgs) -> Self {
-        Self { job, rank: args.rank, offset: args.offset }
+        let shown = if args.records { Shown::Records } else { Shown::Text };
+        Self { job, rank: args.rank, offset: args.offset, decoder: Decoder::new(shown) }
     }
 }

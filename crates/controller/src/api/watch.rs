@@ -23,7 +23,7 @@ const BOOKMARK: Duration = Duration::from_secs(10);
 const TOO_OLD: u64 = 1_000_000;
 const LOG_PIECE: usize = 64 << 10;
 /// After a job has ended its last bytes may still be on their way.
-const LOG_TAIL: Duration = Duration::from_secs(3);
+const LOG_TAIL: Duration = Duration::from_secs(1);
 
 impl Api {
     pub(super) async fn watch(
@@ -65,6 +65,7 @@ impl Api {
         sender: &mpsc::Sender<Result<v1::StreamLogsResponse, Status>>,
     ) -> Result<(), Status> {
         let mut changes = self.logs.changes();
+        let mut news = self.events.clone();
         let mut offset = message.offset;
         let mut quiet = false;
         loop {
@@ -86,8 +87,11 @@ impl Api {
             }
             let row = self.store.get_job(job.id).await.map_err(store_status)?;
             let ended = row.is_none_or(|row| row.state.is_terminal());
-            let wait = if ended { LOG_TAIL } else { BOOKMARK };
-            let grown = grows(&mut changes, job.id, wait).await;
+            let grown = tokio::select! {
+                grown = grows(&mut changes, job.id, if ended { LOG_TAIL } else { BOOKMARK }) => grown,
+                // The job may have ended: look again.
+                _ = news.changed(), if !ended => true,
+            };
             quiet = ended && !grown;
             if sender.is_closed() {
                 return Ok(());

@@ -141,6 +141,8 @@ struct LogTarget {
     job: JobId,
     rank: u32,
     attempt: AttemptId,
+    /// Where in the log the channel began: frames count from there.
+    begin: u64,
 }
 
 struct Session<'a> {
@@ -215,8 +217,8 @@ impl Session<'_> {
         };
         let channel = self.next_channel;
         self.next_channel += 1;
-        let target = LogTarget { job: lease.job, rank: lease.rank, attempt: lease.attempt };
-        let offset = self.api.logs.length(target.job, target.rank, target.attempt);
+        let offset = self.api.logs.length(lease.job, lease.rank, lease.attempt);
+        let target = LogTarget { job: lease.job, rank: lease.rank, attempt: lease.attempt, begin: offset };
         self.channels.insert(channel, target);
         self.logged.insert(key.lease, channel);
         let purpose = Some(v1::channel_open::Purpose::Log(v1::LogChannel { offset }));
@@ -225,7 +227,8 @@ impl Session<'_> {
 
     async fn frame(&mut self, frame: v1::ChannelFrame) -> Result<(), Status> {
         let Some(target) = self.channels.get(&frame.channel) else { return Ok(()) };
-        let taken = self.api.logs.append(target.job, target.rank, target.attempt, frame.offset, &frame.data);
+        let offset = target.begin.saturating_add(frame.offset);
+        let taken = self.api.logs.append(target.job, target.rank, target.attempt, offset, &frame.data);
         if let Err(error) = taken {
             tracing::warn!(%error, job = %target.job, "cannot keep a piece of a log");
         }
@@ -234,7 +237,7 @@ impl Session<'_> {
             self.channels.remove(&frame.channel);
             return Ok(());
         }
-        let acknowledged = frame.offset + frame.data.len() as u64;
+        let acknowledged = frame.offset.saturating_add(frame.data.len() as u64);
         let ack = v1::ChannelFrame { channel: frame.channel, acknowledged, ..v1::ChannelFrame::default() };
         self.send(Down::Frame(ack)).await
     }

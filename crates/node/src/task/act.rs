@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 use super::{Done, End, Kind, Task, Work, blocking, launch, prepare};
 use crate::error::{Failure, in_one_line};
-use crate::home::{Phase, remove_folder};
+use crate::home::Phase;
 use crate::metrics::NodeMetrics;
 use crate::reconcile::{Action, Stage};
-use crate::supervisor::SupervisorError;
+use crate::supervisor::{SupervisorError, remove_tree};
 
 impl Task {
     /// One step of the way from what is to what should be.
@@ -40,10 +40,10 @@ impl Task {
         }
         let (shared, home) = (self.shared.clone(), self.home.clone());
         let (assignment, uid) = (self.wanted.assignment.clone(), self.record.uid);
-        self.start(
-            Kind::Prepare,
-            async move { Done::Prepared(prepare::prepare(&shared, &home, &assignment, uid).await) },
-        );
+        self.start(Kind::Prepare, async move {
+            let prepared = prepare::prepare(&shared, &home, &assignment, uid).await;
+            Done::Prepared(assignment.resume_manifest().to_owned(), prepared)
+        });
     }
 
     async fn launch(&mut self) {
@@ -157,11 +157,13 @@ impl Task {
     /// Takes note of work that came to its end.
     pub(super) async fn on_done(&mut self, done: Done) {
         match done {
-            Done::Prepared(Ok(())) => {
+            // Meanwhile another checkpoint may have been named: then it is prepared once more.
+            Done::Prepared(manifest, Ok(())) if manifest != self.wanted.assignment.resume_manifest() => {}
+            Done::Prepared(_, Ok(())) => {
                 self.record.phase = Phase::Prepared;
                 self.save().await;
             }
-            Done::Prepared(Err(failure)) => self.fail(failure),
+            Done::Prepared(_, Err(failure)) => self.fail(failure),
             Done::Launched(Ok(child)) => {
                 self.child = Some(child);
                 self.supervised = true;
@@ -194,7 +196,7 @@ impl Task {
             std::fs::create_dir_all(&logs)?;
             match std::fs::rename(home.folder.log(), logs.join(format!("{lease}.log"))) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-                _ => remove_folder(home.root()),
+                _ => remove_tree(home.root()),
             }
         });
         match gone.await {

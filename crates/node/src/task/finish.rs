@@ -11,10 +11,10 @@ use tokio::time::Instant;
 use super::{Done, End, Kind, Task, blocking, launch};
 use crate::depot::{DepotError, Sealed, told};
 use crate::error::Failure;
-use crate::home::{EndedNote, SealedNote, remove_folder};
+use crate::home::{EndedNote, SealedNote};
 use crate::metrics::NodeMetrics;
 use crate::reconcile::Goal;
-use crate::supervisor::{CheckpointMode, ExitRecord, Ordered, Outcome};
+use crate::supervisor::{CheckpointMode, ExitRecord, Ordered, Outcome, remove_tree};
 
 /// How long a supervisor may take to end after it recorded the end of its task.
 const REAP: Duration = Duration::from_secs(5);
@@ -165,7 +165,7 @@ impl Task {
             }
             // A secret that stays is worse than a task that ends late.
             let secrets = launch::secrets_folder(&shared, &home, &assignment);
-            remove_folder(&secrets).map_err(|error| Failure::start(format!("removing its secrets: {error}")))?;
+            remove_tree(&secrets).map_err(|error| Failure::start(format!("removing its secrets: {error}")))?;
             home.clean();
             Ok(())
         });

@@ -66,7 +66,8 @@ enum End {
 
 /// Work that came to its end.
 enum Done {
-    Prepared(Result<(), Failure>),
+    /// For this manifest to resume from.
+    Prepared(String, Result<(), Failure>),
     Launched(Result<Child, Failure>),
     Settled(Result<Option<ExitRecord>, Failure>),
     Killed(Result<(), Failure>),
@@ -228,6 +229,11 @@ impl Task {
                 // The controller sends it again after a restart.
                 tracing::warn!(lease = %self.record.key.lease, error = in_one_line(&error), "assignment not kept");
             }
+        }
+        // A hand-over names another checkpoint than the one that was prepared.
+        let stale = new.assignment.resume_manifest() != self.wanted.assignment.resume_manifest();
+        if stale && self.record.phase == Phase::Prepared && self.work.is_none() {
+            self.record.phase = Phase::Accepted;
         }
         self.wanted = new;
         if changed {

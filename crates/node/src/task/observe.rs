@@ -163,7 +163,7 @@ impl Task {
 
     pub(super) async fn remove_staged(&mut self, sequence: u64) {
         let path = self.home.folder.staged_set(sequence);
-        if let Err(error) = blocking(move || crate::home::remove_folder(&path)).await {
+        if let Err(error) = blocking(move || crate::supervisor::remove_tree(&path)).await {
             tracing::warn!(lease = %self.record.key.lease, %error, "a stored checkpoint could not be removed");
         }
     }

@@ -13,9 +13,9 @@ use super::blocking;
 use crate::assignment::Assignment;
 use crate::depot::{Depot, DepotError, told};
 use crate::error::Failure;
-use crate::home::{Home, remove_folder};
+use crate::home::Home;
 use crate::shared::Shared;
-use crate::supervisor::{Resume, ResumeEntry, SandboxMode, write_json};
+use crate::supervisor::{Resume, ResumeEntry, SandboxMode, remove_tree, write_json};
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -76,8 +76,8 @@ impl From<std::io::Error> for Trouble {
 async fn once(shared: &Shared, home: &Home, assignment: &Assignment, uid: u32) -> Result<(), Trouble> {
     let (work, resume, note) = (home.work(), home.resume(), home.resume_note());
     blocking(move || {
-        remove_folder(&work)?;
-        remove_folder(&resume)?;
+        remove_tree(&work)?;
+        remove_tree(&resume)?;
         std::fs::create_dir_all(&work)?;
         match std::fs::remove_file(&note) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),

@@ -38,6 +38,8 @@ pub struct Host {
     pub metrics: Arc<NodeMetrics>,
     parent: String,
     uids: u32,
+    limit: LimitMode,
+    sandbox: SandboxMode,
     stop: CancellationToken,
 }
 
@@ -55,6 +57,20 @@ impl Host {
             println!("SKIPPED: {error}");
             return None;
         }
+        let host = Self::open(LimitMode::Enforce, SandboxMode::Enforced).await;
+        if let Enforcement::NotEnforceable(reason) = host.backend().enforcement() {
+            println!("SKIPPED: {reason}");
+            return None;
+        }
+        Some(host)
+    }
+
+    /// A host that needs nothing and enforces nothing.
+    pub async fn advisory() -> Self {
+        Self::open(LimitMode::Advisory, SandboxMode::Advisory).await
+    }
+
+    async fn open(limit: LimitMode, sandbox: SandboxMode) -> Self {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let root = tempfile::tempdir().unwrap();
         let stop = CancellationToken::new();
@@ -75,20 +91,17 @@ impl Host {
         .unwrap();
         let address = vault.address().to_string();
         tokio::spawn(vault.run(stop.clone()));
-        let host = Self {
+        Self {
             controller: Controller::start(&address).await,
             vault: VaultClient::new(address, no_tls(), ClientLimits::default()),
             metrics: Arc::default(),
             parent: format!("sluice-agent-{}-{number}", std::process::id()),
             uids: 70_000 + number * 100,
             root,
+            limit,
+            sandbox,
             stop,
-        };
-        if let Enforcement::NotEnforceable(reason) = host.backend().enforcement() {
-            println!("SKIPPED: {reason}");
-            return None;
         }
-        Some(host)
     }
 
     pub fn data(&self) -> PathBuf {
@@ -106,7 +119,7 @@ impl Host {
             class: "cpu".parse().unwrap(),
             cores: vec![CoreShare { core: 0, share: CoreMilli::new(900) }],
             memory: Bytes::mib(512),
-            mode: LimitMode::Enforce,
+            mode: self.limit,
             parent: self.parent.clone(),
             state: self.root.path().join("groups"),
         };
@@ -117,7 +130,7 @@ impl Host {
         let backend = Arc::new(self.backend());
         let mut config = NodeConfig::new(self.data(), "n1".parse().unwrap(), backend, program());
         config.controllers = vec![self.controller.address()];
-        config.sandbox.mode = SandboxMode::Enforced;
+        config.sandbox.mode = self.sandbox;
         config.uids = self.uids..self.uids + 100;
         config.window = Nanos::from_secs(1);
         config.limits.stop_grace = Duration::from_secs(1);
@@ -155,8 +168,17 @@ impl Host {
     }
 }
 
+impl Host {
+    /// An agent as a process of its own, to be killed for real.
+    pub fn process(&self) -> std::process::Child {
+        let mut command = std::process::Command::new(example("node-agent"));
+        command.arg(self.data()).arg(self.controller.address()).arg(&self.parent).arg(self.root.path().join("groups"));
+        command.arg(self.uids.to_string()).arg(program()).spawn().unwrap()
+    }
+}
+
 impl Agent {
-    /// As `kill -9`: nothing is told to anybody.
+    /// Nearly as `kill -9`: nothing is told to anybody.
     pub fn kill(mut self) {
         self.runtime.take().unwrap().shutdown_background();
     }
@@ -184,14 +206,20 @@ impl Drop for Host {
         for left in backend.leftovers().unwrap_or_default() {
             let _ = backend.release(&left.key, Duration::from_secs(5));
         }
-        measure::remove_parent(&self.parent);
+        if self.limit == LimitMode::Enforce {
+            measure::remove_parent(&self.parent);
+        }
     }
 }
 
-/// The example that cargo builds beside the tests.
 pub fn program() -> PathBuf {
+    example("task-supervisor")
+}
+
+/// An example that cargo builds beside the tests.
+fn example(name: &str) -> PathBuf {
     let tests = std::env::current_exe().unwrap();
-    let found = tests.parent().and_then(Path::parent).unwrap().join("examples/task-supervisor");
+    let found = tests.parent().and_then(Path::parent).unwrap().join("examples").join(name);
     assert!(found.exists(), "{} is missing: cargo build -p sluice-node --examples", found.display());
     found
 }

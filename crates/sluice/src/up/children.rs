@@ -97,7 +97,9 @@ impl Children {
     pub(crate) async fn stop(&mut self, prefix: &str, patience: Duration) {
         let names: Vec<_> = self.parts.keys().filter(|name| name.starts_with(prefix)).cloned().collect();
         let parts: Vec<_> = names.iter().filter_map(|name| self.parts.remove(name)).collect();
-        parts.iter().for_each(|part| drop(part.wish.send_replace(Wish::Stop)));
+        for part in &parts {
+            part.wish.send_replace(Wish::Stop);
+        }
         let deadline = tokio::time::Instant::now() + patience;
         for part in parts {
             let (wish, mut watcher) = (part.wish, part.watcher);

@@ -190,7 +190,7 @@ CREATE TABLE events (
 CREATE INDEX events_by_tenant ON events (tenant, sequence, project);
 CREATE INDEX events_by_job ON events (job, sequence);
 
--- A request's UUID as two integers.
+-- A request's UUID as two integers. UUIDs that begin with the time (version 7) keep the index local; random ones change a page each.
 CREATE TABLE requests (
     caller INTEGER NOT NULL,
     id_high INTEGER NOT NULL,

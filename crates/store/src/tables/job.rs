@@ -13,8 +13,7 @@ static ATTEMPTS: Table = Table::new("attempts", 1, &["id", "job", "live", "body"
 static LEASES: Table = Table::new("leases", 1, &["id", "job", "live", "keep_from", "body"], OnConflict::Replace);
 static CHECKPOINTS: Table = Table::new("checkpoints", 1, &["id", "job", "live", "body"], OnConflict::Replace);
 static MIGRATIONS: Table = Table::new("migrations", 1, &["id", "job", "live", "body"], OnConflict::Replace);
-static EVENTS: Table =
-    Table::new("events", 1, &["sequence", "tenant", "project", "job", "body"], OnConflict::Refuse);
+static EVENTS: Table = Table::new("events", 1, &["sequence", "tenant", "project", "job", "body"], OnConflict::Refuse);
 
 /// The word of a state in its column.
 pub(crate) fn state_word(state: JobState) -> Value {

@@ -25,14 +25,9 @@ static ACCOUNTS: Table = Table::new(
     OnConflict::Replace,
 );
 static HOLDS: Table = Table::new("holds", 1, &["id", "debit", "credit", "remaining", "live"], OnConflict::Replace);
-static TRANSFERS: Table = Table::new(
-    "transfers",
-    1,
-    &["id", "kind", "debit", "credit", "amount", "hold", "cause", "at"],
-    OnConflict::Refuse,
-);
-static REQUESTS: Table =
-    Table::new("requests", 3, &["caller", "id_high", "id_low", "at", "body"], OnConflict::Refuse);
+static TRANSFERS: Table =
+    Table::new("transfers", 1, &["id", "kind", "debit", "credit", "amount", "hold", "cause", "at"], OnConflict::Refuse);
+static REQUESTS: Table = Table::new("requests", 3, &["caller", "id_high", "id_low", "at", "body"], OnConflict::Refuse);
 static COUNTERS: Table = Table::new("counters", 1, &["id", "body"], OnConflict::Replace);
 
 impl Stored for Window {
@@ -176,10 +171,8 @@ fn kind_word(kind: TransferKind) -> Result<Value> {
 }
 
 fn kind(word: &str) -> Result<TransferKind> {
-    TransferKind::deserialize(word.into_deserializer()).map_err(|error: serde::de::value::Error| StoreError::Corrupt {
-        table: "transfers",
-        detail: error.to_string(),
-    })
+    TransferKind::deserialize(word.into_deserializer())
+        .map_err(|error: serde::de::value::Error| StoreError::Corrupt { table: "transfers", detail: error.to_string() })
 }
 
 impl Stored for Transfer {

@@ -41,12 +41,7 @@ impl Stored for Project {
     }
 
     fn put(&self, values: &mut Vec<Value>) -> Result<()> {
-        values.extend([
-            id(self.id.raw()),
-            id(self.tenant.raw()),
-            self.name.as_str().into(),
-            body("projects", self)?,
-        ]);
+        values.extend([id(self.id.raw()), id(self.tenant.raw()), self.name.as_str().into(), body("projects", self)?]);
         Ok(())
     }
 }

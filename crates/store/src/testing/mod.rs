@@ -4,4 +4,4 @@ mod cluster;
 mod sample;
 
 pub use cluster::{Cluster, NoCluster};
-pub use sample::Sample;
+pub use sample::{RequestIds, Sample};

@@ -20,6 +20,15 @@ use sluice_types::{
 /// The first instant of every sample: 2026-01-01.
 const EPOCH_NS: u64 = 1_767_225_600_000_000_000;
 
+/// How clients choose the ids of their requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RequestIds {
+    /// UUIDs that begin with the time (version 7): neighbours in the index.
+    Ordered,
+    /// Random UUIDs (version 4): each new one changes another page of the index.
+    Random,
+}
+
 /// Mints ids, keeps books, and makes rows of every kind. Two samples with the same calls make the same rows.
 #[derive(Debug)]
 pub struct Sample {
@@ -31,6 +40,8 @@ pub struct Sample {
     pub site: SiteId,
     /// The balances behind its transfers.
     pub books: Books,
+    /// How its clients choose the ids of their requests.
+    pub request_ids: RequestIds,
     last_id: u64,
     last_event: u64,
     now: u64,
@@ -45,6 +56,7 @@ impl Sample {
             project: ProjectId::from_raw(2),
             site: SiteId::from_raw(3),
             books: Books::default(),
+            request_ids: RequestIds::Random,
             last_id: last_id.max(100),
             last_event,
             now: EPOCH_NS,
@@ -315,10 +327,15 @@ impl Sample {
         }
     }
 
-    /// A remembered request with a random-looking id.
+    /// A remembered request.
     pub fn request_row(&mut self) -> Request {
         let number = self.mint();
-        let id = if std::env::var_os("XP_V7").is_some() { u128::from(number) << 80 } else { u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835) }.to_be_bytes();
+        let mixed = u128::from(number).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835);
+        let id = match self.request_ids {
+            RequestIds::Ordered => (u128::from(number) << 64) | (mixed >> 64),
+            RequestIds::Random => mixed,
+        };
+        let id = id.to_be_bytes();
         Request {
             key: RequestKey { by: KeyId::from_raw(4), id },
             digest: digest(number),

@@ -26,7 +26,14 @@ pub(crate) async fn jobs_are_filtered(mut fixture: Fixture) {
         (JobFilter::default(), &[7, 6, 5, 4, 3, 2, 1, 0]),
         (ours.clone(), &[7, 6, 5, 4, 2, 1, 0]),
         (JobFilter { project: Some(ProjectId::from_raw(901)), ..ours.clone() }, &[4]),
-        (JobFilter { tenant: Some(TenantId::from_raw(900)), project: Some(ProjectId::from_raw(901)), ..JobFilter::default() }, &[]),
+        (
+            JobFilter {
+                tenant: Some(TenantId::from_raw(900)),
+                project: Some(ProjectId::from_raw(901)),
+                ..JobFilter::default()
+            },
+            &[],
+        ),
         (JobFilter { states: vec![JobState::Running], ..ours.clone() }, &[1]),
         (JobFilter { states: vec![JobState::Running, JobState::Failed, JobState::Cancelled], ..ours.clone() }, &[2, 1]),
         (JobFilter { states: JobState::ALL.to_vec(), ..ours.clone() }, &[7, 6, 5, 4, 2, 1, 0]),
@@ -141,11 +148,8 @@ pub(crate) async fn transfers_of_accounts_are_merged(mut fixture: Fixture) {
     let rows = fixture.sample.submits(20);
     fixture.commit(&rows).await;
     let store = &fixture.store;
-    let keys = [
-        AccountKey::Funds(fixture.sample.tenant),
-        AccountKey::Revenue(fixture.sample.site),
-        AccountKey::Platform,
-    ];
+    let keys =
+        [AccountKey::Funds(fixture.sample.tenant), AccountKey::Revenue(fixture.sample.site), AccountKey::Platform];
     let all = store.transfers_all(Page::first(100)).await.unwrap();
     let newest_first: Vec<_> = all.iter().rev().cloned().collect();
     // Each hold touches two of the three accounts and is listed once.

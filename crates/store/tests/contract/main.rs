@@ -3,6 +3,8 @@
 //! SQLite always; PostgreSQL on a private cluster where a server is installed, else the reason for skipping is
 //! printed.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 mod lists;
 mod loads;
 mod writes;
@@ -103,8 +105,7 @@ async fn postgresql_keeps_the_same_contract() {
 fn both_schemas_are_one_text() {
     let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations");
     let names = |kind: &str| {
-        let mut names: Vec<_> =
-            folder.join(kind).read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        let mut names: Vec<_> = folder.join(kind).read_dir().unwrap().map(|entry| entry.unwrap().file_name()).collect();
         names.sort();
         names
     };

@@ -149,10 +149,7 @@ pub(crate) async fn a_request_and_an_event_are_stored_once(mut fixture: Fixture)
     request.outcome = RequestOutcome::Done;
     let mut event = first.events[0].clone();
     event.kind = "Another".to_owned();
-    let again = [
-        Rows { requests: vec![request], ..Rows::default() },
-        Rows { events: vec![event], ..Rows::default() },
-    ];
+    let again = [Rows { requests: vec![request], ..Rows::default() }, Rows { events: vec![event], ..Rows::default() }];
     for rows in again {
         let refused = fixture.store.commit(fixture.leader, &rows).await;
         assert!(matches!(refused, Err(StoreError::Conflict { .. })), "{refused:?}");
@@ -166,10 +163,9 @@ pub(crate) async fn names_are_unique_where_the_model_says_so(mut fixture: Fixtur
     fixture.commit(&world).await;
     let secret = fixture.sample.secret_row("wandb");
     let node = fixture.sample.node_row("n1");
-    for rows in [
-        Rows { secrets: vec![secret.clone()], ..Rows::default() },
-        Rows { nodes: vec![node], ..Rows::default() },
-    ] {
+    for rows in
+        [Rows { secrets: vec![secret.clone()], ..Rows::default() }, Rows { nodes: vec![node], ..Rows::default() }]
+    {
         let refused = fixture.store.commit(fixture.leader, &rows).await;
         assert!(matches!(refused, Err(StoreError::Conflict { .. })), "{refused:?}");
     }
