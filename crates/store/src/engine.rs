@@ -9,6 +9,7 @@ use sluice_types::Generation;
 use sqlx::pool::Pool;
 use sqlx::{Connection, Database};
 
+use crate::fold::Folder;
 use crate::value::{Query, Record, Statement, Value};
 use crate::{Result, StoreError};
 
@@ -104,6 +105,8 @@ pub(crate) struct Engine<D: Dialect> {
     pub(crate) writer: Pool<D>,
     /// The others.
     pub(crate) readers: Pool<D>,
+    /// Keeps SQLite's log short.
+    pub(crate) folder: Option<Folder>,
 }
 
 impl<D: Dialect> Engine<D> {
@@ -141,6 +144,9 @@ impl<D: Dialect> Engine<D> {
         match written.await {
             Ok(touched) => {
                 tx.commit().await?;
+                if let Some(folder) = &self.folder {
+                    folder.committed();
+                }
                 Ok(touched)
             }
             Err(error) => {
@@ -168,6 +174,9 @@ impl<D: Dialect> Engine<D> {
     }
 
     pub(crate) async fn close(&self) {
+        if let Some(folder) = &self.folder {
+            folder.stop().await;
+        }
         self.readers.close().await;
         self.writer.close().await;
     }

@@ -18,6 +18,7 @@
 mod api;
 mod engine;
 mod error;
+mod fold;
 mod load;
 mod page;
 mod postgres;

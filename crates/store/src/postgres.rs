@@ -95,5 +95,5 @@ pub(crate) async fn open(url: &str) -> Result<Engine<Postgres>> {
         .acquire_timeout(Duration::from_secs(10))
         .connect_with(options)
         .await?;
-    Ok(Engine { writer, readers })
+    Ok(Engine { writer, readers, folder: None })
 }

@@ -11,6 +11,7 @@ use sqlx::{Row, Sqlite, Type, TypeInfo, ValueRef};
 
 use crate::Result;
 use crate::engine::{Dialect, Engine, Layout, bind_all, drive};
+use crate::fold::Folder;
 use crate::value::{Query, Record, Value};
 
 /// Connections that read beside each other.
@@ -74,6 +75,12 @@ pub(crate) async fn open(url: &str) -> Result<Engine<Sqlite>> {
         .connect_with(options.clone().thread_name(|_| "store-writer".to_owned()))
         .await?;
     sqlx::migrate!("migrations/sqlite").run(&writer).await?;
+    let folding = SqlitePoolOptions::new()
+        .max_connections(1)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect_with(options.clone().thread_name(|_| "store-folder".to_owned()))
+        .await?;
     let readers = SqlitePoolOptions::new()
         .max_connections(READERS)
         .test_before_acquire(false)
@@ -81,5 +88,5 @@ pub(crate) async fn open(url: &str) -> Result<Engine<Sqlite>> {
             options.pragma("query_only", "1").row_buffer_size(512).thread_name(|n| format!("store-reader-{n}")),
         )
         .await?;
-    Ok(Engine { writer, readers })
+    Ok(Engine { writer, readers, folder: Some(Folder::start(folding)) })
 }

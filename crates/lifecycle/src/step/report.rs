@@ -7,7 +7,7 @@ use sluice_types::{Generation, NodeId, NodeInstant, Reason};
 use super::Step;
 use super::fleet::Inventory;
 use crate::command::{Answer, NodeReport, Refusal, TaskKey};
-use crate::model::{AttemptState, Goal, JobState, MigrationPhase, TaskState};
+use crate::model::{AttemptState, Goal, JobState, MigrationPhase, NodeState, TaskState};
 use crate::state::Happened;
 
 const MAX_METRICS: usize = 16;
@@ -21,6 +21,7 @@ impl Step<'_> {
     ) -> Result<Answer, Refusal> {
         let row = self.state.nodes.get(&node).ok_or_else(|| Refusal::not_found("node"))?;
         let stale = generation != row.generation;
+        let lost = row.state == NodeState::Lost;
         match report {
             NodeReport::Hello { boot, devices, host_cores, host_memory, advisory, clock } => {
                 self.hello(node, Inventory { boot, devices, host_cores, host_memory, advisory, clock })
@@ -29,6 +30,8 @@ impl Step<'_> {
                 self.state.count(|counters| &mut counters.stale_streams);
                 Err(Refusal::new(Reason::StaleGeneration, "a newer stream of this node is open"))
             }
+            // Silent for too long, its stream open all the while: it has to say again what it has and runs.
+            _ if lost => Err(Refusal::new(Reason::NodeLost, "the node was taken for lost; it must connect again")),
             NodeReport::Heartbeat(clock) => {
                 self.heartbeat(node, clock);
                 Ok(Answer::default())

@@ -28,6 +28,12 @@ impl Step<'_> {
             self.state.count(|counters| &mut counters.stale_checkpoints);
             return;
         }
+        // Nodes repeat what they are not sure of. An older step of the same attempt is such a repetition, or too late to
+        // be of use; taken for new it would move the job's head back.
+        let newest = self.state.complete_checkpoints(&job).next();
+        if newest.is_some_and(|row| row.generation == attempt.generation && row.step >= number) {
+            return;
+        }
         let Some(site) = self.state.nodes.get(&node).map(|row| row.site) else { return };
         let rank = self.state.leases.get(&key.lease).map_or(0, |row| row.rank);
         let part = CheckpointPart { manifest, size, lease: key.lease, captured, next_window, sealed: vec![site] };

@@ -163,7 +163,7 @@ pub(crate) async fn transfers_of_accounts_are_merged(mut fixture: Fixture) {
     let tenant = fixture.sample.tenant;
     let funds = AccountKey::Funds(tenant);
     let of_tenant = store.accounts_of(tenant, Page::first(9)).await.unwrap();
-    assert_eq!(of_tenant.iter().map(|row| row.key.clone()).collect::<Vec<_>>(), [funds.clone()]);
+    assert!(of_tenant.iter().map(|row| &row.key).eq([&funds]));
     assert_eq!(store.accounts_of(tenant, Page::after(funds, 9)).await.unwrap(), []);
     let mut seen = Vec::new();
     while let page = store.accounts_all(Page { after: seen.last().cloned(), limit: 2 }).await.unwrap()
