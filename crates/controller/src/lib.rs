@@ -22,6 +22,7 @@ mod principal;
 mod publish;
 mod secrets;
 mod server;
+mod wire;
 mod writer;
 
 pub use authz::{Access, METHODS, matrix};

@@ -18,6 +18,7 @@ use tokio::task::JoinHandle;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tower::layer::util::{Identity as NoLayer, Stack};
 
 use crate::api::{Api, ApiParts};
 use crate::clock::Clock;
@@ -30,6 +31,7 @@ use crate::planner::{self, PlannerHandle};
 use crate::principal::secret_text;
 use crate::publish::Publisher;
 use crate::secrets::SecretBox;
+use crate::wire::Reasons;
 use crate::writer::{Writer, WriterHandle, WriterParts};
 
 /// Largest message that a client may send: a batch of 1000 specs.
@@ -313,7 +315,7 @@ fn routes(
     nodes: NodeApi,
     sites: SiteApi,
     hosts: IdentityApi,
-) -> Result<tonic::transport::server::Router, ControllerError> {
+) -> Result<tonic::transport::server::Router<Stack<Reasons, NoLayer>>, ControllerError> {
     use v1::fleet_service_server::FleetServiceServer;
     use v1::identity_service_server::IdentityServiceServer;
     use v1::job_service_server::JobServiceServer;
@@ -333,6 +335,7 @@ fn routes(
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET);
     let reflection = reflection.build_v1().map_err(|_| ControllerError::Stopped("the reflection service"))?;
     Ok(Server::builder()
+        .layer(Reasons)
         .tls_config(tls)?
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))

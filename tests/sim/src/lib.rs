@@ -1,1 +1,92 @@
-//! Placeholder.
+//! A simulated day of Sluice: the real state machines, scheduler and ledger in virtual time, with faults, and a judge.
+//!
+//! One seed is one run: one agenda of events, one true clock, everything single-threaded and repeatable. The controller
+//! (state, world, writer) is the real code over tables in memory, and can crash at any instant, also between a commit and
+//! its reply. Nodes, vaults, the network and users are models with their own files. The judge ([`Outcome`]) rebuilds what
+//! must be true from those files, and reads the system's rows only as claims to be checked.
+//!
+//! Modules: `agenda`, `dice`, `params` (the frame), `cluster` and `users` (who is there and what they want), `host`,
+//! `agent`, `process` (nodes), `vault`, `network`, `faults`, `controller` and `store` (the system under test), `sim` (the
+//! loop), `oracle` (the judge).
+
+mod agenda;
+mod agent;
+pub mod bugs;
+mod cluster;
+mod controller;
+mod dice;
+mod faults;
+mod host;
+mod network;
+mod oracle;
+mod params;
+mod process;
+mod sim;
+mod store;
+mod users;
+mod vault;
+
+use std::panic::AssertUnwindSafe;
+
+pub use params::Day;
+
+/// What one seed came to.
+#[derive(Debug, Clone, Default)]
+pub struct Outcome {
+    /// The seed.
+    pub seed: u64,
+    /// What the judge holds against the system, with the virtual time of each.
+    pub failures: Vec<String>,
+    /// Jobs submitted.
+    pub jobs: usize,
+    /// Of them ended with success.
+    pub succeeded: usize,
+    /// Faults.
+    pub faults: usize,
+    /// Transactions.
+    pub commits: u64,
+    /// Times that the controller died.
+    pub crashes: u64,
+    /// Windows billed.
+    pub windows: u64,
+    /// Steps done, of rank 0.
+    pub steps: u64,
+    /// Steps done again on the way to a success.
+    pub replayed: u64,
+    /// Credits that were due and beyond what was held.
+    pub uncollected: i64,
+    /// What was refused.
+    pub refused: String,
+}
+
+/// Runs one seed.
+#[must_use]
+pub fn run(seed: u64, day: Day, tracing: bool) -> Outcome {
+    let run = std::panic::catch_unwind(AssertUnwindSafe(|| simulate(seed, day, tracing)));
+    run.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        Outcome { seed, failures: vec![format!("panic: {}", text.unwrap_or_default())], ..Outcome::default() }
+    })
+}
+
+fn simulate(seed: u64, day: Day, tracing: bool) -> Outcome {
+    let mut sim = sim::Sim::new(seed, day, tracing);
+    sim.run();
+    let oracle = &sim.oracle;
+    let failures = oracle.failures().iter().map(|(at, what)| format!("{} {what}", sim::clock(*at))).collect();
+    Outcome {
+        seed,
+        failures,
+        jobs: sim.jobs.len(),
+        succeeded: oracle.succeeded,
+        faults: sim.fault_count,
+        commits: oracle.commits,
+        crashes: oracle.crashes,
+        windows: oracle.windows,
+        steps: oracle.steps,
+        replayed: oracle.replayed,
+        uncollected: oracle.uncollected,
+        refused: format!("{:?}", sim.controller.store.counters),
+    }
+}

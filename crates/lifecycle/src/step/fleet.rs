@@ -130,6 +130,9 @@ impl Step<'_> {
         let now = self.now;
         let row = self.state.nodes.get_mut(&node).ok_or_else(|| Refusal::not_found("node"))?;
         row.generation = row.generation.next();
+        if row.state == NodeState::Lost && !row.cordoned {
+            row.reason.clear();
+        }
         row.state = NodeState::Ready;
         row.boot = inventory.boot;
         row.devices = inventory.devices;

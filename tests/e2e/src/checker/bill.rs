@@ -1,0 +1,264 @@
+//! One job's bill against the journals.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context as _;
+use sluice_proto::v1;
+
+use super::journal::Record;
+use super::rating::{Terms, billed_milli, rate_all};
+use super::steps::{Step, lineage, read as read_steps};
+use super::Verdict;
+use crate::client::Client;
+use crate::keeper::Kept;
+
+/// What bills are made of, and who is dead.
+pub(super) struct Inputs {
+    /// Memory of a node's devices, by SITE/NODE.
+    memory: BTreeMap<String, u64>,
+    dead: Vec<String>,
+}
+
+/// One job with all that is claimed of it.
+pub(super) struct Case<'a> {
+    pub(super) job: &'a v1::Job,
+    pub(super) receipt: &'a v1::Receipt,
+    pub(super) windows: &'a [v1::Window],
+    pub(super) journals: &'a BTreeMap<String, Vec<Record>>,
+    pub(super) prices: &'a BTreeMap<String, v1::PriceBook>,
+}
+
+impl Inputs {
+    pub(super) async fn read(client: &Client, kept: &Kept) -> anyhow::Result<Self> {
+        let request = v1::ListDevicesRequest { page_size: 1000, ..v1::ListDevicesRequest::default() };
+        let devices = client.fleet().list_devices(request).await.context("devices")?.into_inner().devices;
+        let memory = devices.iter().map(|device| (short(&device.name), device.memory_bytes)).collect();
+        Ok(Self { memory, dead: kept.dead() })
+    }
+
+    /// The price books that a receipt names.
+    pub(super) async fn prices(
+        &self,
+        client: &Client,
+        receipt: &v1::Receipt,
+    ) -> anyhow::Result<BTreeMap<String, v1::PriceBook>> {
+        let mut books = BTreeMap::new();
+        for lease in &receipt.leases {
+            if !books.contains_key(&lease.price_version) {
+                let request = v1::GetPricesRequest { version: lease.price_version.clone() };
+                let book = client.money().get_prices(request).await.context("prices")?.into_inner();
+                books.insert(lease.price_version.clone(), book);
+            }
+        }
+        Ok(books)
+    }
+}
+
+/// SITE/NODE of "sites/SITE/nodes/NODE/…".
+fn short(name: &str) -> String {
+    let words: Vec<&str> = name.split('/').collect();
+    format!("{}/{}", words.get(1).unwrap_or(&""), words.get(3).unwrap_or(&""))
+}
+
+/// Judges the sums of a receipt and each of its leases.
+pub(super) fn judge(verdict: &mut Verdict, inputs: &Inputs, case: &Case<'_>, kept: &Kept) -> anyhow::Result<()> {
+    let (job, receipt) = (&case.job.name, case.receipt);
+    let gross: i64 = receipt.leases.iter().map(|lease| lease.amount_credits).sum();
+    let credited: i64 = receipt.credits.iter().map(|line| line.amount_credits).sum();
+    let sums = (receipt.gross_credits, receipt.credited_credits, receipt.net_credits);
+    if sums != (gross, credited, gross - credited) {
+        verdict.find(format!("{job}: the receipt says {sums:?}, its lines sum to {gross} and {credited}"));
+    }
+    let known: Vec<String> = receipt.leases.iter().map(|lease| lease.lease.clone()).collect();
+    for window in case.windows.iter().filter(|window| !known.contains(&window.lease)) {
+        verdict.find(format!("{job}: usage has a window of {}, which the receipt does not name", window.lease));
+    }
+    let steps = read_steps(kept, &known)?;
+    let run = match lineage(steps.values()) {
+        Ok(run) => run,
+        Err(error) => {
+            verdict.find(format!("{job}: {error:#}"));
+            return Ok(());
+        }
+    };
+    verdict.figures.replayed_steps += run.replayed;
+    for (place, lease) in receipt.leases.iter().enumerate() {
+        let billed = judge_lease(verdict, inputs, case, lease);
+        let later = receipt.leases.get(place + 1).is_some();
+        let own = steps.get(&lease.lease);
+        let next = own.and_then(|own| resumed_at(own, &run.firsts));
+        judge_credits(verdict, case, lease, &billed, if own.is_some() { next } else { Some(1).filter(|_| later) });
+    }
+    verdict.figures.jobs += 1;
+    verdict.figures.gross += receipt.gross_credits;
+    verdict.figures.credits += receipt.credited_credits;
+    Ok(())
+}
+
+/// Where the attempt behind this one began; `None` for the last.
+fn resumed_at(own: &[Step], firsts: &BTreeMap<u64, u64>) -> Option<u64> {
+    let generation = own.last()?.generation;
+    firsts.range(generation + 1..).next().map(|(_, first)| *first)
+}
+
+/// What a lease's node measured against what was billed. Returns the billed windows in order.
+fn judge_lease(verdict: &mut Verdict, inputs: &Inputs, case: &Case<'_>, lease: &v1::ReceiptLease) -> Vec<v1::Window> {
+    let id = &lease.lease;
+    let mut billed: Vec<_> = case.windows.iter().filter(|window| window.lease == *id).cloned().collect();
+    billed.sort_by_key(|window| window.sequence);
+    let none = Vec::new();
+    let measured = case.journals.get(id).unwrap_or(&none);
+    judge_windows(verdict, lease, &billed, measured);
+    judge_missing(verdict, inputs, case, lease, &billed, measured);
+    let Some(terms) = terms(inputs, case, lease) else {
+        verdict.find(format!("{id}: no price or no device for it"));
+        return billed;
+    };
+    if terms.billed != lease.billed_milli {
+        verdict.find(format!("{id}: billed share {} instead of {}", lease.billed_milli, terms.billed));
+    }
+    let lengths: Vec<u64> = billed.iter().map(|window| window.end_ns.saturating_sub(window.start_ns)).collect();
+    for (window, amount) in billed.iter().zip(rate_all(&terms, &lengths)) {
+        if window.amount_credits != amount {
+            let told = window.amount_credits;
+            verdict.find(format!("{id}/{}: billed {told} credits instead of {amount}", window.sequence));
+        }
+    }
+    let sum: i64 = billed.iter().map(|window| window.amount_credits).sum();
+    let told = (lease.amount_credits, lease.windows, lease.billed_ns);
+    let count = u64::try_from(billed.len()).unwrap_or(u64::MAX);
+    if told != (sum, count, lengths.iter().sum()) {
+        verdict.find(format!("{id}: the receipt says {told:?}, usage {sum}, {count}, {}", lengths.iter().sum::<u64>()));
+    }
+    verdict.figures.leases += 1;
+    verdict.figures.billed += count;
+    verdict.figures.refused += lease.refused_windows;
+    billed
+}
+
+fn terms(inputs: &Inputs, case: &Case<'_>, lease: &v1::ReceiptLease) -> Option<Terms> {
+    let asked = case.job.spec.as_ref()?.resources.as_ref()?;
+    let device = inputs.memory.get(&short(&lease.node)).or_else(|| inputs.memory.values().max())?;
+    let book = case.prices.get(&lease.price_version)?;
+    let fits = |price: &&v1::Price| {
+        price.device_class == asked.device_class && (price.site.is_empty() || price.site == lease.site)
+    };
+    let price = book.prices.iter().filter(fits).max_by_key(|price| !price.site.is_empty())?;
+    Some(Terms {
+        billed: billed_milli(asked.milli, asked.memory_bytes, *device),
+        cores: asked.host_core_milli,
+        memory: asked.host_memory_bytes,
+        device_hour: price.device_hour_credits,
+        core_hour: price.core_hour_credits,
+        gib_hour: price.gib_hour_credits,
+    })
+}
+
+/// Each billed window is one that its node measured, and what lies between two is marked.
+fn judge_windows(verdict: &mut Verdict, lease: &v1::ReceiptLease, billed: &[v1::Window], measured: &[Record]) {
+    let id = &lease.lease;
+    let (mut before, mut gaps): (Option<&v1::Window>, u64) = (None, 0);
+    for window in billed {
+        let sequence = window.sequence;
+        let record = measured.iter().find(|record| record.window.sequence == sequence);
+        let same = record.is_some_and(|record| {
+            let own = &record.window;
+            (own.start_ns, own.end_ns) == (window.start_ns, window.end_ns) && record.node == short(&window.node)
+        });
+        if !same {
+            verdict.find(format!("{id}/{sequence}: billed, but no journal has it so"));
+        }
+        let (due, from) = before.map_or((0, window.start_ns), |before| (before.sequence + 1, before.end_ns));
+        if sequence < due || window.start_ns < from || window.end_ns <= window.start_ns {
+            verdict.find(format!("{id}/{sequence}: overlaps the window before it, or is billed twice"));
+        }
+        let gap = sequence != due || window.start_ns != from;
+        if gap != window.gap {
+            verdict.find(format!("{id}/{sequence}: a gap is {gap}, marked {}", window.gap));
+        }
+        gaps += window.start_ns.saturating_sub(from);
+        verdict.figures.gaps += u64::from(gap);
+        before = Some(window);
+    }
+    if gaps != lease.gap_ns {
+        verdict.find(format!("{id}: the receipt says {} ns of gaps, windows {gaps}", lease.gap_ns));
+    }
+}
+
+/// What was measured and not billed was refused, or never arrived from a node that was killed.
+fn judge_missing(
+    verdict: &mut Verdict,
+    inputs: &Inputs,
+    case: &Case<'_>,
+    lease: &v1::ReceiptLease,
+    billed: &[v1::Window],
+    measured: &[Record],
+) {
+    let id = &lease.lease;
+    verdict.figures.journalled += u64::try_from(measured.len()).unwrap_or(0);
+    let last = billed.last().map(|window| window.sequence);
+    let missing = measured.iter().filter(|record| !billed.iter().any(|window| window.sequence == record.window.sequence));
+    let missing: Vec<u64> = missing.map(|record| record.window.sequence).collect();
+    if let Some(early) = missing.iter().find(|sequence| last.is_some_and(|last| **sequence < last)) {
+        verdict.find(format!("{id}/{early}: measured and journalled, later ones are billed, this one is not"));
+    }
+    let count = u64::try_from(missing.len()).unwrap_or(0);
+    let Some(undelivered) = count.checked_sub(lease.refused_windows) else {
+        verdict.find(format!("{id}: {} windows refused, only {count} are not billed", lease.refused_windows));
+        return;
+    };
+    let dead = inputs.dead.contains(&short(&lease.node));
+    if undelivered > 0 && !dead && case.receipt.r#final {
+        verdict.find(format!("{id}: {undelivered} measured windows are neither billed nor refused ({missing:?})"));
+    }
+    if dead {
+        verdict.figures.undelivered += undelivered;
+    }
+    let lost = case.receipt.leases.last().is_some_and(|last| last.lease != *id);
+    if lease.refused_windows > 0 && !lost {
+        verdict.find(format!("{id}: {} windows of the last attempt are refused", lease.refused_windows));
+    }
+}
+
+/// Credits are exactly what was replayed. `next` is the first step of the attempt behind this one: what this one did
+/// from there on was done again. The window in which the checkpoint was captured ends there, but a node may hear of a
+/// later step before it closes it, so one window at the edge may stand on either side.
+fn judge_credits(
+    verdict: &mut Verdict,
+    case: &Case<'_>,
+    lease: &v1::ReceiptLease,
+    billed: &[v1::Window],
+    next: Option<u64>,
+) {
+    let id = &lease.lease;
+    for window in billed {
+        if window.credited_credits != 0 && window.credited_credits != window.amount_credits {
+            verdict.find(format!("{id}/{}: credited in part", window.sequence));
+        }
+    }
+    let sum: i64 = billed.iter().map(|window| window.credited_credits).sum();
+    let lines = case.receipt.credits.iter().filter(|line| line.lease == *id);
+    let told: i64 = lines.map(|line| line.amount_credits).sum();
+    if sum != told {
+        verdict.find(format!("{id}: credits of {told} on the receipt, {sum} on its windows"));
+    }
+    let paid: Vec<&v1::Window> = billed.iter().filter(|window| window.amount_credits > 0).collect();
+    let from = paid.iter().position(|window| window.credited_credits > 0).unwrap_or(paid.len());
+    if paid[from..].iter().any(|window| window.credited_credits == 0) {
+        verdict.find(format!("{id}: windows behind a credited one are not credited"));
+    }
+    verdict.figures.credited += u64::try_from(paid.len() - from).unwrap_or(0);
+    let (least, most) = match next {
+        None => (paid.len(), paid.len()),
+        Some(1) => (0, 0),
+        Some(next) => {
+            let first = |step: u64| paid.iter().position(|window| window.last_step >= step).unwrap_or(paid.len());
+            (first(next - 1), (first(next) + 1).min(paid.len()))
+        }
+    };
+    if from < least || from > most {
+        let which = |place: usize| paid.get(place).map_or("none".to_owned(), |window| window.sequence.to_string());
+        let (told, least, most) = (which(from), which(least), which(most));
+        verdict.find(format!("{id}: credited from window {told}, replayed from {least} to {most} ({next:?})"));
+    }
+}

@@ -1,0 +1,122 @@
+//! The judge: what ran and what it cost, from files alone, against what the API says.
+//!
+//! Evidence: step logs, marks and logs that jobs wrote ([`steps`], [`marks`]), and the nodes' journals ([`journal`]).
+//! Claims: receipts, usage, balances and ledger entries of the API. Between them stands a rating of its own
+//! ([`rating`]). Prices, job specs and device sizes are taken from the API as given: they are inputs of a bill, not
+//! results. No table of the controller is read.
+
+mod bill;
+mod journal;
+mod ledger;
+mod marks;
+mod rating;
+mod steps;
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use anyhow::Context as _;
+use serde::Serialize;
+use sluice_proto::v1;
+
+use crate::client::{Client, PROJECT};
+use crate::keeper::Kept;
+
+pub use journal::{Record, read as read_journals};
+pub use marks::{Marks, Runs, count as count_marks, kept_marks};
+pub use rating::{Terms, billed_milli, rate_all};
+pub use steps::{Lineage, Step, lineage, parse as parse_steps, read as read_steps};
+
+/// What was counted.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Figures {
+    /// Jobs judged.
+    pub jobs: u64,
+    /// Leases on their receipts.
+    pub leases: u64,
+    /// Windows in journals.
+    pub journalled: u64,
+    /// Windows billed.
+    pub billed: u64,
+    /// Windows refused because they ended after the cut.
+    pub refused: u64,
+    /// Windows in journals that reached nobody, of nodes that were killed.
+    pub undelivered: u64,
+    /// Windows behind a marked gap.
+    pub gaps: u64,
+    /// Windows credited.
+    pub credited: u64,
+    /// Steps executed again after a loss.
+    pub replayed_steps: u64,
+    /// Sum of all windows, in credits.
+    pub gross: i64,
+    /// Sum of all credits.
+    pub credits: i64,
+}
+
+/// The judgement of a system.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Verdict {
+    /// What was counted.
+    pub figures: Figures,
+    /// What does not hold, in words. Empty where everything does.
+    pub findings: Vec<String>,
+}
+
+impl Verdict {
+    /// Holds, or says what does not.
+    ///
+    /// # Errors
+    /// The findings.
+    pub fn holds(&self) -> anyhow::Result<()> {
+        anyhow::ensure!(self.findings.is_empty(), "the checker found {} faults:\n{self}", self.findings.len());
+        Ok(())
+    }
+
+    fn find(&mut self, text: String) {
+        self.findings.push(text);
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in self.findings.iter().take(40) {
+            writeln!(f, "- {finding}")?;
+        }
+        writeln!(f, "{:?}", self.figures)
+    }
+}
+
+/// Judges every job of the default project and its tenant's ledger.
+///
+/// # Errors
+/// The evidence or the API cannot be read.
+pub async fn judge(client: &Client, kept: &Kept) -> anyhow::Result<Verdict> {
+    let jobs = client.list_jobs().await.context("the list of jobs")?;
+    judge_jobs(client, kept, &jobs).await
+}
+
+/// As [`judge`], of these jobs; the ledger as a whole.
+///
+/// # Errors
+/// As [`judge`].
+pub async fn judge_jobs(client: &Client, kept: &Kept, jobs: &[v1::Job]) -> anyhow::Result<Verdict> {
+    let mut verdict = Verdict::default();
+    let journals = read_journals(kept, &mut verdict)?;
+    let mut usage: BTreeMap<String, Vec<v1::Window>> = BTreeMap::new();
+    for window in client.list_usage(PROJECT).await.context("usage")? {
+        usage.entry(window.job.clone()).or_default().push(window);
+    }
+    let inputs = bill::Inputs::read(client, kept).await?;
+    let all: Vec<v1::Window> = usage.values().flatten().cloned().collect();
+    for job in jobs {
+        let request = v1::GetReceiptRequest { job: job.name.clone() };
+        let receipt = client.money().get_receipt(request).await.context("a receipt")?.into_inner();
+        let prices = inputs.prices(client, &receipt).await?;
+        let windows = usage.remove(&job.name).unwrap_or_default();
+        let case = bill::Case { job, receipt: &receipt, windows: &windows, journals: &journals, prices: &prices };
+        bill::judge(&mut verdict, &inputs, &case, kept)?;
+    }
+    ledger::judge(&mut verdict, client, "tenants/default", &all).await?;
+    Ok(verdict)
+}

@@ -1,0 +1,139 @@
+//! Runs of the trainer, rebuilt from its step logs.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::Context as _;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::keeper::Kept;
+
+/// One executed step.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// Its number.
+    pub step: u64,
+    /// The bits of its loss, in hex.
+    pub loss_bits: String,
+    /// The samples it took.
+    pub samples: Vec<u64>,
+    /// The attempt's generation; 0 outside of Sluice.
+    pub generation: u64,
+}
+
+#[derive(Deserialize)]
+struct Line {
+    step: u64,
+    loss_bits: String,
+    samples: Vec<u64>,
+    generation: Value,
+}
+
+/// Reads a step log. A last line without an end was cut off and does not count.
+///
+/// # Errors
+/// A whole line is damaged.
+pub fn parse(text: &str) -> anyhow::Result<Vec<Step>> {
+    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let lines = whole.lines().map(|line| {
+        let line: Line = serde_json::from_str(line).with_context(|| format!("the step log's line {line}"))?;
+        let generation = line.generation.as_str().and_then(|text| text.parse().ok()).unwrap_or(0);
+        Ok(Step { step: line.step, loss_bits: line.loss_bits, samples: line.samples, generation })
+    });
+    lines.collect()
+}
+
+/// The steps of each lease that left a step log, by lease.
+///
+/// # Errors
+/// As [`parse`].
+pub fn read(kept: &Kept, leases: &[String]) -> anyhow::Result<BTreeMap<String, Vec<Step>>> {
+    let mut all = BTreeMap::new();
+    for folder in kept.outputs() {
+        let lease = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let log = folder.join("steps.jsonl");
+        if leases.contains(&lease) && log.exists() {
+            all.insert(lease, parse(&fs::read_to_string(log)?)?);
+        }
+    }
+    Ok(all)
+}
+
+/// The one run that several attempts make together.
+#[derive(Debug, Clone, Default)]
+pub struct Lineage {
+    /// Steps that count, in order.
+    pub steps: Vec<Step>,
+    /// Steps that were executed and had to be executed again.
+    pub replayed: u64,
+    /// First step of each generation.
+    pub firsts: BTreeMap<u64, u64>,
+}
+
+impl Lineage {
+    /// Number and loss of every step that counts.
+    #[must_use]
+    pub fn curve(&self) -> Vec<(u64, String)> {
+        self.steps.iter().map(|step| (step.step, step.loss_bits.clone())).collect()
+    }
+}
+
+/// Puts the attempts of a job together: each begins where its checkpoint stood, so what an earlier one did behind that
+/// is replayed.
+///
+/// # Errors
+/// An attempt executed a step twice or left one out, or a later one began behind what was there.
+pub fn lineage<'a>(logs: impl IntoIterator<Item = &'a Vec<Step>>) -> anyhow::Result<Lineage> {
+    let mut attempts: BTreeMap<u64, Vec<Step>> = BTreeMap::new();
+    for step in logs.into_iter().flatten() {
+        attempts.entry(step.generation).or_default().push(step.clone());
+    }
+    let mut all = Lineage::default();
+    for (generation, steps) in attempts {
+        let first = steps[0].step;
+        for (place, step) in steps.iter().enumerate() {
+            let due = first + u64::try_from(place)?;
+            anyhow::ensure!(step.step == due, "generation {generation} executed step {} where {due} was due", step.step);
+        }
+        let had = all.steps.last().map_or(0, |step| step.step);
+        anyhow::ensure!(first >= 1 && first <= had + 1, "generation {generation} began at step {first} behind {had}");
+        all.replayed += had + 1 - first;
+        all.steps.retain(|step| step.step < first);
+        all.steps.extend(steps);
+        all.firsts.insert(generation, first);
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(generation: u64, steps: std::ops::RangeInclusive<u64>) -> Vec<Step> {
+        let make = |step| Step { step, loss_bits: format!("{generation}-{step}"), samples: Vec::new(), generation };
+        steps.map(make).collect()
+    }
+
+    #[test]
+    fn later_attempts_replace_what_they_repeat() {
+        let all = lineage(&[run(1, 1..=10), run(3, 8..=12)]).unwrap();
+        assert_eq!((all.replayed, all.steps.len()), (3, 12));
+        assert_eq!(all.steps[7].generation, 3);
+    }
+
+    #[test]
+    fn holes_and_repeats_are_found() {
+        assert!(lineage(&[run(1, 1..=10), run(2, 12..=13)]).is_err());
+        let mut twice = run(1, 1..=3);
+        twice.extend(run(1, 3..=3));
+        assert!(lineage(&[twice]).is_err());
+    }
+
+    #[test]
+    fn a_torn_last_line_does_not_count() {
+        let line = r#"{"step":1,"loss_bits":"40","loss":1.5,"samples":[65],"epoch":0,"attempt":"a","generation":"2"}"#;
+        assert_eq!(parse(&format!("{line}\n{}", &line[..20])).unwrap().len(), 1);
+        assert!(parse(&format!("{}\n{line}\n", &line[..20])).is_err());
+    }
+}

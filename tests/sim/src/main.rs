@@ -1,0 +1,130 @@
+//! Runs simulated days: many seeds on all cores, or one with its trace.
+
+use std::ops::Range;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
+use std::time::Instant;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use sluice_sim::{Day, Outcome, bugs, run};
+
+#[derive(Parser)]
+#[command(about = "Simulated days of Sluice with faults and a judge")]
+struct Options {
+    /// Seeds to run, such as 0..500.
+    #[arg(long, value_parser = seeds, default_value = "0..20")]
+    seeds: Range<u64>,
+    /// One seed only.
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Print what happens.
+    #[arg(long)]
+    trace: bool,
+    /// A smaller day.
+    #[arg(long)]
+    small: bool,
+    /// No faults.
+    #[arg(long)]
+    calm: bool,
+    /// Worker threads; 0 = all cores.
+    #[arg(long, default_value_t = 0)]
+    threads: usize,
+    #[command(subcommand)]
+    command: Option<Extra>,
+}
+
+#[derive(Subcommand)]
+enum Extra {
+    /// Plants each bug in a copy of the workspace and checks that the judge catches it.
+    Bugs {
+        /// Seeds that each bug has to be caught within.
+        #[arg(long, default_value_t = 40)]
+        within: u64,
+        /// Only patches whose name contains this.
+        #[arg(long)]
+        only: Option<String>,
+    },
+}
+
+fn seeds(text: &str) -> Result<Range<u64>, String> {
+    let (from, to) = text.split_once("..").ok_or("FROM..TO")?;
+    let number = |text: &str| text.parse::<u64>().map_err(|error| error.to_string());
+    Ok(number(from)?..number(to)?)
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let options = Options::parse();
+    if let Some(Extra::Bugs { within, only }) = &options.command {
+        let (caught, all) = bugs::check(*within, only.as_deref()).context("checking the planted bugs")?;
+        println!("{caught}/{all} planted bugs caught");
+        return Ok(if caught * 10 >= all * 9 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    let day = if options.small { Day::SMALL } else { Day::FULL };
+    let day = if options.calm { day.calm() } else { day };
+    let seeds = options.seed.map_or(options.seeds.clone(), |seed| seed..seed + 1);
+    let begin = Instant::now();
+    let outcomes = run_all(seeds, day, &options);
+    Ok(report(&outcomes, begin, &options))
+}
+
+fn run_all(seeds: Range<u64>, day: Day, options: &Options) -> Vec<Outcome> {
+    let cores = std::thread::available_parallelism().map_or(2, usize::from);
+    let threads = if options.trace { 1 } else { [options.threads, cores][usize::from(options.threads == 0)] };
+    let next = AtomicU64::new(seeds.start);
+    let (sender, receiver) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            let (sender, next, end) = (sender.clone(), &next, seeds.end);
+            scope.spawn(move || {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= end || sender.send(run(seed, day, options.trace)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let mut outcomes: Vec<Outcome> = Vec::new();
+        for outcome in receiver {
+            if !outcome.failures.is_empty() {
+                let small = if options.small { " --small" } else { "" };
+                let calm = if options.calm { " --calm" } else { "" };
+                println!("seed {} fails: {}", outcome.seed, outcome.failures[0]);
+                println!("  cargo run -p sluice-sim --release --{small}{calm} --seed {} --trace", outcome.seed);
+            }
+            outcomes.push(outcome);
+        }
+        outcomes.sort_by_key(|outcome| outcome.seed);
+        outcomes
+    })
+}
+
+fn report(outcomes: &[Outcome], begin: Instant, options: &Options) -> ExitCode {
+    if options.seed.is_some() {
+        for outcome in outcomes {
+            outcome.failures.iter().take(20).for_each(|failure| println!("{failure}"));
+            println!("{outcome:?}");
+        }
+    }
+    let failed = outcomes.iter().filter(|outcome| !outcome.failures.is_empty()).count();
+    let sum = |figure: fn(&Outcome) -> u64| outcomes.iter().map(figure).sum::<u64>();
+    let spent = begin.elapsed().as_secs_f64();
+    println!(
+        "{} seeds in {spent:.1} s ({:.2}/s), {failed} failed: {} jobs ({} succeeded), {} faults, {} crashes, {} commits, {} windows, \
+         {} steps ({} replayed)",
+        outcomes.len(),
+        outcomes.len() as f64 / spent.max(0.001),
+        sum(|outcome| outcome.jobs as u64),
+        sum(|outcome| outcome.succeeded as u64),
+        sum(|outcome| outcome.faults as u64),
+        sum(|outcome| outcome.crashes),
+        sum(|outcome| outcome.commits),
+        sum(|outcome| outcome.windows),
+        sum(|outcome| outcome.steps),
+        sum(|outcome| outcome.replayed),
+    );
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}

@@ -1,0 +1,327 @@
+//! The judge. It rebuilds what must be true from what nodes, vaults and clients have on their own disks and logs, and
+//! holds what the system claims (the rows of each commit, and its final lists) against that.
+
+mod bills;
+mod capacity;
+mod credits;
+mod ledger;
+mod lineage;
+
+use std::collections::BTreeMap;
+
+use sluice_lifecycle::model::{Attempt, Counters};
+use sluice_lifecycle::{Answer, Command, NodeReport, Refusal, Rows, State, WindowReport};
+use sluice_plan::World;
+use sluice_types::{
+    AttemptId, DeviceClassName, Digest, Generation, JobId, LeaseId, NodeId, NodeInstant, TenantId, Timestamp,
+};
+
+use crate::host::{Assignment, Host};
+use crate::params::EPOCH;
+use crate::process::Program;
+use crate::store::Store;
+use crate::users::Users;
+use bills::Bill;
+use ledger::Ledger;
+
+/// A sealed part, as the node that sealed it noted it.
+#[derive(Debug, Clone)]
+pub(crate) struct Part {
+    pub(crate) job: JobId,
+    pub(crate) attempt: AttemptId,
+    pub(crate) generation: Generation,
+    pub(crate) rank: u32,
+    pub(crate) world: u32,
+    pub(crate) step: u64,
+    pub(crate) lease: LeaseId,
+    pub(crate) next_window: u64,
+}
+
+/// A process that was started, as the node's log has it.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    pub(crate) at: u64,
+    pub(crate) job: JobId,
+    pub(crate) attempt: AttemptId,
+    pub(crate) generation: Generation,
+    pub(crate) rank: u32,
+    pub(crate) program: usize,
+    pub(crate) lease: LeaseId,
+    pub(crate) resume: Option<(Digest, u64)>,
+    /// The steps it did, in order, with the instant of each.
+    pub(crate) steps: Vec<(u64, u64)>,
+}
+
+/// What the oracle knows of a node's clock and stream.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct NodeView {
+    pub(crate) generation: Generation,
+    /// The newest pair of instants, and the one before this commit.
+    pub(crate) pair: Option<(Timestamp, NodeInstant)>,
+    pub(crate) pair_before: Option<(Timestamp, NodeInstant)>,
+    pub(crate) settled: u64,
+    pub(crate) heard: u64,
+}
+
+/// The judge.
+#[derive(Default)]
+pub(crate) struct Oracle {
+    failures: Vec<(u64, String)>,
+    ledger: Ledger,
+    pub(crate) bills: BTreeMap<LeaseId, Bill>,
+    pub(crate) attempts: BTreeMap<AttemptId, Attempt>,
+    /// State of each job as last told, and whether it is over.
+    pub(crate) over: BTreeMap<JobId, bool>,
+    pub(crate) nodes: BTreeMap<NodeId, NodeView>,
+    pub(crate) parts: BTreeMap<Digest, Part>,
+    pub(crate) launches: BTreeMap<LeaseId, Launch>,
+    quotas: BTreeMap<(TenantId, DeviceClassName), i64>,
+    budgets: Vec<TenantId>,
+    acknowledged: BTreeMap<JobId, usize>,
+    counted: Counters,
+    journals: BTreeMap<NodeId, u64>,
+    capacity: capacity::Capacity,
+    /// Figures for the report.
+    pub(crate) windows: u64,
+    pub(crate) commits: u64,
+    pub(crate) crashes: u64,
+    pub(crate) steps: u64,
+    pub(crate) replayed: u64,
+    pub(crate) uncollected: i64,
+    pub(crate) succeeded: usize,
+}
+
+impl Oracle {
+    pub(crate) fn fail(&mut self, now: u64, what: String) {
+        self.failures.push((now, what));
+    }
+
+    pub(crate) fn has_failed(&self) -> bool {
+        !self.failures.is_empty()
+    }
+
+    pub(crate) fn failures(&self) -> &[(u64, String)] {
+        &self.failures
+    }
+
+    pub(crate) fn crashed(&mut self) {
+        self.crashes += 1;
+    }
+
+    pub(crate) fn quota_set(&mut self, tenant: TenantId, class: DeviceClassName, milli: i64) {
+        self.quotas.insert((tenant, class), milli);
+    }
+
+    pub(crate) fn budget_set(&mut self, tenant: TenantId) {
+        self.budgets.push(tenant);
+    }
+
+    pub(crate) fn submitted(&mut self, program: usize, job: JobId) {
+        self.acknowledged.insert(job, program);
+    }
+
+    pub(crate) fn journalled(&mut self, node: NodeId, record: WindowReport) {
+        // The journal's own law: numbers grow, whatever was lost in between.
+        let last = self.journals.entry(node).or_default();
+        if record.journal == 0 {
+            self.failures.push((0, format!("{node} journalled number 0 after {last}")));
+        }
+        *last = record.journal;
+    }
+
+    pub(crate) fn sealed(&mut self, manifest: Digest, wanted: &Assignment, step: u64, next_window: u64) {
+        let part = Part {
+            job: wanted.job,
+            attempt: wanted.key.attempt,
+            generation: wanted.key.generation,
+            rank: wanted.rank,
+            world: wanted.world,
+            step,
+            lease: wanted.key.lease,
+            next_window,
+        };
+        self.parts.insert(manifest, part);
+    }
+
+    pub(crate) fn launched(&mut self, now: u64, host: usize, wanted: &Assignment, hosts: &[Host]) {
+        let launch = Launch {
+            at: now,
+            job: wanted.job,
+            attempt: wanted.key.attempt,
+            generation: wanted.key.generation,
+            rank: wanted.rank,
+            program: wanted.program,
+            lease: wanted.key.lease,
+            resume: wanted.resume,
+            steps: Vec::new(),
+        };
+        if self.launches.insert(wanted.key.lease, launch).is_some() {
+            self.fail(now, format!("task {} of {} was started twice", wanted.rank, wanted.key.attempt));
+        }
+        self.check_resume(now, wanted);
+        self.check_physical(now, host, wanted, hosts);
+    }
+
+    pub(crate) fn stepped(&mut self, now: u64, wanted: &Assignment, rank: u32, step: u64) {
+        if let Some(launch) = self.launches.get_mut(&wanted.key.lease) {
+            launch.steps.push((step, now));
+        }
+        self.steps += u64::from(rank == 0);
+    }
+
+    /// Commands that changed nothing.
+    pub(crate) fn heard(&mut self, now: u64, commands: &[Command], answers: &[Result<Answer, Refusal>]) {
+        self.listen(now, commands, answers, &Rows::default());
+    }
+
+    /// One transaction.
+    pub(crate) fn committed(
+        &mut self,
+        now: u64,
+        commands: &[Command],
+        answers: &[Result<Answer, Refusal>],
+        rows: &Rows,
+        hosts: &[Host],
+    ) {
+        self.commits += 1;
+        self.new_leases(now, rows, hosts);
+        self.listen(now, commands, answers, rows);
+        self.check_ledger(now, rows);
+        self.check_placements(now, rows);
+        self.check_leases(now, rows, hosts);
+        self.check_jobs(now, rows);
+        self.check_counters(now, rows);
+        for row in &rows.attempts {
+            self.attempts.insert(row.id, row.clone());
+        }
+        self.check_fences(now, rows);
+    }
+
+    /// What nodes said in these commands, in order.
+    fn listen(&mut self, now: u64, commands: &[Command], answers: &[Result<Answer, Refusal>], rows: &Rows) {
+        let at = Timestamp::from_nanos(EPOCH + now);
+        for view in self.nodes.values_mut() {
+            view.pair_before = view.pair;
+        }
+        for (command, answer) in commands.iter().zip(answers) {
+            let Command::Node(node, generation, report) = command else { continue };
+            let view = self.nodes.entry(*node).or_default();
+            if let NodeReport::Hello { clock, .. } = report {
+                if let Ok(answer) = answer {
+                    view.generation = answer.generation;
+                    view.pair = Some((at, *clock));
+                    view.heard = now;
+                }
+                continue;
+            }
+            if *generation != view.generation {
+                self.counted.stale_streams += 1;
+                continue;
+            }
+            match report {
+                NodeReport::Heartbeat(clock) => {
+                    view.pair = Some((at, *clock));
+                    view.heard = now;
+                }
+                NodeReport::Windows(records) => {
+                    for record in records {
+                        self.window(now, *node, record, rows);
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn check_counters(&mut self, now: u64, rows: &Rows) {
+        let Some(told) = rows.counters else { return };
+        let mine = self.counted;
+        let pairs = [
+            ("stale streams", told.stale_streams, mine.stale_streams),
+            ("refused windows", told.refused_windows, mine.refused_windows),
+            ("duplicate windows", told.duplicate_windows, mine.duplicate_windows),
+        ];
+        for (what, told, mine) in pairs {
+            if told != mine {
+                self.fail(now, format!("{told} {what} are counted, {mine} were seen"));
+            }
+        }
+    }
+
+    /// The end of the day.
+    pub(crate) fn finish(
+        &mut self,
+        now: u64,
+        state: Option<&State>,
+        store: &Store,
+        users: &Users,
+        programs: &[Program],
+        hosts: &[Host],
+    ) {
+        self.check_liveness(now, state, store, users);
+        self.check_lineages(now, store, programs);
+        self.check_credits(now);
+        if let Some(open) = self.ledger.open_hold() {
+            self.fail(now, format!("hold {open} is open at the end"));
+        }
+        self.check_delivered(now, hosts);
+    }
+
+    fn check_liveness(&mut self, now: u64, state: Option<&State>, store: &Store, users: &Users) {
+        if state.is_none() {
+            self.fail(now, "the controller is down at the end".to_owned());
+        }
+        for (place, request) in users.requests.iter().enumerate() {
+            if request.answer.is_none() {
+                self.fail(now, format!("request {place} was never answered"));
+            }
+        }
+        let mut seen: BTreeMap<String, JobId> = BTreeMap::new();
+        for job in store.jobs.values() {
+            let program = job.spec.command.get(1).cloned().unwrap_or_default();
+            if let Some(other) = seen.insert(program, job.id) {
+                self.fail(now, format!("{} and {other} come from one request", job.id));
+            }
+            if !job.state.is_terminal() {
+                let (state, message) = (job.state.as_str(), &job.message);
+                self.fail(now, format!("{} is {state} at the end: {:?} {message}", job.id, job.reason));
+            }
+        }
+        let lost: Vec<_> = self.acknowledged.keys().filter(|job| !store.jobs.contains_key(job)).copied().collect();
+        for job in lost {
+            self.fail(now, format!("{job} was acknowledged and is lost"));
+        }
+        for migration in store.migrations.values().filter(|row| row.is_open()) {
+            self.fail(now, format!("{} is open at the end", migration.id));
+        }
+        for attempt in store.attempts.values().filter(|row| !row.settled) {
+            self.fail(now, format!("{} is not settled at the end", attempt.id));
+        }
+    }
+}
+
+/// What differs between the state in memory and one loaded from its rows, as far as anybody can tell.
+pub(crate) fn difference(state: &State, loaded: &State, now: Timestamp) -> Option<String> {
+    if state.books() != loaded.books() {
+        return Some("the books".to_owned());
+    }
+    if state.copies() != loaded.copies() {
+        return Some(format!("the copies: {:?} and {:?}", state.copies(), loaded.copies()));
+    }
+    for node in state.nodes() {
+        let (mine, other) = (state.wishes(node.id), loaded.wishes(node.id));
+        if mine != other {
+            return Some(format!("the wishes of {}: {mine:?} and {other:?}", node.id));
+        }
+    }
+    let ids = |state: &State| state.jobs().map(|job| job.id).collect::<Vec<_>>();
+    if ids(state) != ids(loaded) {
+        return Some("the jobs in memory".to_owned());
+    }
+    let world = |state: &State| {
+        let mut world = World::new();
+        state.world(now).iter().for_each(|delta| world.apply(delta));
+        world
+    };
+    (world(state) != world(loaded)).then(|| "the scheduler's world".to_owned())
+}

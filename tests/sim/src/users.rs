@@ -1,0 +1,250 @@
+//! Users: they submit, change their mind, retry by request id, and remember every answer they got.
+
+use sluice_lifecycle::model::{JobState, RequestKey};
+use sluice_lifecycle::{Answer, Caller, Command, Refusal, UserCommand};
+use sluice_types::{Credits, Digest, JobId, KeyId, ProjectId, Reason, TenantId};
+
+use crate::cluster::{name, prices};
+use crate::controller::Reply;
+use crate::params::{HOUR, MILLI, MINUTE, SECOND};
+use crate::sim::{Event, Sim};
+
+/// What a user does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Act {
+    Submit,
+    Cancel,
+    Suspend,
+    Resume,
+    Migrate,
+    Deposit,
+    Prices,
+    Cordon { draining: bool },
+    Quota,
+    Budget,
+    /// The quiet period: all is paid, opened and resumed.
+    Settle,
+}
+
+/// One request, as its client knows it.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) command: UserCommand,
+    /// Which program a submit runs.
+    pub(crate) program: Option<usize>,
+    /// The answer that came back.
+    pub(crate) answer: Option<Result<String, Reason>>,
+}
+
+/// All clients together.
+#[derive(Debug, Default)]
+pub(crate) struct Users {
+    pub(crate) tenants: Vec<(TenantId, ProjectId)>,
+    pub(crate) requests: Vec<Request>,
+    /// Jobs that were acknowledged.
+    pub(crate) jobs: Vec<JobId>,
+}
+
+fn caller(request: usize) -> Caller {
+    let mut id = [0u8; 16];
+    id[..8].copy_from_slice(&(request as u64 + 1).to_be_bytes());
+    let mut digest = [1u8; 32];
+    digest[..8].copy_from_slice(&(request as u64 + 1).to_be_bytes());
+    let key = KeyId::from_raw(9);
+    Caller { key, request: Some((RequestKey { by: key, id }, Digest::from_bytes(digest))) }
+}
+
+impl Sim {
+    /// Plans what users do all day.
+    pub(crate) fn plan_users(&mut self) {
+        let end = self.day.busy_hours * HOUR;
+        let mut at = 0;
+        for _ in 0..self.day.jobs {
+            // Bursts: half of the jobs come close behind the one before.
+            let apart = 2 * end / self.day.jobs as u64;
+            at += if self.dice.chance(500) { self.dice.range(0, 20 * SECOND) } else { self.dice.range(0, 2 * apart) };
+            self.agenda.plan(MINUTE + at.min(end), Event::User(Act::Submit));
+        }
+        let kinds = [
+            (Act::Cancel, self.day.jobs / 8),
+            (Act::Suspend, self.day.jobs / 5),
+            (Act::Resume, self.day.jobs / 3),
+            (Act::Migrate, self.day.jobs / 2),
+            (Act::Deposit, 6),
+            (Act::Prices, 4),
+            (Act::Cordon { draining: false }, 4),
+            (Act::Cordon { draining: true }, 5),
+            (Act::Quota, 3),
+            (Act::Budget, 3),
+        ];
+        for (act, count) in kinds {
+            for _ in 0..count {
+                let at = self.dice.range(10 * MINUTE, end);
+                self.agenda.plan(at, Event::User(act));
+            }
+        }
+        let mut at = end + 10 * MINUTE;
+        while at < self.day.hours * HOUR {
+            self.agenda.plan(at, Event::User(Act::Settle));
+            at += 30 * MINUTE;
+        }
+    }
+
+    pub(crate) fn on_user(&mut self, act: Act) {
+        let job = self.dice.pick(&self.users.jobs).copied();
+        let recent = self.users.jobs.len().saturating_sub(25);
+        let recent = self.dice.pick(&self.users.jobs[recent..]).copied();
+        let tenant = self.dice.pick(&self.users.tenants).map(|pair| pair.0);
+        let command = match act {
+            Act::Submit => return self.submit(),
+            Act::Settle => return self.settle(),
+            Act::Cordon { draining } => return self.cordon(draining),
+            Act::Cancel => recent.map(|job| UserCommand::Cancel(job, None)),
+            Act::Suspend => recent.map(|job| UserCommand::Suspend(job, None)),
+            Act::Resume => job.map(|_| ()).and_then(|()| self.suspended()).map(|job| UserCommand::Resume(job, None)),
+            Act::Migrate => self.migration(),
+            Act::Deposit => tenant.map(|tenant| UserCommand::Deposit {
+                tenant,
+                amount: Credits::new(1_500_000),
+                note: "more".to_owned(),
+            }),
+            Act::Prices => {
+                let sites: Vec<_> = self.sites.iter().map(|site| site.id).collect();
+                let hour = self.dice.range(1_000_000, 4_000_000);
+                Some(UserCommand::SetPrices(prices(i64::try_from(hour).unwrap_or(1), &sites)))
+            }
+            Act::Quota => self.users.tenants.get(1).map(|pair| {
+                let milli = i64::try_from(self.dice.range(1000, 4000)).unwrap_or(0);
+                UserCommand::SetQuota(pair.0, name("gpu"), milli)
+            }),
+            Act::Budget => self.users.tenants.get(2).map(|pair| UserCommand::SetBudget {
+                tenant: pair.0,
+                project: None,
+                amount: Credits::new(i64::try_from(self.dice.range(2_000_000, 12_000_000)).unwrap_or(0)),
+                period_seconds: 4 * 3600,
+                policy: sluice_lifecycle::model::BudgetPolicy::Suspend,
+            }),
+        };
+        if let Some(command) = command {
+            self.request(command, None);
+        }
+    }
+
+    /// Jobs in a state, as a list through the API shows them.
+    fn listed(&self, state: JobState) -> Vec<JobId> {
+        self.controller.store.jobs.values().filter(|job| job.state == state).map(|job| job.id).collect()
+    }
+
+    fn suspended(&mut self) -> Option<JobId> {
+        let jobs = self.listed(JobState::Suspended);
+        self.dice.pick(&jobs).copied()
+    }
+
+    fn migration(&mut self) -> Option<UserCommand> {
+        let jobs = self.listed(JobState::Running);
+        let job = *self.dice.pick(&jobs)?;
+        let to = self.dice.index(self.sites.len());
+        Some(UserCommand::Migrate(job, self.sites[to].id, None))
+    }
+
+    fn submit(&mut self) {
+        let (program, spec) = self.program();
+        self.jobs.push(program);
+        let tenant = self.dice.index(self.users.tenants.len());
+        let (_, project) = self.users.tenants[tenant];
+        let command = UserCommand::Submit { project, name: None, spec: Box::new(spec) };
+        self.request(command, Some(self.jobs.len() - 1));
+    }
+
+    fn cordon(&mut self, draining: bool) {
+        let host = self.dice.index(self.hosts.len());
+        let node = self.hosts[host].node;
+        let set = |cordoned, draining| UserCommand::SetNode { node, cordoned, draining, reason: "care".to_owned() };
+        self.request(set(!draining, draining), None);
+        let back = self.now + self.dice.range(5 * MINUTE, HOUR);
+        self.agenda.plan(back, Event::Uncordon { node });
+    }
+
+    pub(crate) fn uncordon(&mut self, node: sluice_types::NodeId) {
+        let open = UserCommand::SetNode { node, cordoned: false, draining: false, reason: String::new() };
+        self.request(open, None);
+    }
+
+    /// Nobody lacks money or room any more.
+    fn settle(&mut self) {
+        for (tenant, _) in self.users.tenants.clone() {
+            let amount = Credits::new(1_000_000_000);
+            self.request(UserCommand::Deposit { tenant, amount, note: "settle".to_owned() }, None);
+        }
+        if let Some((tenant, _)) = self.users.tenants.get(1).copied() {
+            self.request(UserCommand::SetQuota(tenant, name("gpu"), 100_000), None);
+        }
+        if let Some((tenant, _)) = self.users.tenants.get(2).copied() {
+            let budget = UserCommand::SetBudget {
+                tenant,
+                project: None,
+                amount: Credits::new(100_000_000_000),
+                period_seconds: 4 * 3600,
+                policy: sluice_lifecycle::model::BudgetPolicy::Suspend,
+            };
+            self.request(budget, None);
+        }
+        for job in self.listed(JobState::Suspended) {
+            self.request(UserCommand::Resume(job, None), None);
+        }
+    }
+
+    fn request(&mut self, command: UserCommand, program: Option<usize>) {
+        self.users.requests.push(Request { command, program, answer: None });
+        self.send_request(self.users.requests.len() - 1);
+    }
+
+    /// Sends a request, again until it is answered.
+    pub(crate) fn send_request(&mut self, request: usize) {
+        if self.users.requests[request].answer.is_some() {
+            return;
+        }
+        let incarnation = self.controller.incarnation;
+        let copies = match self.dice.range(0, 29) {
+            0 => 0,
+            1 => 2,
+            _ => 1,
+        };
+        for _ in 0..copies {
+            let at = self.now + self.dice.range(MILLI, 100 * MILLI);
+            self.agenda.plan(at, Event::RequestArrives { request, incarnation });
+        }
+        self.agenda.plan(self.now + 5 * SECOND, Event::SendRequest { request });
+    }
+
+    pub(crate) fn request_arrives(&mut self, request: usize) {
+        let command = self.users.requests[request].command.clone();
+        self.enqueue(Command::User(caller(request), command), Reply::Client(request));
+    }
+
+    pub(crate) fn reply_client(&mut self, request: usize, answer: Result<Answer, Refusal>) {
+        if self.dice.chance(30) {
+            return; // lost on its way: the client asks again
+        }
+        let answer = answer.map(|answer| answer.object).map_err(|refusal| refusal.reason);
+        let row = &mut self.users.requests[request];
+        match &row.answer {
+            Some(before) if *before != answer && before.is_ok() => {
+                self.oracle.fail(self.now, format!("request {request} was answered {before:?}, then {answer:?}"));
+            }
+            Some(_) => {}
+            None => {
+                if let (Some(program), Ok(id)) = (row.program, &answer)
+                    && let Ok(id) = id.parse()
+                {
+                    self.users.jobs.push(id);
+                    self.oracle.submitted(program, id);
+                }
+                if let (UserCommand::SetQuota(tenant, class, milli), Ok(_)) = (&row.command, &answer) {
+                    self.oracle.quota_set(*tenant, class.clone(), *milli);
+                }
+                row.answer = Some(answer);
+            }
+        }
+    }
+}
