@@ -58,13 +58,14 @@ impl LogStore {
         if newest.is_some_and(|newest| newest > attempt) {
             return Ok(());
         }
-        let mut file = OpenOptions::new().create(true).append(true).open(folder.join(attempt.to_string()))?;
-        let have = file.metadata()?.len();
+        // Not even an empty file: it would close the older attempts' logs.
+        let have = self.length(job, rank, attempt);
         let skip = have.saturating_sub(offset);
         let fresh = usize::try_from(skip).ok().and_then(|skip| data.get(skip..)).unwrap_or_default();
         if offset > have || fresh.is_empty() || have >= MAX_LOG {
             return Ok(());
         }
+        let mut file = OpenOptions::new().create(true).append(true).open(folder.join(attempt.to_string()))?;
         file.write_all(fresh)?;
         // Nobody listening is fine.
         let _ = self.changes.send(job);

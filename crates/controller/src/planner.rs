@@ -75,10 +75,7 @@ pub(crate) struct PlannerQueue(Receiver<Message>);
 ///
 /// # Errors
 /// [`ControllerError::Stopped`] where the system gives no thread.
-pub(crate) fn run(
-    queue: PlannerQueue,
-    writer: WriterHandle,
-) -> Result<std::thread::JoinHandle<()>, ControllerError> {
+pub(crate) fn run(queue: PlannerQueue, writer: WriterHandle) -> Result<std::thread::JoinHandle<()>, ControllerError> {
     std::thread::Builder::new()
         .name("planner".to_owned())
         .spawn(move || decide(&queue.0, &writer))

@@ -86,7 +86,8 @@ impl Principal {
 
 /// A UUID in its usual text form (RFC 9562), any version.
 fn parse_uuid(text: &str) -> Result<[u8; 16], Status> {
-    let wrong = || sluice_proto::error::refuse_field("request_id", "a UUID such as 123e4567-e89b-42d3-a456-426614174000");
+    let wrong =
+        || sluice_proto::error::refuse_field("request_id", "a UUID such as 123e4567-e89b-42d3-a456-426614174000");
     if text.is_empty() {
         return Err(status(&sluice_proto::convert::missing("request_id")));
     }

@@ -35,11 +35,11 @@ impl Publisher {
         self.copies(state);
     }
 
+    /// The directory has the rows already: see [`crate::writer`].
     pub(crate) fn committed(&self, state: &State, rows: &Rows, rejected: Vec<JobId>, now: Timestamp) {
         if rows.is_empty() && rejected.is_empty() {
             return;
         }
-        self.directory.apply(rows);
         self.planner.committed(state.deltas(rows, now), rejected);
         let touched = rows.attempts.iter().flat_map(|row| row.tasks.iter().map(|task| task.device.node));
         let touched: BTreeSet<NodeId> = touched.chain(rows.nodes.iter().map(|row| row.id)).collect();
@@ -81,7 +81,11 @@ impl Publisher {
         for secret in &job.spec.secrets {
             let value = state.secret(job.project, &secret.secret);
             let value = value.and_then(|row| self.secrets.reveal(job.project, &row.name, &row.sealed));
-            secrets.insert(secret.secret.to_string(), value?);
+            // A secret may have been deleted since. The assignment is sent all the same: one that is left out would end a
+            // task without a word, or hide an order to release it. The node refuses to start a task without its secret.
+            if let Some(value) = value {
+                secrets.insert(secret.secret.to_string(), value);
+            }
         }
         let parent = job.checkpoint.and_then(|id| state.checkpoint(id));
         let parent = parent.and_then(|row| row.parts.get(&wish.rank)).map(|part| part.manifest);

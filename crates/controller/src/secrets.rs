@@ -27,8 +27,10 @@ impl SecretBox {
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let mut key = Zeroizing::new(vec![0; 32]);
-                getrandom::fill(&mut key)
-                    .map_err(|error| ControllerError::File { path: path.clone(), source: std::io::Error::other(error) })?;
+                getrandom::fill(&mut key).map_err(|error| ControllerError::File {
+                    path: path.clone(),
+                    source: std::io::Error::other(error),
+                })?;
                 sluice_identity::write_private(&path, &key)?;
                 key
             }

@@ -286,7 +286,12 @@ fn serve(
         metrics: Arc::clone(&shared.metrics),
         window,
     };
-    let sites = SiteApi { writer: writer.clone(), hub: Arc::clone(&shared.hub), blobs };
+    let sites = SiteApi {
+        writer: writer.clone(),
+        directory: Arc::clone(&shared.directory),
+        hub: Arc::clone(&shared.hub),
+        blobs,
+    };
     let hosts = IdentityApi {
         authority: Arc::clone(&shared.authority),
         directory: Arc::clone(&shared.directory),

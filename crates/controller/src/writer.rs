@@ -7,9 +7,9 @@ use std::time::Duration;
 use sluice_lifecycle::model::{Job, JobState};
 use sluice_lifecycle::{Answer, Command, Mint, Refusal, Rows, State, step};
 use sluice_store::Store;
-use sluice_types::{Generation, JobId, NodeId, Reason};
+use sluice_types::{Generation, JobId, NodeId, Reason, Timestamp};
 use tokio::sync::{mpsc, oneshot};
-use tokio::time::MissedTickBehavior;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
@@ -19,10 +19,15 @@ use crate::publish::Publisher;
 
 /// Commands that may wait for the writer; beyond it callers are told to come back later.
 const QUEUE: usize = 16 * 1024;
+/// Reports that may wait; beyond it their senders wait, and so do the streams they read.
+const URGENT: usize = 1024;
 /// Commands in one transaction at most.
 const GROUP: usize = 1024;
 /// How often time is told.
 const TICK: Duration = Duration::from_millis(200);
+/// How often, and how many, old requests are deleted.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+const PRUNE_AT_ONCE: u32 = 10_000;
 
 /// What waits in the writer's queue.
 enum Work {
@@ -44,6 +49,8 @@ struct Order {
 #[derive(Clone, Debug)]
 pub struct WriterHandle {
     queue: mpsc::Sender<Work>,
+    /// Served first: what nodes, vaults and the scheduler report must not wait behind what users want.
+    urgent: mpsc::Sender<Work>,
 }
 
 fn gone() -> Refusal {
@@ -75,6 +82,17 @@ impl WriterHandle {
         Ok((answer.await.map_err(|_| gone())??, decided))
     }
 
+    /// For nodes and vaults: waits for room instead of refusing, and is served before users.
+    ///
+    /// # Errors
+    /// As [`WriterHandle::submit`], but never [`Reason::Overloaded`].
+    pub(crate) async fn report(&self, command: Command) -> Result<Answer, Refusal> {
+        let (reply, answer) = oneshot::channel();
+        let order = Order { command, reply: Some(reply), decision: None };
+        self.urgent.send(Work::Command(Box::new(order))).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
     fn send(&self, order: Order) -> Result<(), Refusal> {
         self.queue.try_send(Work::Command(Box::new(order))).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Refusal::new(Reason::Overloaded, "too many commands are waiting"),
@@ -85,16 +103,16 @@ impl WriterHandle {
     /// For the scheduler's thread: waits for room, wants no answer.
     pub(crate) fn submit_blocking(&self, command: Command) -> bool {
         let order = Order { command, reply: None, decision: None };
-        self.queue.blocking_send(Work::Command(Box::new(order))).is_ok()
+        self.urgent.blocking_send(Work::Command(Box::new(order))).is_ok()
     }
 
     pub(crate) async fn refresh(&self, node: NodeId) {
         // A full queue means that a publication is on its way anyhow; a closed one that nobody cares any more.
-        let _ = self.queue.send(Work::Refresh(node)).await;
+        let _ = self.urgent.send(Work::Refresh(node)).await;
     }
 
     pub(crate) async fn refresh_copies(&self) {
-        let _ = self.queue.send(Work::Copies).await;
+        let _ = self.urgent.send(Work::Copies).await;
     }
 }
 
@@ -108,6 +126,7 @@ pub(crate) struct Writer {
     pub(crate) publisher: Publisher,
     pub(crate) metrics: Arc<ControllerMetrics>,
     queue: mpsc::Receiver<Work>,
+    urgent: mpsc::Receiver<Work>,
     deciding: HashMap<JobId, oneshot::Sender<Job>>,
 }
 
@@ -146,7 +165,8 @@ pub(crate) struct WriterParts {
 impl Writer {
     /// A handle, and the function that makes the writer once its publisher exists (which needs the handle).
     pub(crate) fn prepare(parts: WriterParts) -> (WriterHandle, impl FnOnce(Publisher) -> Self) {
-        let (sender, receiver) = mpsc::channel(QUEUE);
+        let (queue, receiver) = mpsc::channel(QUEUE);
+        let (urgent, first) = mpsc::channel(URGENT);
         let make = move |publisher| Self {
             state: parts.state,
             mint: parts.mint,
@@ -156,9 +176,10 @@ impl Writer {
             publisher,
             metrics: parts.metrics,
             queue: receiver,
+            urgent: first,
             deciding: HashMap::new(),
         };
-        (WriterHandle { queue: sender }, make)
+        (WriterHandle { queue, urgent }, make)
     }
 
     /// Runs until `stop`, or until a commit fails.
@@ -166,8 +187,8 @@ impl Writer {
     /// # Errors
     /// [`ControllerError::Store`]: what became of the last commit is unknown, so the process must end.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), ControllerError> {
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut next_tick = Instant::now();
+        let mut next_pruning = Instant::now() + PRUNE_EVERY;
         let now = self.clock.now();
         self.publisher.start(&self.state, now);
         loop {
@@ -175,22 +196,39 @@ impl Writer {
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ok(()),
-                work = self.queue.recv() => match work {
-                    Some(work) => batch.add(work),
-                    None => return Ok(()),
-                },
-                _ = ticks.tick() => {
-                    batch.commands.push(Command::Tick);
-                    batch.replies.push((None, None));
-                }
+                Some(work) = self.urgent.recv() => batch.add(work),
+                Some(work) = self.queue.recv() => batch.add(work),
+                () = tokio::time::sleep_until(next_tick) => {}
+            }
+            // However much waits: time goes on.
+            if next_tick <= Instant::now() {
+                batch.commands.push(Command::Tick);
+                batch.replies.push((None, None));
+                next_tick = Instant::now() + TICK;
             }
             while batch.commands.len() < GROUP
-                && let Ok(work) = self.queue.try_recv()
+                && let Ok(work) = self.urgent.try_recv().or_else(|_| self.queue.try_recv())
             {
                 batch.add(work);
             }
             self.round(batch).await?;
+            if next_pruning <= Instant::now() {
+                self.prune().await?;
+                next_pruning = Instant::now() + PRUNE_EVERY;
+            }
         }
+    }
+
+    /// Deletes some of the requests that are not remembered any more.
+    async fn prune(&self) -> Result<(), ControllerError> {
+        let remember = self.state.settings().remember;
+        let now = self.clock.now();
+        let before = Timestamp::from_nanos(now.nanos().saturating_sub(remember.get()));
+        let gone = self.store.forget_requests(self.leader, before, PRUNE_AT_ONCE).await?;
+        if gone > 0 {
+            tracing::debug!(gone, "forgot old requests");
+        }
+        Ok(())
     }
 
     async fn round(&mut self, batch: Batch) -> Result<(), ControllerError> {
@@ -203,8 +241,13 @@ impl Writer {
             self.store.commit(self.leader, &rows).await?;
         }
         self.metrics.round(count, stepped, begin.elapsed());
-        let rejected: Vec<_> =
-            answers.iter().filter_map(|answer| answer.as_ref().ok()).flat_map(|answer| answer.rejected.clone()).collect();
+        let rejected: Vec<_> = answers
+            .iter()
+            .filter_map(|answer| answer.as_ref().ok())
+            .flat_map(|answer| answer.rejected.clone())
+            .collect();
+        // Who is answered may ask again at once, as the one that was just made.
+        self.publisher.directory.apply(&rows);
         self.reply(answers, batch.replies);
         self.decided(&rows);
         self.publisher.committed(&self.state, &rows, rejected, now);

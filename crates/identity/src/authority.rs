@@ -92,7 +92,8 @@ impl Authority {
             }
         };
         let key = KeyPair::from_pem(&key).map_err(|error| form("authority key", error))?;
-        let issuer = Issuer::from_ca_cert_pem(&certificate, key).map_err(|error| form("authority certificate", error))?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&certificate, key).map_err(|error| form("authority certificate", error))?;
         let der = pem_to_der(&certificate)?;
         Ok(Self { issuer, certificate, der, lifetimes })
     }

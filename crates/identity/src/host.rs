@@ -81,12 +81,8 @@ impl Host {
             HostKind::Node(name) => name.clone(),
             HostKind::Vault => String::new(),
         };
-        let request = v1::JoinRequest {
-            token: token.secret_text(),
-            csr: csr(&key, None)?.into(),
-            node,
-            address: String::new(),
-        };
+        let request =
+            v1::JoinRequest { token: token.secret_text(), csr: csr(&key, None)?.into(), node, address: String::new() };
         let tls = ClientTlsConfig::new().domain_name(CONTROLLER_NAME).ca_certificate(Certificate::from_pem(&ca));
         let mut client = IdentityServiceClient::new(connect(endpoints, &tls).await?);
         let answer = client.join(request).await.map_err(Box::new)?.into_inner();

@@ -15,7 +15,7 @@ mod token;
 pub use authority::{Authority, Lifetimes, Request, parse_request};
 pub use files::write_private;
 pub use host::{Host, HostKind};
-pub use subject::{Subject, peer};
+pub use subject::{Subject, peer, peer_key};
 pub use token::{JoinToken, secret_digest};
 
 /// The name that clients check the controller's certificate for.

@@ -61,6 +61,13 @@ pub fn peer(certificates: &[CertificateDer<'_>]) -> Option<Subject> {
     Subject::parse(uri)
 }
 
+/// BLAKE3 of the public key in the peer's certificate: the one that joined, or an older one that was replaced since.
+#[must_use]
+pub fn peer_key(certificates: &[CertificateDer<'_>]) -> Option<sluice_types::Digest> {
+    let (_, leaf) = X509Certificate::from_der(certificates.first()?).ok()?;
+    Some(crate::secret_digest(leaf.public_key().raw))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -95,10 +95,7 @@ impl FromStr for BudgetScope {
     type Err = AccountKeyError;
 
     fn from_str(text: &str) -> Result<Self, AccountKeyError> {
-        text.parse()
-            .map(Self::Tenant)
-            .or_else(|_| text.parse().map(Self::Project))
-            .map_err(|_| AccountKeyError)
+        text.parse().map(Self::Tenant).or_else(|_| text.parse().map(Self::Project)).map_err(|_| AccountKeyError)
     }
 }
 

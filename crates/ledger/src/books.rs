@@ -222,7 +222,13 @@ impl Books {
     ///
     /// # Errors
     /// [`LedgerError::NoSuchHold`].
-    pub fn void(&mut self, id: TransferId, hold: HoldId, cause: String, at: Timestamp) -> Result<Transfer, LedgerError> {
+    pub fn void(
+        &mut self,
+        id: TransferId,
+        hold: HoldId,
+        cause: String,
+        at: Timestamp,
+    ) -> Result<Transfer, LedgerError> {
         let mut row = self.holds.remove(&hold).ok_or(LedgerError::NoSuchHold(hold))?;
         let amount = row.remaining;
         let (debit, credit) = (row.debit.clone(), row.credit.clone());
@@ -296,7 +302,8 @@ impl Books {
             let sum = sums.entry(account.key.unit()).or_default();
             sum.0 += i128::from(account.debits_posted) - i128::from(account.credits_posted);
             sum.1 += i128::from(account.debits_pending) - i128::from(account.credits_pending);
-            let parts = [account.debits_pending, account.debits_posted, account.credits_pending, account.credits_posted];
+            let parts =
+                [account.debits_pending, account.debits_posted, account.credits_pending, account.credits_posted];
             if parts.iter().any(|part| *part < 0) {
                 return Err(LedgerError::Malformed("a running sum is negative"));
             }

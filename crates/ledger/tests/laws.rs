@@ -122,7 +122,10 @@ fn four_quarters_of_a_device_for_an_hour_are_one_device_hour() {
     let parts = 4 * quarter.remainder.parts();
     let whole = rate_window(&terms(1000), Nanos::from_secs(3600), Remainder::ZERO).unwrap();
     assert_eq!(whole.amount.units(), 2_500_001);
-    assert_eq!(4 * quarter.amount.units() + i64::try_from(parts / (3_600_000_000_000_000 * (1 << 30))).unwrap(), 2_500_001);
+    assert_eq!(
+        4 * quarter.amount.units() + i64::try_from(parts / (3_600_000_000_000_000 * (1 << 30))).unwrap(),
+        2_500_001
+    );
 }
 
 #[test]

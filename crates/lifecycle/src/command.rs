@@ -321,4 +321,3 @@ impl Refusal {
         Self::new(Reason::NotFound, format!("there is no such {what}"))
     }
 }
-

@@ -7,7 +7,7 @@ use crate::model::{
     Secret, Site, Tenant, Window,
 };
 
-/// Rows to be written together or not at all. All but transfers, windows, events and requests replace the row of the
+/// Rows to be written together or not at all. All but transfers, prices and events replace the row of the
 /// same key.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rows {
@@ -49,7 +49,7 @@ pub struct Rows {
     pub transfers: Vec<Transfer>,
     /// Inserted; the sequence is gap-free.
     pub events: Vec<Event>,
-    /// Inserted; the key is unique.
+    /// Replaced by key: an id that is older than what is remembered begins anew.
     pub requests: Vec<Request>,
     /// Replaced.
     pub counters: Option<Counters>,

@@ -81,6 +81,9 @@ pub struct State {
     pub(crate) requests: BTreeMap<RequestKey, Request>,
     pub(crate) counters: Counters,
     pub(crate) last_event: u64,
+    /// When time was last told, and when old requests were last looked for; kept by nobody.
+    pub(crate) last_tick: Timestamp,
+    pub(crate) last_forgetting: Timestamp,
     /// Attempts of a job, also ended ones, while the job is in memory.
     pub(crate) attempts_of: BTreeMap<JobId, BTreeSet<AttemptId>>,
     pub(crate) checkpoints_of: BTreeMap<JobId, BTreeSet<CheckpointId>>,
@@ -372,9 +375,8 @@ impl State {
             for checkpoint in self.checkpoints_of.remove(id).unwrap_or_default() {
                 self.checkpoints.evict(&checkpoint);
             }
-            if let Some(migration) = self.jobs.get(id).and_then(|job| job.migration) {
-                self.migrations.evict(&migration);
-            }
+            let moves: Vec<_> = self.migrations.values().filter(|row| row.job == *id).map(|row| row.id).collect();
+            moves.iter().for_each(|row| self.migrations.evict(row));
             self.jobs.evict(id);
             if let Some(count) = self.jobs_of.get_mut(&tenant) {
                 *count = count.saturating_sub(1);

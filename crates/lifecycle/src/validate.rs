@@ -37,7 +37,7 @@ pub fn spec(spec: &JobSpec) -> Result<(), Refusal> {
     if spec.secrets.len() > MAX_REFERENCES {
         return Err(Refusal::field("spec.secrets", format!("at most {MAX_REFERENCES} secrets")));
     }
-    let variable = |name: &str| name.is_empty() || is_variable(name);
+    let variable = |name: &str| name.is_empty() || (is_variable(name) && !name.starts_with("SLUICE_"));
     if !spec.secrets.iter().all(|secret| variable(&secret.path_variable)) {
         return Err(Refusal::field("spec.secrets.path_variable", "a variable is letters, digits and _"));
     }

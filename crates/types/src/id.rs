@@ -37,11 +37,8 @@ fn encode(value: u64, prefix: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
 }
 
 fn decode(text: &str, prefix: &'static str) -> Result<u64, IdError> {
-    let digits = text
-        .strip_prefix(prefix)
-        .and_then(|rest| rest.strip_prefix('-'))
-        .ok_or(IdError::Prefix(prefix))?
-        .as_bytes();
+    let digits =
+        text.strip_prefix(prefix).and_then(|rest| rest.strip_prefix('-')).ok_or(IdError::Prefix(prefix))?.as_bytes();
     if digits.len() != DIGITS {
         return Err(IdError::Digits);
     }

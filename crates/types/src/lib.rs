@@ -21,7 +21,5 @@ pub use id::{
 };
 pub use name::{Name, NameError};
 pub use reason::Reason;
-pub use resources::{
-    DeviceClassName, DeviceRef, IsolationClass, NetworkMode, ParseResourceError, TaskResources,
-};
-pub use time::{BootId, NodeInstant, Nanos, Timestamp};
+pub use resources::{DeviceClassName, DeviceRef, IsolationClass, NetworkMode, ParseResourceError, TaskResources};
+pub use time::{BootId, Nanos, NodeInstant, Timestamp};

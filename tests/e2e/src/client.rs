@@ -19,11 +19,11 @@ const PAGE: i32 = 1000;
 const ANSWER: usize = 64 << 20;
 
 /// The project that everything of these tests is in.
-pub const PROJECT: &str = "tenants/default/projects/default";
+pub(crate) const PROJECT: &str = "tenants/default/projects/default";
 
 /// Puts key and deadline into every call.
 #[derive(Debug, Clone)]
-struct Caller(MetadataValue<Ascii>);
+pub struct Caller(MetadataValue<Ascii>);
 
 impl Interceptor for Caller {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -32,7 +32,8 @@ impl Interceptor for Caller {
     }
 }
 
-type Authed = InterceptedService<Channel, Caller>;
+/// A connection as the admin.
+pub type Authed = InterceptedService<Channel, Caller>;
 
 /// The controller's services as its admin; connects again by itself.
 #[derive(Debug, Clone)]

@@ -24,7 +24,7 @@ mod trainer;
 
 pub use binary::{missing, sluice_binary, trainer_binary};
 pub use cli::{Cli, Done};
-pub use client::Client;
+pub use client::{Authed, Caller, Client};
 pub use keeper::{Kept, Keeper};
 pub use processes::{arguments_of, signal};
 pub use random::request_id;

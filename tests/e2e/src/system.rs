@@ -235,7 +235,7 @@ impl System {
     /// # Errors
     /// Something of it does not die.
     pub fn kill_node(&mut self, node: &str) -> anyhow::Result<Vec<String>> {
-        self.kept();
+        let _before = self.kept();
         let part = format!("node-{}", node.rsplit('/').next().unwrap_or(node));
         let folder = self.node_folder(node);
         let arguments = self.kill_part(&part)?;

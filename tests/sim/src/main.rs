@@ -28,6 +28,9 @@ struct Options {
     /// No faults.
     #[arg(long)]
     calm: bool,
+    /// Stop at the first seed that fails.
+    #[arg(long)]
+    first_failure: bool,
     /// Worker threads; 0 = all cores.
     #[arg(long, default_value_t = 0)]
     threads: usize,
@@ -95,7 +98,11 @@ fn run_all(seeds: Range<u64>, day: Day, options: &Options) -> Vec<Outcome> {
                 println!("seed {} fails: {}", outcome.seed, outcome.failures[0]);
                 println!("  cargo run -p sluice-sim --release --{small}{calm} --seed {} --trace", outcome.seed);
             }
+            let failed = !outcome.failures.is_empty();
             outcomes.push(outcome);
+            if failed && options.first_failure {
+                next.store(u64::MAX / 2, Ordering::Relaxed);
+            }
         }
         outcomes.sort_by_key(|outcome| outcome.seed);
         outcomes

@@ -4,7 +4,7 @@ use sluice_lifecycle::model::{JobState, RequestKey};
 use sluice_lifecycle::{Answer, Caller, Command, Refusal, UserCommand};
 use sluice_types::{Credits, Digest, JobId, KeyId, ProjectId, Reason, TenantId};
 
-use crate::cluster::{name, prices};
+use crate::cluster::{DEVICE_MEMORY, name, prices};
 use crate::controller::Reply;
 use crate::params::{HOUR, MILLI, MINUTE, SECOND};
 use crate::sim::{Event, Sim};
@@ -192,6 +192,35 @@ impl Sim {
         for job in self.listed(JobState::Suspended) {
             self.request(UserCommand::Resume(job, None), None);
         }
+        // What the hosts that are left could not hold even if they were empty, its user gives up.
+        let waits = |job: &&sluice_lifecycle::model::Job| job.state == JobState::Pending;
+        let waiting = self.controller.store.jobs.values().filter(waits);
+        let hopeless: Vec<_> = waiting.filter(|job| !self.could_hold(&job.spec)).map(|job| job.id).collect();
+        for job in hopeless {
+            self.request(UserCommand::Cancel(job, None), None);
+        }
+    }
+
+    /// Whether some site's living hosts could hold all tasks, empty.
+    fn could_hold(&self, spec: &sluice_lifecycle::model::JobSpec) -> bool {
+        let wanted = &spec.resources;
+        let on_device = |cpu: bool| {
+            let drawn = if cpu { wanted.host_cores.get() } else { 0 };
+            let bytes = wanted.memory.get() + if cpu { wanted.host_memory.get() } else { 0 };
+            let by_memory = DEVICE_MEMORY / bytes.max(1);
+            by_memory.min(u64::from(1000 / (wanted.milli.get() + drawn).max(1)))
+        };
+        let on_host = |host: &crate::host::Host| {
+            let tasks = on_device(host.class == "cpu") * u64::from(host.devices);
+            let cores = u64::from(host.host_cores).checked_div(u64::from(wanted.host_cores.get()));
+            if host.class == "cpu" { tasks } else { tasks.min(cores.unwrap_or(u64::MAX)) }
+        };
+        (0..self.sites.len()).any(|site| {
+            let allowed = spec.sites.is_empty() || spec.sites.contains(&self.sites[site].id);
+            let hosts = self.hosts.iter().filter(|host| host.site == site && !host.gone);
+            let hosts = hosts.filter(|host| host.class == wanted.class.as_str());
+            allowed && hosts.map(on_host).sum::<u64>() >= u64::from(spec.tasks)
+        })
     }
 
     fn request(&mut self, command: UserCommand, program: Option<usize>) {

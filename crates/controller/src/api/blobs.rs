@@ -58,20 +58,15 @@ impl Api {
         Ok(v1::UploadBlobResponse { blob: Some(blob), existed: false })
     }
 
-    pub(super) async fn outputs(
-        &self,
-        job: &Job,
-        rank: u32,
-    ) -> Result<Answers<v1::DownloadOutputsResponse>, Status> {
+    pub(super) async fn outputs(&self, job: &Job, rank: u32) -> Result<Answers<v1::DownloadOutputsResponse>, Status> {
         let attempts = self.store.attempts_of(job.id, Page::first(1000)).await.map_err(store_status)?;
         let of_rank = |row: &sluice_lifecycle::model::Attempt| {
             let task = row.tasks.get(usize::try_from(rank).ok()?)?;
             Some((row.site, task.end.as_ref()?.outputs.clone()?))
         };
         let found = attempts.iter().rev().find_map(of_rank);
-        let (site, blob) = found.ok_or_else(|| {
-            refuse(Reason::WrongState, "there are no outputs: the task has not ended, or left none")
-        })?;
+        let (site, blob) = found
+            .ok_or_else(|| refuse(Reason::WrongState, "there are no outputs: the task has not ended, or left none"))?;
         let mut stream = self.blobs.open(blob.digest, 0, Some(site), None).await.map_err(|error| {
             tracing::warn!(%error, digest = %blob.digest, "outputs cannot be read");
             refuse(Reason::Unavailable, "the site that has the outputs does not answer")

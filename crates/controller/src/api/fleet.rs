@@ -122,10 +122,7 @@ impl FleetService for Api {
         self.set_node(mutation, &message.name, (true, false), message.reason.clone()).await
     }
 
-    async fn uncordon_node(
-        &self,
-        request: Request<v1::UncordonNodeRequest>,
-    ) -> Result<Response<v1::Node>, Status> {
+    async fn uncordon_node(&self, request: Request<v1::UncordonNodeRequest>) -> Result<Response<v1::Node>, Status> {
         let method = "sluice.v1.FleetService/UncordonNode";
         let who = self.who(&request, method)?;
         let message = request.into_inner();

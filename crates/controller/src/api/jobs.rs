@@ -199,10 +199,7 @@ impl JobService for Api {
         Ok(Response::new(self.show_job(&job).await?))
     }
 
-    async fn list_jobs(
-        &self,
-        request: Request<v1::ListJobsRequest>,
-    ) -> Result<Response<v1::ListJobsResponse>, Status> {
+    async fn list_jobs(&self, request: Request<v1::ListJobsRequest>) -> Result<Response<v1::ListJobsResponse>, Status> {
         let who = self.who(&request, "sluice.v1.JobService/ListJobs")?;
         let message = request.into_inner();
         let (filter, only) = self.job_filter(&who, &message.parent, &message.filter).await?;
@@ -378,7 +375,9 @@ fn described(change: &Change, sites: &impl SiteNames) -> v1::Change {
         ChangeKind::LessMilli => ("milli", format!("ask for {amount}m less per task")),
         ChangeKind::LessMemory => ("memory_bytes", format!("ask for {amount} bytes less memory per task")),
         ChangeKind::LessHostCores => ("host_core_milli", format!("ask for {amount}m fewer host cores per task")),
-        ChangeKind::LessHostMemory => ("host_memory_bytes", format!("ask for {amount} bytes less host memory per task")),
+        ChangeKind::LessHostMemory => {
+            ("host_memory_bytes", format!("ask for {amount} bytes less host memory per task"))
+        }
         ChangeKind::FewerTasks => ("tasks", format!("ask for {amount} tasks fewer")),
         ChangeKind::MoreFunds => ("funds", format!("deposit {}", sluice_types::Credits::new(amount))),
         ChangeKind::MoreBudget => ("budget", format!("raise the budget by {}", sluice_types::Credits::new(amount))),

@@ -232,7 +232,10 @@ impl MoneyService for Api {
         let tenant = self.tenant(&who, "tenant", &message.tenant)?;
         let page = self.page::<TransferId>("transfers", message.page_size, &message.page_token)?;
         let accounts = self.store.accounts_of(tenant.id, Page::first(1000)).await.map_err(store_status)?;
-        let keys: Vec<_> = accounts.into_iter().map(|account| account.key).collect();
+        // Funds first: the store looks at 16 accounts at most, and the rest are permissions, not money.
+        let funds = AccountKey::Funds(tenant.id);
+        let others = accounts.into_iter().map(|account| account.key).filter(|key| *key != funds).rev().take(15);
+        let keys: Vec<_> = std::iter::once(funds.clone()).chain(others).collect();
         let rows = self.store.transfers_of(&keys, page).await.map_err(store_status)?;
         let next_page_token = self.next_token("transfers", page::last(&rows, page.limit, |row| row.id));
         let transfers = rows.iter().map(convert::transfer).collect();

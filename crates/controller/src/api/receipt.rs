@@ -31,9 +31,8 @@ impl Api {
         let settled = leases.iter().all(|lease| lease.state == LeaseState::Settled);
         let checkpoints = self.count_checkpoints(job).await?;
         let migrations = self.store.migrations_of(job.id, Page::first(1000)).await.map_err(store_status)?;
-        let done = |row: &&sluice_lifecycle::model::Migration| {
-            row.phase == sluice_lifecycle::model::MigrationPhase::Done
-        };
+        let done =
+            |row: &&sluice_lifecycle::model::Migration| row.phase == sluice_lifecycle::model::MigrationPhase::Done;
         Ok(v1::Receipt {
             job: name,
             leases: leases.iter().map(|lease| self.receipt_lease(lease)).collect(),
@@ -70,7 +69,8 @@ impl Api {
     async fn credit_line(&self, lease: &Lease) -> Result<v1::CreditLine, Status> {
         let (mut count, mut first, mut after) = (0, u64::MAX, None);
         loop {
-            let rows = self.store.windows_of_lease(lease.id, Page { after, limit: 1000 }).await.map_err(store_status)?;
+            let rows =
+                self.store.windows_of_lease(lease.id, Page { after, limit: 1000 }).await.map_err(store_status)?;
             let credited: Vec<_> = rows.iter().filter(|row| row.credited != Credits::ZERO).collect();
             count += credited.len() as u64;
             first = credited.first().map_or(first, |row| row.sequence.min(first));

@@ -57,10 +57,7 @@ impl Api {
 
 #[tonic::async_trait]
 impl TenantService for Api {
-    async fn create_tenant(
-        &self,
-        request: Request<v1::CreateTenantRequest>,
-    ) -> Result<Response<v1::Tenant>, Status> {
+    async fn create_tenant(&self, request: Request<v1::CreateTenantRequest>) -> Result<Response<v1::Tenant>, Status> {
         let method = "sluice.v1.TenantService/CreateTenant";
         let who = self.who(&request, method)?;
         let message = request.into_inner();
@@ -183,10 +180,7 @@ impl TenantService for Api {
         Ok(Response::new(answer))
     }
 
-    async fn list_keys(
-        &self,
-        request: Request<v1::ListKeysRequest>,
-    ) -> Result<Response<v1::ListKeysResponse>, Status> {
+    async fn list_keys(&self, request: Request<v1::ListKeysRequest>) -> Result<Response<v1::ListKeysResponse>, Status> {
         let who = self.who(&request, "sluice.v1.TenantService/ListKeys")?;
         let message = request.into_inner();
         let tenant = match message.parent.as_str() {
@@ -254,10 +248,7 @@ impl TenantService for Api {
         Ok(Response::new(v1::ListSecretsResponse { secrets, next_page_token }))
     }
 
-    async fn delete_secret(
-        &self,
-        request: Request<v1::DeleteSecretRequest>,
-    ) -> Result<Response<v1::Secret>, Status> {
+    async fn delete_secret(&self, request: Request<v1::DeleteSecretRequest>) -> Result<Response<v1::Secret>, Status> {
         let method = "sluice.v1.TenantService/DeleteSecret";
         let who = self.who(&request, method)?;
         let message = request.into_inner();

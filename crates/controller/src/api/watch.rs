@@ -174,8 +174,7 @@ impl Watcher {
 
     /// Jobs with an event after `at`, each once and as it is now. Returns where it stopped.
     async fn changes(&self, mut at: u64) -> Result<u64, Status> {
-        let filter =
-            EventFilter { tenant: self.filter.tenant, project: self.filter.project, job: self.only };
+        let filter = EventFilter { tenant: self.filter.tenant, project: self.filter.project, job: self.only };
         loop {
             let events = self.api.store.list_events(filter, Page::after(at, 500)).await.map_err(store_status)?;
             let Some(last) = events.last().map(|event| event.sequence) else { return Ok(at) };

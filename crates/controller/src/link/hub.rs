@@ -90,12 +90,7 @@ impl SeatKey for SiteId {
 
 impl Hub {
     pub(crate) fn new(metrics: Arc<ControllerMetrics>) -> Arc<Self> {
-        Arc::new(Self {
-            nodes: Mutex::default(),
-            vaults: Mutex::default(),
-            next: AtomicU64::new(1),
-            metrics,
-        })
+        Arc::new(Self { nodes: Mutex::default(), vaults: Mutex::default(), next: AtomicU64::new(1), metrics })
     }
 
     fn nodes(&self) -> MutexGuard<'_, BTreeMap<NodeId, NodeLink>> {
@@ -190,7 +185,8 @@ impl Hub {
                     continue;
                 }
                 let order = self.number();
-                let message = v1::CopyOrder { order, manifest: copy.manifest.to_string(), sources: sources(&copy, directory) };
+                let message =
+                    v1::CopyOrder { order, manifest: copy.manifest.to_string(), sources: sources(&copy, directory) };
                 let message = v1::LinkResponse { message: Some(v1::link_response::Message::Copy(message)) };
                 if link.sender.try_send(Ok(message)).is_ok() {
                     link.orders.insert(order, (copy.manifest, now));

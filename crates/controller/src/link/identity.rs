@@ -34,7 +34,9 @@ impl IdentityService for IdentityApi {
         let csr = csr(&wanted.csr)?;
         let name = match wanted.node.as_str() {
             "" => None,
-            name => Some(name.parse().map_err(|error: sluice_types::NameError| refuse_field("node", error.to_string()))?),
+            name => {
+                Some(name.parse().map_err(|error: sluice_types::NameError| refuse_field("node", error.to_string()))?)
+            }
         };
         let command = Command::Join(JoinHost { token, public_key: csr.public_key, name });
         let answer = self.writer.submit(command).await.map_err(|refusal| status(&refusal))?;

@@ -50,7 +50,7 @@ impl NodeService for NodeApi {
         &self,
         request: Request<Streaming<v1::AttachRequest>>,
     ) -> Result<Response<Self::AttachStream>, Status> {
-        let Subject::Node(node) = subject(&request)? else {
+        let Subject::Node(node) = subject(&request, &self.directory)? else {
             return Err(refuse(Reason::PermissionDenied, "only nodes attach"));
         };
         let (sender, receiver) = mpsc::channel(LINK_QUEUE);
@@ -118,7 +118,7 @@ impl NodeApi {
     }
 
     async fn submit(&self, node: NodeId, generation: Generation, report: NodeReport) -> Result<Answer, Status> {
-        let answer = self.writer.submit(Command::Node(node, generation, report)).await;
+        let answer = self.writer.report(Command::Node(node, generation, report)).await;
         answer.map_err(|refusal| status(&refusal))
     }
 }

@@ -67,7 +67,8 @@ impl BlobSource {
     }
 
     fn from_uploads(&self, digest: Digest, offset: u64) -> Result<BlobStream, RelayError> {
-        let mut reader = self.uploads.reader(digest, offset).map_err(|error| RelayError::Unreadable(error.to_string()))?;
+        let mut reader =
+            self.uploads.reader(digest, offset).map_err(|error| RelayError::Unreadable(error.to_string()))?;
         let size = reader.size();
         let (sender, parts) = mpsc::channel(4);
         tokio::spawn(async move {

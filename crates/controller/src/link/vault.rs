@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::hub::LINK_QUEUE;
 use super::{Answers, BlobSource, Hub, RelayError, subject};
+use crate::directory::Directory;
 use crate::writer::WriterHandle;
 
 /// A vault heartbeats every few seconds; one that is silent for longer is gone.
@@ -24,6 +25,7 @@ const SILENCE: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub(crate) struct SiteApi {
     pub(crate) writer: WriterHandle,
+    pub(crate) directory: Arc<Directory>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) blobs: BlobSource,
 }
@@ -33,11 +35,8 @@ impl SiteService for SiteApi {
     type LinkStream = Answers<v1::LinkResponse>;
     type RelayBlobStream = Answers<v1::RelayBlobResponse>;
 
-    async fn link(
-        &self,
-        request: Request<Streaming<v1::LinkRequest>>,
-    ) -> Result<Response<Self::LinkStream>, Status> {
-        let Subject::Vault(site) = subject(&request)? else {
+    async fn link(&self, request: Request<Streaming<v1::LinkRequest>>) -> Result<Response<Self::LinkStream>, Status> {
+        let Subject::Vault(site) = subject(&request, &self.directory)? else {
             return Err(refuse(Reason::PermissionDenied, "only vaults link"));
         };
         let (sender, receiver) = mpsc::channel(LINK_QUEUE);
@@ -55,7 +54,7 @@ impl SiteService for SiteApi {
         &self,
         request: Request<v1::RelayBlobRequest>,
     ) -> Result<Response<Self::RelayBlobStream>, Status> {
-        let asker = match subject(&request)? {
+        let asker = match subject(&request, &self.directory)? {
             Subject::Vault(site) => Some(site),
             Subject::Node(_) => None,
             Subject::Controller => return Err(refuse(Reason::PermissionDenied, "only hosts relay")),
@@ -66,7 +65,8 @@ impl SiteService for SiteApi {
             "" => None,
             id => Some(id.parse().map_err(|_| refuse_field("site_id", "an id of a site"))?),
         };
-        let mut blob = self.blobs.open(digest, wanted.offset, site, asker).await.map_err(|error| relay_status(&error))?;
+        let mut blob =
+            self.blobs.open(digest, wanted.offset, site, asker).await.map_err(|error| relay_status(&error))?;
         let (sender, receiver) = mpsc::channel(4);
         tokio::spawn(async move {
             let mut size_bytes = blob.size;
@@ -113,7 +113,7 @@ impl SiteApi {
         }
         let seat = self.hub.seat_vault(site, sender);
         let command = Command::VaultAddress { site, address: hello.address };
-        self.writer.submit(command).await.map_err(|refusal| status(&refusal))?;
+        self.writer.report(command).await.map_err(|refusal| status(&refusal))?;
         self.writer.refresh_copies().await;
         tracing::info!(%site, "vault connected");
         loop {
@@ -143,7 +143,7 @@ impl SiteApi {
             return Err(refuse_field("manifest", "64 hexadecimal digits"));
         };
         tracing::info!(%site, %manifest, bytes = done.fetched_bytes, relayed = done.relayed_bytes, "copied");
-        self.writer.submit(Command::Copied { site, manifest }).await.map_err(|refusal| status(&refusal))?;
+        self.writer.report(Command::Copied { site, manifest }).await.map_err(|refusal| status(&refusal))?;
         self.writer.refresh_copies().await;
         Ok(())
     }

@@ -2,9 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use sluice_plan::{DeviceView, NodeView};
-use sluice_types::{
-    BootId, Bytes, CoreMilli, Digest, Generation, Name, NodeId, NodeInstant, SiteId, Timestamp,
-};
+use sluice_types::{BootId, Bytes, CoreMilli, Digest, Generation, Name, NodeId, NodeInstant, SiteId, Timestamp};
 
 /// A data centre or cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

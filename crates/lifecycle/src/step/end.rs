@@ -76,10 +76,19 @@ impl Step<'_> {
         self.end_attempt(row.id, failed.as_ref().and_then(|end| end.reason));
         if job.state == JobState::Cancelling {
             self.finish_job(job.id, JobState::Cancelled, None, String::new(), "node");
+        } else if at_checkpoint && !self.is_head_of(job, row) {
+            // Its tasks did not stop at one step: what they wrote after the last whole checkpoint is done again.
+            self.lost(job.id, Reason::NodeLost);
         } else if at_checkpoint {
             self.stopped(job, row.order.map(|order| order.kind));
         } else if row.order.is_some_and(|order| order.kind == OrderKind::Requeue) && row.goal == Goal::Stop {
+            self.drop_migration(job.id, Reason::Unavailable);
             self.queue_again(job.id, None, "stopped by the system");
+        } else if row.goal == Goal::Stop && job.state == JobState::Suspending {
+            // Stopped hard because money or the deadline was over; whatever status it left with, it is not done.
+            self.disown(job.id);
+            let what = Happened::new("Suspended", "", "node").because(job.reason);
+            self.set_state(job.id, JobState::Suspended, job.reason, String::new(), what);
         } else if let Some(end) = failed {
             self.drop_migration(job.id, Reason::WrongState);
             self.failed(job, &end);
@@ -89,9 +98,18 @@ impl Step<'_> {
         }
     }
 
+    /// The job's newest whole checkpoint is one of this attempt.
+    fn is_head_of(&self, job: &Job, row: &Attempt) -> bool {
+        let head = job.checkpoint.and_then(|id| self.state.checkpoints.get(&id));
+        head.is_some_and(|head| head.attempt == row.id)
+    }
+
     /// It stopped at a checkpoint as it was told.
     fn stopped(&mut self, job: &Job, kind: Option<OrderKind>) {
         self.disown(job.id);
+        if kind != Some(OrderKind::Migrate) {
+            self.drop_migration(job.id, Reason::WrongState);
+        }
         let suspend = |reason| (JobState::Suspended, Some(reason), Happened::new("Suspended", "", "node"));
         let (state, reason, what) = match kind {
             Some(OrderKind::Suspend) => suspend(Reason::SuspendedByUser),
@@ -268,9 +286,7 @@ impl Step<'_> {
     /// An ended attempt whose leases are all settled gives back what is left of its holds.
     fn settle_attempt(&mut self, id: AttemptId) {
         let Some(row) = self.state.attempts.get(&id).cloned() else { return };
-        let settled = |lease: &LeaseId| {
-            self.state.leases.get(lease).is_none_or(|row| row.state == LeaseState::Settled)
-        };
+        let settled = |lease: &LeaseId| self.state.leases.get(lease).is_none_or(|row| row.state == LeaseState::Settled);
         if row.settled || row.state != AttemptState::Ended || !row.tasks.iter().all(|task| settled(&task.lease)) {
             return;
         }
@@ -300,6 +316,10 @@ impl Step<'_> {
 /// How the attempt failed, if it did: the first task by rank that did not end well by itself.
 fn failure(row: &Attempt) -> Option<&TaskEnd> {
     let ends = || row.tasks.iter().filter_map(|task| task.end.as_ref());
+    // A lost host explains what its peers died of.
+    if let Some(lost) = ends().find(|end| end.reason == Some(Reason::NodeLost)) {
+        return Some(lost);
+    }
     let own = |end: &&TaskEnd| end.reason.is_some_and(|reason| reason != Reason::Signalled) && !end.at_checkpoint;
     ends().find(own).or_else(|| ends().find(|end| end.reason.is_some() && !end.at_checkpoint))
 }

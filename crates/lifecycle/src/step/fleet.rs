@@ -1,11 +1,13 @@
 //! Sites, joining, and what nodes say of themselves.
 
-use sluice_types::{BootId, Bytes, CoreMilli, Digest, Generation, Name, NodeId, NodeInstant, Reason, SiteId, Timestamp};
+use sluice_types::{
+    BootId, Bytes, CoreMilli, Digest, Generation, Name, NodeId, NodeInstant, Reason, SiteId, Timestamp,
+};
 
 use super::Step;
 use super::people::bounded;
 use crate::command::{Answer, JoinHost, Refusal};
-use crate::model::{ClockPair, Device, JoinKind, JoinToken, Node, NodeState, Site};
+use crate::model::{Checkpoint, ClockPair, Device, JoinKind, JoinToken, MigrationPhase, Node, NodeState, Site};
 
 const MAX_SITES: usize = 1_000;
 const MAX_NODES: usize = 100_000;
@@ -71,8 +73,12 @@ impl Step<'_> {
     fn join_node(&mut self, site: SiteId, name: Option<Name>, public_key: Digest) -> Result<NodeId, Refusal> {
         let name = name.ok_or_else(|| Refusal::field("node", "a node joins with a name"))?;
         let known = self.state.nodes.values().find(|node| node.site == site && node.name == name);
-        if let Some(id) = known.map(|node| node.id) {
-            // The token is the proof; the same host may have lost its answer, or was set up anew.
+        if let Some((id, key)) = known.map(|node| (node.id, node.public_key)) {
+            // The token is the proof: the same host lost its answer (same key), or was set up anew. A host set up anew has
+            // nothing of what ran there before.
+            if key != public_key {
+                self.lose_node(id);
+            }
             if let Some(row) = self.state.nodes.get_mut(&id) {
                 row.public_key = public_key;
             }
@@ -128,6 +134,7 @@ impl Step<'_> {
     /// A node connected. Its older stream is fenced from here on.
     pub(super) fn hello(&mut self, node: NodeId, inventory: Inventory) -> Result<Answer, Refusal> {
         let now = self.now;
+        self.lose_former_boot(node, &inventory.boot);
         let row = self.state.nodes.get_mut(&node).ok_or_else(|| Refusal::not_found("node"))?;
         row.generation = row.generation.next();
         if row.state == NodeState::Lost && !row.cordoned {
@@ -143,6 +150,25 @@ impl Step<'_> {
         let generation = row.generation;
         self.mark_pending();
         Ok(Answer { object: node.to_string(), generation, ..Answer::default() })
+    }
+
+    /// No process outlives its host's boot. What ran in the former one is lost now, on that boot's clock: the host's
+    /// disk may be new, and a task that it does not know would be started a second time under the same fence.
+    fn lose_former_boot(&mut self, node: NodeId, boot: &BootId) {
+        let former = self.state.nodes.get(&node).map(|row| &row.boot);
+        if former.is_some_and(|former| !former.0.is_empty() && former != boot) {
+            self.lose_attempts_on(node, Reason::NodeLost);
+        }
+    }
+
+    /// Fences every attempt that has a lease on the node.
+    fn lose_attempts_on(&mut self, node: NodeId, reason: Reason) {
+        let held = self.state.leases_on.get(&node).into_iter().flatten();
+        let attempts: std::collections::BTreeSet<_> =
+            held.filter_map(|id| self.state.leases.get(id)).map(|lease| lease.attempt).collect();
+        for attempt in attempts {
+            self.lose_attempt(attempt, reason);
+        }
     }
 
     pub(super) fn heartbeat(&mut self, node: NodeId, clock: NodeInstant) {
@@ -162,11 +188,7 @@ impl Step<'_> {
         let site = row.site;
         let reason = if self.state.is_site_alive(site) { Reason::NodeLost } else { Reason::SiteLost };
         let held = self.state.leases_on.get(&node).cloned().unwrap_or_default();
-        let attempts: std::collections::BTreeSet<_> =
-            held.iter().filter_map(|id| self.state.leases.get(id)).map(|lease| lease.attempt).collect();
-        for attempt in attempts {
-            self.lose_attempt(attempt, reason);
-        }
+        self.lose_attempts_on(node, reason);
         // What the node still delivers up to this instant of its own clock is paid; later windows are refused.
         let cut = self.state.nodes.get(&node).and_then(|row| row.clock).map(|clock| clock.map(now));
         for lease in held {
@@ -174,6 +196,18 @@ impl Step<'_> {
                 row.cut = row.cut.or(cut);
             }
         }
+        self.abandon_shipping();
         self.mark_pending();
+    }
+
+    /// Moves whose last checkpoint is at no site alive cannot be waited for.
+    fn abandon_shipping(&mut self) {
+        let shipping = self.state.migrations.values().filter(|row| row.phase == MigrationPhase::Shipping);
+        let stranded = shipping.filter(|row| {
+            let sites = row.checkpoint.and_then(|id| self.state.checkpoints.get(&id)).map(Checkpoint::sites);
+            !sites.unwrap_or_default().into_iter().any(|site| self.state.is_site_alive(site))
+        });
+        let stranded: Vec<_> = stranded.map(|row| row.job).collect();
+        stranded.into_iter().for_each(|job| self.abort_migration(job, Reason::SiteLost));
     }
 }

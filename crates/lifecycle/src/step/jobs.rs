@@ -7,11 +7,12 @@ use sluice_types::{
     Credits, Generation, JobId, KeyId, Name, Nanos, NetworkMode, ProjectId, Reason, SiteId, TenantId, Timestamp,
 };
 
-use super::people::bounded;
 use super::Step;
+use super::people::bounded;
 use crate::command::{Answer, Caller, Refusal};
 use crate::model::{
     AttemptState, Goal, Job, JobSpec, JobState, Migration, MigrationCause, MigrationPhase, Order, OrderKind, Project,
+    TaskState,
 };
 use crate::state::Happened;
 use crate::validate;
@@ -56,9 +57,12 @@ impl Step<'_> {
             state if state.is_terminal() => return Err(wrong_state("cancel", state)),
             _ => {
                 self.drop_migration(id, Reason::WrongState);
-                if let Some(attempt) = job.current {
-                    self.set_goal(attempt, Goal::Stop, None);
-                }
+                let Some(attempt) = job.current else {
+                    // Between two attempts of a move nothing runs, so nobody would ever report an end.
+                    self.finish_job(id, JobState::Cancelled, None, String::new(), &actor);
+                    return Ok(self.job_answer(id));
+                };
+                self.set_goal(attempt, Goal::Stop, None);
                 self.set_state(id, JobState::Cancelling, None, String::new(), Happened::new("Cancelling", "", &actor));
             }
         }
@@ -121,6 +125,10 @@ impl Step<'_> {
         }
         if job.state != JobState::Running {
             return Err(wrong_state("migrate", job.state));
+        }
+        let attempt = job.current.and_then(|attempt| self.state.attempts.get(&attempt));
+        if attempt.is_some_and(|row| row.order.is_some()) {
+            return Err(Refusal::new(Reason::WrongState, "the job is being stopped at a checkpoint; try again"));
         }
         self.start_migration(id, to, MigrationCause::Tenant, &caller.key.to_string())?;
         Ok(self.job_answer(id))
@@ -191,6 +199,18 @@ impl Step<'_> {
     pub(super) fn order(&mut self, attempt: sluice_types::AttemptId, kind: OrderKind) {
         let deadline = self.now.after(self.state.settings.stop_deadline);
         self.set_goal(attempt, Goal::Checkpoint, Some(Order { kind, deadline }));
+    }
+
+    /// Takes back the order to stop at a checkpoint. A gang that has lost tasks to the order cannot go on without them: the
+    /// rest is stopped too, and it queues again.
+    pub(super) fn take_back_order(&mut self, attempt: sluice_types::AttemptId) {
+        let Some(row) = self.state.attempts.get(&attempt) else { return };
+        if row.tasks.iter().any(|task| task.state == TaskState::Ended) {
+            let deadline = self.now.after(self.state.settings.stop_deadline);
+            self.set_goal(attempt, Goal::Stop, Some(Order { kind: OrderKind::Requeue, deadline }));
+        } else {
+            self.set_goal(attempt, Goal::Run, None);
+        }
     }
 
     /// Gives an attempt another goal; ended ones keep theirs.
@@ -282,7 +302,10 @@ impl crate::State {
         let row = self.projects.get(&project).ok_or_else(|| Refusal::not_found("project"))?;
         if spec.network != NetworkMode::Loopback && !row.networks.contains(&spec.network) {
             let message = "the project's policy does not allow this network mode";
-            return Err(Refusal { field: Some("spec.network".to_owned()), ..Refusal::new(Reason::NetworkNotAllowed, message) });
+            return Err(Refusal {
+                field: Some("spec.network".to_owned()),
+                ..Refusal::new(Reason::NetworkNotAllowed, message)
+            });
         }
         if spec.sites.iter().any(|site| !self.sites.contains(site)) {
             return Err(Refusal::field("spec.sites", "one of the sites does not exist"));

@@ -47,10 +47,13 @@ impl Step<'_> {
         if !self.state.checkpoints.get(&checkpoint).is_some_and(there) {
             return;
         }
-        let quota = self.move_quota(&migration);
-        let Some(row) = self.state.attempts.get_mut(&target).filter(|row| row.state != AttemptState::Ended) else {
+        if self.state.attempts.get(&target).is_none_or(|row| row.state == AttemptState::Ended) {
             return self.abort_migration(job, Reason::StartFailed);
-        };
+        }
+        let quota = self.move_quota(&migration);
+        let left = self.state.jobs.get(&job).and_then(|row| Some(row.spec.max_run_time?.minus(row.run_time)));
+        let Some(row) = self.state.attempts.get_mut(&target) else { return };
+        row.run_limit = left;
         (row.goal, row.resume, row.state) = (Goal::Run, Some(checkpoint), AttemptState::Assigned);
         row.quota = row.quota.or(quota);
         row.revision += 1;
@@ -80,13 +83,17 @@ impl Step<'_> {
     /// Gives a migration up: the target is released, the job goes on or queues again.
     pub(super) fn abort_migration(&mut self, job: JobId, reason: Reason) {
         let Some(migration) = self.open_migration(job) else { return };
+        if migration.phase == MigrationPhase::Starting {
+            // Handed over: the target is the owner, and goes the way of any attempt.
+            return;
+        }
         let source = self.state.attempts.get(&migration.source).cloned();
         self.drop_migration(job, reason);
         let runs = source.as_ref().is_some_and(|row| row.state != AttemptState::Ended);
         let message = "the move was given up";
         if runs {
             if source.is_some_and(|row| row.order.is_some_and(|order| order.kind == OrderKind::Migrate)) {
-                self.set_goal(migration.source, Goal::Run, None);
+                self.take_back_order(migration.source);
             }
             if self.state.jobs.get(&job).is_some_and(|row| row.state == JobState::Migrating) {
                 let what = Happened::new("MigrationFailed", message, "controller").because(Some(reason));

@@ -1,6 +1,6 @@
 //! Deposits, credit lines, prices, quotas and budgets.
 
-use sluice_ledger::{AccountKey, Price, PriceBook};
+use sluice_ledger::{AccountKey, LedgerError, Price, PriceBook};
 use sluice_types::{Credits, DeviceClassName, PriceVersion, ProjectId, Reason, TenantId};
 
 use super::{Step, money_refusal};
@@ -8,12 +8,17 @@ use crate::command::{Answer, Refusal};
 use crate::model::{Budget, BudgetPolicy};
 
 const MAX_PRICES: usize = 1000;
+/// Ten million of the currency in one deposit, line or budget: more is a slip, and the bound keeps every sum in range.
+const MAX_AMOUNT: Credits = Credits::new(10_000_000 * Credits::PER_UNIT);
 
 impl Step<'_> {
     pub(super) fn deposit(&mut self, tenant: TenantId, amount: Credits, note: &str) -> Result<Answer, Refusal> {
         self.known_tenant(tenant)?;
-        if amount <= Credits::ZERO {
-            return Err(Refusal::field("amount_credits", "a deposit is more than 0"));
+        if amount <= Credits::ZERO || amount > MAX_AMOUNT {
+            return Err(Refusal::field(
+                "amount_credits",
+                "a deposit is more than 0 and at most 10000000 of the currency",
+            ));
         }
         let cause = format!("deposit/{}/{note}", self.id());
         let sides = (AccountKey::Outside, AccountKey::Funds(tenant));
@@ -23,8 +28,8 @@ impl Step<'_> {
 
     pub(super) fn set_credit_line(&mut self, tenant: TenantId, amount: Credits) -> Result<Answer, Refusal> {
         self.known_tenant(tenant)?;
-        if amount < Credits::ZERO {
-            return Err(Refusal::field("amount_credits", "a credit line is 0 or more"));
+        if amount < Credits::ZERO || amount > MAX_AMOUNT {
+            return Err(Refusal::field("amount_credits", "a credit line is 0 to 10000000 of the currency"));
         }
         let account = AccountKey::Funds(tenant);
         let change = amount.units() - self.state.books.account(&account).line;
@@ -93,22 +98,22 @@ impl Step<'_> {
         if project.is_some_and(|id| !belongs(id)) {
             return Err(Refusal::not_found("project"));
         }
-        if amount < Credits::ZERO {
-            return Err(Refusal::field("amount_credits", "a budget is 0 or more"));
+        if amount < Credits::ZERO || amount > MAX_AMOUNT {
+            return Err(Refusal::field("amount_credits", "a budget is 0 to 10000000 of the currency"));
         }
         if (1..60).contains(&period_seconds) {
             return Err(Refusal::field("period_seconds", "a period is 0 (for ever) or at least 60 seconds"));
         }
         let scope = project.map_or_else(|| tenant.to_string(), |id| id.to_string());
         let budget = Budget { scope: scope.clone(), tenant, project, amount, period_seconds, policy };
-        self.adjust_budget(&budget);
+        self.adjust_budget(&budget).map_err(|error| money_refusal(&error))?;
         self.state.budgets.insert(scope.clone(), budget);
         self.mark_pending();
         Ok(Answer { object: scope, ..Answer::default() })
     }
 
     /// Brings what is left in the current period to the budget's amount less what is spent or promised of it.
-    fn adjust_budget(&mut self, budget: &Budget) {
+    fn adjust_budget(&mut self, budget: &Budget) -> Result<(), LedgerError> {
         let scope = budget.ledger_scope();
         let account = AccountKey::Budget(scope, budget.period(self.now));
         let standing = self.state.books.account(&account);
@@ -120,7 +125,7 @@ impl Step<'_> {
             true => (AccountKey::Grants, account),
             false => (account, AccountKey::Grants),
         };
-        self.transfer(sides, change.abs(), cause).expect("invariant: no more is taken than is available");
+        self.transfer(sides, change.abs(), cause)
     }
 
     fn spent_of(&self, account: &AccountKey) -> i64 {
@@ -144,9 +149,8 @@ impl Step<'_> {
                 continue;
             }
             let cause = format!("budget/{scope}/{}", budget.period(self.now));
-            self.transfer((AccountKey::Grants, account), budget.amount.units(), cause)
-                .expect("invariant: grants are not limited");
-            granted = true;
+            // Refused only where the sum of all grants leaves the ledger's range; the budget is then not refilled.
+            granted |= self.transfer((AccountKey::Grants, account), budget.amount.units(), cause).is_ok();
         }
         if granted {
             self.mark_pending();

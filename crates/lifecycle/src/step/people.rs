@@ -74,7 +74,8 @@ impl Step<'_> {
                 }
             }
             _ => {
-                let message = "platform admins have no parent, tenant admins a tenant, developers and viewers a project";
+                let message =
+                    "platform admins have no parent, tenant admins a tenant, developers and viewers a project";
                 return Err(Refusal::field("role", message));
             }
         }

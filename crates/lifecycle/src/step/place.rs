@@ -31,12 +31,10 @@ impl Step<'_> {
     pub(super) fn plan(&mut self, plan: Plan) -> Result<Answer, Refusal> {
         let mut rejected = Vec::new();
         for placement in plan.placements {
-            match self.revalidate(&placement) {
-                Some(accepted) => self.place(&placement, accepted),
-                None => {
-                    self.state.count(|counters| &mut counters.rejected_placements);
-                    rejected.push(placement.job);
-                }
+            let placed = self.revalidate(&placement).is_some_and(|accepted| self.place(&placement, accepted));
+            if !placed {
+                self.state.count(|counters| &mut counters.rejected_placements);
+                rejected.push(placement.job);
             }
         }
         for verdict in plan.verdicts {
@@ -75,8 +73,11 @@ impl Step<'_> {
         let terms = self.terms(job, placement)?;
         let quoted = terms.iter().map(|terms| quote(terms, wanted.hold_time).ok()).sum::<Option<Credits>>()?;
         let books = &self.state.books;
-        let available = |key: &AccountKey| books.available(key) >= quoted.units();
-        if !available(&AccountKey::Funds(job.tenant)) || !wanted.budgets.iter().all(available) {
+        // As the scheduler counts: nothing can always be promised, and a budget whose period has no account yet does not
+        // bind.
+        let available = |key: &AccountKey| quoted.units() <= books.available(key).max(0);
+        let budgets: Vec<_> = wanted.budgets.into_iter().filter(|key| books.knows(key)).collect();
+        if !available(&AccountKey::Funds(job.tenant)) || !budgets.iter().all(available) {
             return None;
         }
         let quota = self.quota(job, wanted.purpose)?;
@@ -87,7 +88,7 @@ impl Step<'_> {
             purpose: wanted.purpose,
             terms,
             money: quoted,
-            budgets: wanted.budgets,
+            budgets,
             quota,
             free_preparation: free,
         })
@@ -171,8 +172,8 @@ impl Step<'_> {
         enough.then(|| Some((account, AccountKey::InUse(job.tenant, class.clone()), milli)))
     }
 
-    /// Writes attempt, leases and holds.
-    fn place(&mut self, placement: &Placement, accepted: Accepted) {
+    /// Writes attempt, leases and holds. False, with nothing changed, where the ledger cannot take the holds.
+    fn place(&mut self, placement: &Placement, accepted: Accepted) -> bool {
         let job = accepted.job.clone();
         let id = AttemptId::from_raw(self.id());
         let generation = job.last_generation.next();
@@ -187,7 +188,7 @@ impl Step<'_> {
                 end: None,
             })
             .collect();
-        let (funds, budgets, quota) = self.hold_all(id, placement, &accepted);
+        let Some((funds, budgets, quota)) = self.hold_all(id, placement, &accepted) else { return false };
         let run = accepted.purpose == Purpose::Run;
         let attempt = Attempt {
             id,
@@ -225,6 +226,7 @@ impl Step<'_> {
             }
         }
         self.placed(&job, id, placement, run);
+        true
     }
 
     fn placed(&mut self, job: &Job, attempt: AttemptId, placement: &Placement, run: bool) {
@@ -242,31 +244,38 @@ impl Step<'_> {
         self.set_state(job.id, JobState::Migrating, None, String::new(), what);
     }
 
+    /// All holds of an attempt, or none. Revalidation saw that the accounts cover them; what can still be refused is a sum
+    /// that leaves the ledger's range.
     fn hold_all(
         &mut self,
         attempt: AttemptId,
         placement: &Placement,
         accepted: &Accepted,
-    ) -> (HoldId, Vec<HoldId>, Option<HoldId>) {
-        let why = "invariant: revalidation saw that the account covers it";
+    ) -> Option<(HoldId, Vec<HoldId>, Option<HoldId>)> {
         let amount = accepted.money.units();
-        let funds = HoldId::from_raw(self.id());
         let sides = (AccountKey::Funds(accepted.job.tenant), AccountKey::Revenue(placement.site));
-        self.open_hold(funds, sides, amount, format!("hold/{attempt}")).expect(why);
-        let mut budgets = Vec::with_capacity(accepted.budgets.len());
+        let mut wanted = vec![(sides, amount, format!("hold/{attempt}"))];
         for key in &accepted.budgets {
             let AccountKey::Budget(scope, period) = key else { continue };
-            let hold = HoldId::from_raw(self.id());
             let sides = (key.clone(), AccountKey::Spent(*scope, *period));
-            self.open_hold(hold, sides, amount, format!("hold/{attempt}/budget/{scope}")).expect(why);
-            budgets.push(hold);
+            wanted.push((sides, amount, format!("hold/{attempt}/budget/{scope}")));
         }
-        let quota = accepted.quota.clone().map(|(free, used, milli)| {
+        let money = wanted.len();
+        if let Some((free, used, milli)) = accepted.quota.clone() {
+            wanted.push(((free, used), milli, format!("hold/{attempt}/quota")));
+        }
+        let mut holds = Vec::with_capacity(wanted.len());
+        for (sides, amount, cause) in wanted {
             let hold = HoldId::from_raw(self.id());
-            self.open_hold(hold, (free, used), milli, format!("hold/{attempt}/quota")).expect(why);
-            hold
-        });
-        (funds, budgets, quota)
+            if self.open_hold(hold, sides, amount, cause).is_err() {
+                holds.into_iter().for_each(|hold| self.void_hold(hold, format!("void/{hold}")));
+                return None;
+            }
+            holds.push(hold);
+        }
+        let quota = holds.split_off(money).pop();
+        let funds = holds.remove(0);
+        Some((funds, holds, quota))
     }
 
     #[allow(clippy::too_many_arguments)]

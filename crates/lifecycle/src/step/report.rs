@@ -54,12 +54,7 @@ impl Step<'_> {
     }
 
     /// Runs `act` if the task is known, on this node, and of this fence. What nobody knows must be released.
-    fn task(
-        &mut self,
-        node: NodeId,
-        key: TaskKey,
-        act: impl FnOnce(&mut Self, TaskKey),
-    ) -> Result<Answer, Refusal> {
+    fn task(&mut self, node: NodeId, key: TaskKey, act: impl FnOnce(&mut Self, TaskKey)) -> Result<Answer, Refusal> {
         let lease = self.state.leases.get(&key.lease);
         let known = lease.is_some_and(|row| {
             row.attempt == key.attempt && row.generation == key.generation && row.device.node == node

@@ -88,9 +88,11 @@ impl Step<'_> {
 
     /// A vault has a manifest now, with all that it names.
     pub(super) fn copied(&mut self, site: SiteId, manifest: Digest) -> Result<Answer, Refusal> {
-        let touched = self.state.checkpoints.values().filter(|row| {
-            row.parts.values().any(|part| part.manifest == manifest && !part.sealed.contains(&site))
-        });
+        let touched = self
+            .state
+            .checkpoints
+            .values()
+            .filter(|row| row.parts.values().any(|part| part.manifest == manifest && !part.sealed.contains(&site)));
         let touched: Vec<_> = touched.map(|row| (row.id, row.job)).collect();
         for (id, job) in touched {
             if let Some(row) = self.state.checkpoints.get_mut(&id) {
@@ -119,8 +121,10 @@ impl Step<'_> {
         self.state.event(&owner, self.now, what);
         let older = self.state.checkpoints_of.get(&job).into_iter().flatten();
         let older = older.filter_map(|other| self.state.checkpoints.get(other));
+        let needed = self.checkpoints_in_use(job);
         let older: Vec<_> = older
-            .filter(|other| !other.retired && (other.generation, other.step, other.id) < (row.generation, row.step, id))
+            .filter(|other| !other.retired && !needed.contains(&other.id))
+            .filter(|other| (other.generation, other.step, other.id) < (row.generation, row.step, id))
             .map(|other| other.id)
             .collect();
         for other in older {
@@ -129,6 +133,15 @@ impl Step<'_> {
             }
         }
         self.keep_windows(job, &row);
+    }
+
+    /// Checkpoints that an attempt still starts from, or a move carries over.
+    fn checkpoints_in_use(&self, job: JobId) -> Vec<CheckpointId> {
+        let ids = self.state.attempts_of.get(&job).into_iter().flatten();
+        let attempts = ids.filter_map(|id| self.state.attempts.get(id));
+        let starting = attempts.filter(|row| !matches!(row.state, AttemptState::Running | AttemptState::Ended));
+        let carried = self.open_migration(job).and_then(|row| row.checkpoint);
+        starting.filter_map(|row| row.resume).chain(carried).collect()
     }
 
     /// Windows before the oldest checkpoint that a job could still resume from can never be replayed.

@@ -1,6 +1,6 @@
 //! What time does: losses, deadlines, periods, and forgetting.
 
-use sluice_types::{AttemptId, Reason};
+use sluice_types::{AttemptId, Nanos, Reason, Timestamp};
 
 use super::Step;
 use crate::command::{Answer, Refusal};
@@ -9,8 +9,12 @@ use crate::model::{
 };
 use crate::state::Happened;
 
+/// How often old requests and tokens are looked for.
+const FORGET_EVERY: Nanos = Nanos::from_secs(60);
+
 impl Step<'_> {
     pub(super) fn tick(&mut self) -> Result<Answer, Refusal> {
+        self.wake_up();
         self.lose_silent_nodes();
         self.grant_budgets();
         self.late_migrations();
@@ -22,10 +26,27 @@ impl Step<'_> {
         Ok(Answer::default())
     }
 
+    /// Nobody listened for a while (the process or the machine was stopped, or the clock was set): that is not the nodes'
+    /// silence.
+    fn wake_up(&mut self) {
+        let last = std::mem::replace(&mut self.state.last_tick, self.now);
+        let gap = self.now.since(last);
+        if last == Timestamp::default() || gap < Nanos::new(self.state.settings.loss_timeout.get() / 2) {
+            return;
+        }
+        let nodes: Vec<_> = self.state.nodes.values().map(|node| node.id).collect();
+        for id in nodes {
+            if let Some(row) = self.state.nodes.get_quietly(&id) {
+                row.last_seen = row.last_seen.after(gap);
+            }
+        }
+    }
+
     fn lose_silent_nodes(&mut self) {
         let timeout = self.state.settings.loss_timeout;
         let silent = self.state.nodes.values().filter(|node| node.state == NodeState::Ready);
-        let silent: Vec<_> = silent.filter(|node| self.now.since(node.last_seen) > timeout).map(|node| node.id).collect();
+        let silent: Vec<_> =
+            silent.filter(|node| self.now.since(node.last_seen) > timeout).map(|node| node.id).collect();
         silent.into_iter().for_each(|node| self.lose_node(node));
     }
 
@@ -44,7 +65,8 @@ impl Step<'_> {
 
     /// A checkpoint did not come in time: the job goes on, unless money forbids it.
     fn late_orders(&mut self) {
-        let late = self.state.attempts.values().filter(|row| row.state != AttemptState::Ended && row.goal == Goal::Checkpoint);
+        let late =
+            self.state.attempts.values().filter(|row| row.state != AttemptState::Ended && row.goal == Goal::Checkpoint);
         let late = late.filter_map(|row| Some((row.id, row.job, row.order?)));
         let late: Vec<_> = late.filter(|(_, _, order)| order.deadline < self.now).collect();
         for (attempt, job, order) in late {
@@ -52,7 +74,7 @@ impl Step<'_> {
                 OrderKind::SuspendForMoney => self.set_goal(attempt, Goal::Stop, None),
                 OrderKind::Migrate => {} // the migration's own deadline
                 OrderKind::Suspend | OrderKind::Requeue => {
-                    self.set_goal(attempt, Goal::Run, None);
+                    self.take_back_order(attempt);
                     let standing = self.state.jobs.get(&job).map(|row| row.state);
                     if standing == Some(JobState::Suspending) {
                         let message = "no checkpoint came in time, so it goes on";
@@ -66,7 +88,8 @@ impl Step<'_> {
 
     fn late_starts(&mut self) {
         let deadline = self.state.settings.start_deadline;
-        let late = self.state.attempts.values().filter(|row| row.state == AttemptState::Assigned && row.goal == Goal::Run);
+        let late =
+            self.state.attempts.values().filter(|row| row.state == AttemptState::Assigned && row.goal == Goal::Run);
         let late: Vec<_> = late.filter(|row| self.now.since(row.created) > deadline).map(|row| row.id).collect();
         for attempt in late {
             let job = self.state.attempts.get(&attempt).map(|row| row.job);
@@ -95,10 +118,14 @@ impl Step<'_> {
                 continue;
             }
             let (id, site) = (row.job, row.site);
-            let other = self.other_site(id, site);
-            let moved = other.is_some_and(|to| {
-                self.start_migration(id, to, MigrationCause::Platform, "controller").is_ok()
+            let failed = job.and_then(|job| job.migration).and_then(|id| self.state.migrations.get(&id));
+            let failed = failed.is_some_and(|row| {
+                row.source == attempt && row.cause == MigrationCause::Platform && row.phase == MigrationPhase::Failed
             });
+            // One try at another site; then any place will do.
+            let other = if failed { None } else { self.other_site(id, site) };
+            let moved =
+                other.is_some_and(|to| self.start_migration(id, to, MigrationCause::Platform, "controller").is_ok());
             if !moved {
                 self.order(attempt, OrderKind::Requeue);
             }
@@ -108,9 +135,8 @@ impl Step<'_> {
     /// Another site that is alive and allowed.
     fn other_site(&self, job: sluice_types::JobId, not: sluice_types::SiteId) -> Option<sluice_types::SiteId> {
         let allowed = self.state.allowed_sites(self.state.jobs.get(&job)?);
-        let open = |site: sluice_types::SiteId| {
-            self.state.nodes.values().any(|node| node.site == site && node.is_open())
-        };
+        let open =
+            |site: sluice_types::SiteId| self.state.nodes.values().any(|node| node.site == site && node.is_open());
         let sites = self.state.sites.values().map(|site| site.id);
         sites.into_iter().find(|site| *site != not && (allowed.is_empty() || allowed.contains(site)) && open(*site))
     }
@@ -135,6 +161,10 @@ impl Step<'_> {
     fn forget_old(&mut self) {
         let remember = self.state.settings.remember;
         let now = self.now;
+        if now.since(self.state.last_forgetting) < FORGET_EVERY {
+            return;
+        }
+        self.state.last_forgetting = now;
         self.state.requests.retain(|_, row| now.since(row.at) <= remember);
         let old = self.state.tokens.values().filter(|row| now.since(row.expires) > remember);
         let old: Vec<_> = old.map(|row| row.hash).collect();
@@ -148,6 +178,10 @@ impl Step<'_> {
         for (attempt, job, state) in live {
             self.abort_migration(job, Reason::Unavailable);
             let Some(row) = self.state.jobs.get(&job).filter(|row| row.current == Some(attempt)) else { continue };
+            if matches!(row.state, JobState::Cancelling | JobState::Suspending) {
+                // On its way out already, for a reason that must not be forgotten.
+                continue;
+            }
             if row.spec.checkpoint.is_some() && state == AttemptState::Running {
                 self.order(attempt, OrderKind::Requeue);
             } else {

@@ -102,7 +102,14 @@ impl Step<'_> {
         self.renew(lease.attempt);
     }
 
-    fn window_row(&self, node: NodeId, lease: &Lease, record: &WindowReport, amount: Credits, gap_before: bool) -> Window {
+    fn window_row(
+        &self,
+        node: NodeId,
+        lease: &Lease,
+        record: &WindowReport,
+        amount: Credits,
+        gap_before: bool,
+    ) -> Window {
         Window {
             lease: lease.id,
             sequence: record.sequence,
@@ -161,12 +168,16 @@ impl Step<'_> {
         }
         let units = window.amount.units();
         let sides = (AccountKey::Platform, AccountKey::Funds(window.tenant));
-        self.transfer(sides, units, format!("credit/{lease}/{sequence}")).expect("invariant: the platform is not limited");
+        if self.transfer(sides, units, format!("credit/{lease}/{sequence}")).is_err() {
+            // Out of the ledger's range: the window stays uncredited and visible as such.
+            return;
+        }
         for key in self.state.budget_accounts(window.tenant, window.project, self.now) {
             let AccountKey::Budget(scope, period) = key else { continue };
             let sides = (AccountKey::Spent(scope, period), key);
             let cause = format!("credit/{lease}/{sequence}/{scope}");
-            self.transfer(sides, units, cause).expect("invariant: what is spent is not limited");
+            // Only a sum out of the ledger's range is refused; the money itself was credited above.
+            let _ = self.transfer(sides, units, cause);
         }
         if let Some(row) = self.state.windows.get_mut(&(lease, sequence)) {
             row.credited = window.amount;
@@ -198,12 +209,15 @@ impl Step<'_> {
         let attempts: Vec<_> = self.state.attempts_of.get(&job).into_iter().flatten().copied().collect();
         for id in attempts {
             let Some(attempt) = self.state.attempts.get(&id).cloned() else { continue };
-            let Some(reason) = attempt.reason.filter(|why| matches!(why, Reason::NodeLost | Reason::SiteLost)) else {
-                continue;
-            };
-            if from.is_some_and(|from| attempt.generation < from.generation) {
+            let lost = matches!(attempt.reason, Some(Reason::NodeLost | Reason::SiteLost));
+            // An attempt that stopped well, all of whose checkpoints are gone: its whole work is done again.
+            let gone = attempt.state == AttemptState::Ended
+                && attempt.reason.is_none()
+                && from.is_none_or(|from| from.generation < attempt.generation);
+            if !(lost || gone) || from.is_some_and(|from| attempt.generation < from.generation) {
                 continue;
             }
+            let reason = attempt.reason.unwrap_or(Reason::SiteLost);
             for task in &attempt.tasks {
                 let part = from.and_then(|from| from.parts.values().find(|part| part.lease == task.lease));
                 self.credit_lease(task.lease, part.map_or(0, |part| part.next_window), reason);
@@ -228,7 +242,8 @@ impl Step<'_> {
     fn renew(&mut self, id: AttemptId) {
         let Some(attempt) = self.state.attempts.get(&id).filter(|row| row.state != AttemptState::Ended) else { return };
         let Some(job) = self.state.jobs.get(&attempt.job) else { return };
-        if attempt.run_limit.is_some() || attempt.order.is_some() || job.current != Some(id) {
+        let prepares = self.open_migration(job.id).is_some_and(|row| row.target == Some(id));
+        if attempt.run_limit.is_some() || attempt.order.is_some() || !(prepares || job.current == Some(id)) {
             return;
         }
         let (attempt, job) = (attempt.clone(), job.clone());
@@ -242,7 +257,7 @@ impl Step<'_> {
         }
         let wanted = full - remaining;
         let given = self.extend_all(&attempt.funds, &attempt.budgets, &job, wanted);
-        if given < wanted && remaining + given < cost.saturating_mul(3) {
+        if given < wanted && !prepares && remaining + given < cost.saturating_mul(3) {
             self.suspend_for_money(&job, id);
         }
     }
@@ -274,7 +289,9 @@ impl Step<'_> {
         if given > 0 {
             for hold in holds {
                 let cause = format!("renew/{}/{hold}/{}", job.id, self.id());
-                self.extend_hold(hold, given, cause).expect("invariant: the room was looked at");
+                if self.extend_hold(hold, given, cause).is_err() {
+                    return 0;
+                }
             }
         }
         given

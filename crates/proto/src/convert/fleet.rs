@@ -43,12 +43,7 @@ pub fn node(node: &Node, site: &str) -> v1::Node {
 
 /// A device for the wire, with what is leased on it: tenants + idle + system = 1000.
 #[must_use]
-pub fn device_view(
-    node: &Node,
-    site: &str,
-    device: &Device,
-    leases: &[sluice_lifecycle::model::Lease],
-) -> v1::Device {
+pub fn device_view(node: &Node, site: &str, device: &Device, leases: &[sluice_lifecycle::model::Lease]) -> v1::Device {
     let view = &device.view;
     let here = leases.iter().filter(|lease| {
         lease.device.node == node.id

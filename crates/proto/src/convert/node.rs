@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use sluice_lifecycle::model::{Attempt, Device, Goal, Job, Lease, TaskEnd};
 use sluice_lifecycle::{NodeReport, Refusal, TaskKey, WindowReport, Wish};
 use sluice_plan::DeviceView;
-use sluice_types::{
-    BootId, Bytes, CoreMilli, Digest, Generation, IsolationClass, Nanos, NodeInstant, Timestamp,
-};
+use sluice_types::{BootId, Bytes, CoreMilli, Digest, Generation, IsolationClass, Nanos, NodeInstant, Timestamp};
 
 use super::{SiteNames, blob_ref, duration, isolation, isolation_back, job_spec_back, missing, parse};
 use crate::v1;
@@ -18,11 +16,7 @@ const MAX_RECORDS: usize = 512;
 /// A task's key for the wire.
 #[must_use]
 pub fn task_key_back(key: &TaskKey) -> v1::TaskKey {
-    v1::TaskKey {
-        attempt: key.attempt.to_string(),
-        lease: key.lease.to_string(),
-        generation: key.generation.get(),
-    }
+    v1::TaskKey { attempt: key.attempt.to_string(), lease: key.lease.to_string(), generation: key.generation.get() }
 }
 
 /// A task's key from the wire.

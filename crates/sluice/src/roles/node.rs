@@ -28,8 +28,9 @@ pub(crate) async fn node(arguments: NodeArgs) -> anyhow::Result<()> {
     let stop = process::stop_signal()?;
     let config = config(&arguments, name, &host)?;
     let figures = Arc::clone(&config.metrics);
-    let figures: Figures =
-        Arc::new(move || figures.figures().into_iter().map(|(name, _, value)| (format!("sluice_node_{name}"), value)).collect());
+    let figures: Figures = Arc::new(move || {
+        figures.figures().into_iter().map(|(name, _, value)| (format!("sluice_node_{name}"), value)).collect()
+    });
     metrics::serve(arguments.process.metrics, &arguments.folder, figures, stop.clone()).await?;
     let (renewed, _) = watch::channel(0);
     tokio::spawn(host::keep_renewed(host, stop.clone(), renewed));

@@ -38,8 +38,14 @@ pub(crate) async fn vault(arguments: VaultArgs) -> anyhow::Result<()> {
     let stop = process::stop_signal()?;
     let stats = Arc::new(VaultStats::default());
     let figures = Arc::clone(&stats);
-    let figures: Figures =
-        Arc::new(move || figures.figures().named().into_iter().map(|(name, value)| (format!("sluice_vault_{name}_total"), value)).collect());
+    let figures: Figures = Arc::new(move || {
+        figures
+            .figures()
+            .named()
+            .into_iter()
+            .map(|(name, value)| (format!("sluice_vault_{name}_total"), value))
+            .collect()
+    });
     metrics::serve(arguments.process.metrics, &arguments.folder, figures, stop.clone()).await?;
     let (renewed, mut news) = watch::channel(0);
     tokio::spawn(host::keep_renewed(host.clone(), stop.clone(), renewed));

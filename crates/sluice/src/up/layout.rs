@@ -179,7 +179,8 @@ pub(crate) fn vault_folder(site: &Path) -> PathBuf {
 
 /// Cores this process may use, by the kernel's numbers.
 fn available_cores() -> anyhow::Result<Vec<u32>> {
-    let set = nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).context("cannot tell which cores there are")?;
+    let set =
+        nix::sched::sched_getaffinity(nix::unistd::Pid::from_raw(0)).context("cannot tell which cores there are")?;
     let cores = (0..nix::sched::CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false));
     cores.map(|core| u32::try_from(core).context("a core's number")).collect()
 }

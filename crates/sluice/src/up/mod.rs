@@ -79,8 +79,11 @@ fn check_host(arguments: &UpArgs) {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("warning: without root, slices cannot be enforced: run as root, or with --advisory");
     }
-    let found = std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("bwrap").exists()));
+    let found =
+        std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("bwrap").exists()));
     if !found {
-        eprintln!("warning: bubblewrap (bwrap) is not installed, so jobs cannot be shut in: apt-get install bubblewrap");
+        eprintln!(
+            "warning: bubblewrap (bwrap) is not installed, so jobs cannot be shut in: apt-get install bubblewrap"
+        );
     }
 }

@@ -27,7 +27,7 @@ static ACCOUNTS: Table = Table::new(
 static HOLDS: Table = Table::new("holds", 1, &["id", "debit", "credit", "remaining", "live"], OnConflict::Replace);
 static TRANSFERS: Table =
     Table::new("transfers", 1, &["id", "kind", "debit", "credit", "amount", "hold", "cause", "at"], OnConflict::Refuse);
-static REQUESTS: Table = Table::new("requests", 3, &["caller", "id_high", "id_low", "at", "body"], OnConflict::Refuse);
+static REQUESTS: Table = Table::new("requests", 3, &["caller", "id_high", "id_low", "at", "body"], OnConflict::Replace);
 static COUNTERS: Table = Table::new("counters", 1, &["id", "body"], OnConflict::Replace);
 
 impl Stored for Window {

@@ -85,9 +85,12 @@ pub(super) fn judge(verdict: &mut Verdict, inputs: &Inputs, case: &Case<'_>, kep
     for (place, lease) in receipt.leases.iter().enumerate() {
         let billed = judge_lease(verdict, inputs, case, lease);
         let later = receipt.leases.get(place + 1).is_some();
-        let own = steps.get(&lease.lease);
-        let next = own.and_then(|own| resumed_at(own, &run.firsts));
-        judge_credits(verdict, case, lease, &billed, if own.is_some() { next } else { Some(1).filter(|_| later) });
+        // An attempt that left no steps kept nothing for the one behind it.
+        let next = match steps.get(&lease.lease).filter(|own| !own.is_empty()) {
+            Some(own) => resumed_at(own, &run.firsts),
+            None => Some(1).filter(|_| later),
+        };
+        judge_credits(verdict, case, lease, &billed, next);
     }
     verdict.figures.jobs += 1;
     verdict.figures.gross += receipt.gross_credits;

@@ -24,6 +24,7 @@ use crate::keeper::Kept;
 
 pub use journal::{Record, read as read_journals};
 pub use marks::{Marks, Runs, count as count_marks, kept_marks};
+pub(crate) use marks::script;
 pub use rating::{Terms, billed_milli, rate_all};
 pub use steps::{Lineage, Step, lineage, parse as parse_steps, read as read_steps};
 

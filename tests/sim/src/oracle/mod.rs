@@ -59,6 +59,10 @@ pub(crate) struct NodeView {
     /// The newest pair of instants, and the one before this commit.
     pub(crate) pair: Option<(Timestamp, NodeInstant)>,
     pub(crate) pair_before: Option<(Timestamp, NodeInstant)>,
+    /// Those before the controller's last crash: which of them its rows kept is its own affair.
+    pub(crate) pairs_before_crash: Vec<(Timestamp, NodeInstant)>,
+    /// Those since.
+    pub(crate) pairs: Vec<(Timestamp, NodeInstant)>,
     pub(crate) settled: u64,
     pub(crate) heard: u64,
 }
@@ -106,6 +110,10 @@ impl Oracle {
 
     pub(crate) fn crashed(&mut self) {
         self.crashes += 1;
+        for view in self.nodes.values_mut() {
+            let since = std::mem::take(&mut view.pairs);
+            view.pairs_before_crash.extend(since);
+        }
     }
 
     pub(crate) fn quota_set(&mut self, tenant: TenantId, class: DeviceClassName, milli: i64) {
@@ -210,6 +218,9 @@ impl Oracle {
                 if let Ok(answer) = answer {
                     view.generation = answer.generation;
                     view.pair = Some((at, *clock));
+                    view.pairs_before_crash.clear();
+                    view.pairs.clear();
+                    view.pairs.push((at, *clock));
                     view.heard = now;
                 }
                 continue;
@@ -221,6 +232,7 @@ impl Oracle {
             match report {
                 NodeReport::Heartbeat(clock) => {
                     view.pair = Some((at, *clock));
+                    view.pairs.push((at, *clock));
                     view.heard = now;
                 }
                 NodeReport::Windows(records) => {

@@ -1,0 +1,12 @@
+//! The system as its users meet it: one real `sluice up` per test, one test at a time.
+
+mod budget;
+mod failures;
+mod job;
+mod migrate;
+mod outage;
+mod partition;
+mod retry;
+mod suspend;
+mod support;
+mod tenants;

@@ -1,0 +1,59 @@
+//! The trainer moves, or is thrown out, and goes on bit for bit.
+
+use anyhow::Context as _;
+use sluice_e2e::{Options, Shape, Trainer};
+
+use crate::support::{credits, judged, node_of, reach, reach_step, receipt, run_of, same_curve, start};
+
+const SHAPE: Shape = Shape { steps: 300, pause: 20, every: 25 };
+
+#[test]
+fn a_planned_migration_changes_no_bit_of_the_curve() -> anyhow::Result<()> {
+    let Some(own) = start("migrate", Options::default())? else { return Ok(()) };
+    let (system, cli) = (&own.system, own.system.cli());
+    let trainer = Trainer::new(system.scratch())?;
+    let reference = trainer.uninterrupted(SHAPE)?;
+    let job = trainer.submit(&cli, SHAPE, &[])?;
+    let before = reach_step(&cli, &job, 60)?;
+    let from = before["site"].as_str().context("a site")?.to_owned();
+    let to = if from == "sites/a" { "b" } else { "a" };
+    cli.well(&["migrate", &job, "--to", to, "--wait", "--timeout", "60s"])?;
+    let view = reach(&cli, &job, "SUCCEEDED")?;
+    assert_eq!(view["migration"]["phase"], "done", "{view:#}");
+    assert_eq!(view["attempts"], 2);
+    let run = run_of(system, &job)?;
+    same_curve(&run, &reference)?;
+    assert_eq!(run.replayed, 0, "a planned move repeats nothing");
+    // The first step at the other site is the checkpoint's step + 1.
+    let carried = view["migration"]["step"].as_u64().context("the carried step")?;
+    assert_eq!(run.firsts.values().last(), Some(&(carried + 1)));
+    let receipt = receipt(&cli, &job)?;
+    assert_eq!((receipt["migrations"].as_u64(), credits(&receipt["credited"])), (Some(1), 0));
+    judged(system)?;
+    Ok(())
+}
+
+#[test]
+fn a_node_killed_whole_costs_only_what_was_not_checkpointed_and_that_is_credited() -> anyhow::Result<()> {
+    let options = Options { no_restart: true, ..Options::default() };
+    let Some(mut own) = start("node", options)? else { return Ok(()) };
+    let cli = own.system.cli();
+    let trainer = Trainer::new(own.system.scratch())?;
+    let reference = trainer.uninterrupted(SHAPE)?;
+    let job = trainer.submit(&cli, SHAPE, &[])?;
+    let view = reach_step(&cli, &job, 110)?;
+    let node = node_of(&view)?;
+    own.system.kill_node(&node)?;
+    let system = &own.system;
+    let view = reach(&cli, &job, "SUCCEEDED")?;
+    assert_eq!(view["losses"], 1, "{view:#}");
+    assert_ne!(view["site"].as_str().map(|site| site.replace("sites/", "")).as_deref(), node.split('/').next());
+    let run = run_of(system, &job)?;
+    same_curve(&run, &reference)?;
+    assert!(run.replayed >= 1, "it died between two checkpoints");
+    let receipt = cli.json(&["receipt", &job])?;
+    assert_eq!(receipt["credits"][0]["reason"], "NODE_LOST", "{receipt:#}");
+    let verdict = judged(system)?;
+    assert!(verdict.figures.credits > 0);
+    Ok(())
+}

@@ -1,0 +1,39 @@
+//! `up` dies and comes back; jobs do not notice.
+
+use sluice_e2e::{Options, Shape, Trainer, wait_for};
+
+use crate::support::{PATIENCE, judged, reach, reach_step, run_of, same_curve, start};
+
+const SHAPE: Shape = Shape { steps: 250, pause: 30, every: 50 };
+
+#[test]
+fn a_job_runs_on_while_everything_else_is_dead() -> anyhow::Result<()> {
+    let Some(mut own) = start("outage", Options::default())? else { return Ok(()) };
+    let cli = own.system.cli();
+    let trainer = Trainer::new(own.system.scratch())?;
+    let reference = trainer.uninterrupted(SHAPE)?;
+    let job = trainer.submit(&cli, SHAPE, &[])?;
+    reach_step(&cli, &job, 40)?;
+    own.system.kill_up()?;
+    let told = run_of_files(&own.system)?;
+    // Nothing is left that could tell it anything, and it makes steps.
+    wait_for("steps without a control plane", PATIENCE, || {
+        Ok((run_of_files(&own.system)? > told + 20).then_some(()))
+    })?;
+    own.system.start_up()?;
+    let system = &own.system;
+    let view = reach(&cli, &job, "SUCCEEDED")?;
+    assert_eq!((view["attempts"].as_u64(), view["losses"].as_u64()), (Some(1), Some(0)), "{view:#}");
+    let run = run_of(system, &job)?;
+    same_curve(&run, &reference)?;
+    assert_eq!((run.replayed, run.firsts.len()), (0, 1));
+    let verdict = judged(system)?;
+    assert_eq!((verdict.figures.gaps, verdict.figures.billed), (0, verdict.figures.journalled), "{verdict}");
+    Ok(())
+}
+
+/// Steps in the one step log there is, read from its file.
+fn run_of_files(system: &sluice_e2e::System) -> anyhow::Result<usize> {
+    let folder = system.kept().outputs().into_iter().next();
+    folder.map_or(Ok(0), |folder| Ok(sluice_e2e::steps_of(&folder.join("steps.jsonl"))?.len()))
+}

@@ -1,0 +1,242 @@
+//! `cargo xtask verify AREA [LINE]`: what an area must show, measured now, with a control that fails.
+//!
+//! A line of an area is one module beside this one. It returns [`Row`]s: one figure each, with its goal, and a control,
+//! which is the same measurement without the mechanism and must miss the goal. A line that is not built says so and does
+//! not hold.
+
+mod spine;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::Context as _;
+use serde::Serialize;
+
+use crate::run::Outcome;
+
+/// Arguments of `verify`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct VerifyArgs {
+    /// Which area
+    #[arg(value_name = "AREA")]
+    area: String,
+    /// Only this line
+    #[arg(value_name = "LINE")]
+    line: Option<u32>,
+    /// Write the rows here too, as a JSON array
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// The short form that CI runs; lines that are not built do not fail it
+    #[arg(long)]
+    quick: bool,
+    /// Seed of all random moments
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+/// What a line may need to know.
+#[derive(Debug, Clone, Copy)]
+struct Setting {
+    quick: bool,
+    seed: u64,
+}
+
+/// What came of a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Holds,
+    Fails,
+    NotBuilt,
+    Skipped,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Holds => "holds",
+            Self::Fails => "DOES NOT HOLD",
+            Self::NotBuilt => "not built yet",
+            Self::Skipped => "SKIPPED",
+        })
+    }
+}
+
+/// One figure.
+#[derive(Debug, Clone)]
+struct Row {
+    metric: String,
+    value: String,
+    unit: &'static str,
+    goal: String,
+    /// What the same measurement gives without the mechanism.
+    control: String,
+    /// What it is compared with.
+    peer: &'static str,
+    verdict: Verdict,
+}
+
+impl Row {
+    fn new(metric: impl Into<String>, goal: impl Into<String>) -> Self {
+        Self {
+            metric: metric.into(),
+            value: String::new(),
+            unit: "",
+            goal: goal.into(),
+            control: String::new(),
+            peer: "",
+            verdict: Verdict::NotBuilt,
+        }
+    }
+
+    fn measured(mut self, value: impl Into<String>, unit: &'static str, holds: bool) -> Self {
+        (self.value, self.unit) = (value.into(), unit);
+        self.verdict = if holds { Verdict::Holds } else { Verdict::Fails };
+        self
+    }
+
+    /// The control's figure. A control that meets the goal too shows that the measurement proves nothing.
+    fn control(mut self, told: impl Into<String>, missed: bool) -> Self {
+        self.control = told.into();
+        if !missed && self.verdict == Verdict::Holds {
+            self.verdict = Verdict::Fails;
+        }
+        self
+    }
+
+    const fn peer(mut self, peer: &'static str) -> Self {
+        self.peer = peer;
+        self
+    }
+
+    fn skipped(mut self, why: &str) -> Self {
+        self.value = why.to_owned();
+        self.verdict = Verdict::Skipped;
+        self
+    }
+}
+
+/// Measures a line.
+type Measure = fn(Setting) -> anyhow::Result<Vec<Row>>;
+
+/// A line of an area.
+struct Line {
+    number: u32,
+    title: &'static str,
+    /// Without it: not built yet.
+    run: Option<Measure>,
+}
+
+#[derive(Serialize)]
+struct Written<'a> {
+    line: u32,
+    metric: &'a str,
+    value: &'a str,
+    unit: &'a str,
+    goal: &'a str,
+    control: &'a str,
+    peer: &'a str,
+    holds: bool,
+    verdict: String,
+    command: String,
+}
+
+fn lines_of(area: &str) -> anyhow::Result<Vec<Line>> {
+    match area {
+        "spine" => Ok(spine::lines()),
+        _ => anyhow::bail!("there is no area {area}; areas: spine"),
+    }
+}
+
+/// `cargo xtask verify`
+pub(crate) fn command(arguments: &VerifyArgs) -> anyhow::Result<()> {
+    let setting = Setting { quick: arguments.quick, seed: arguments.seed };
+    let rows = rows_of(&arguments.area, arguments.line, setting)?;
+    if let Some(file) = &arguments.json {
+        let written: Vec<_> = rows.iter().map(|(line, row)| written(&arguments.area, *line, row)).collect();
+        std::fs::write(file, serde_json::to_vec_pretty(&written)?).context("cannot write the JSON file")?;
+    }
+    let count = |verdict| rows.iter().filter(|(_, row)| row.verdict == verdict).count();
+    println!(
+        "\n{}: {} rows: {} hold, {} do not, {} skipped, {} not built yet",
+        arguments.area,
+        rows.len(),
+        count(Verdict::Holds),
+        count(Verdict::Fails),
+        count(Verdict::Skipped),
+        count(Verdict::NotBuilt)
+    );
+    let bad =
+        count(Verdict::Fails) + if setting.quick { 0 } else { count(Verdict::Skipped) + count(Verdict::NotBuilt) };
+    anyhow::ensure!(bad == 0, "{bad} rows do not hold");
+    Ok(())
+}
+
+/// The quick form, as a part of the tests.
+pub(crate) fn quick(area: &str) -> anyhow::Result<Outcome> {
+    let rows = rows_of(area, None, Setting { quick: true, seed: 1 })?;
+    let failed: Vec<_> = rows.iter().filter(|(_, row)| row.verdict == Verdict::Fails).collect();
+    let named: Vec<_> =
+        failed.iter().map(|(line, row)| format!("line {line}, {}: {}", row.metric, row.value)).collect();
+    Ok(if named.is_empty() { Outcome::Passed } else { Outcome::Failed(named.join("; ")) })
+}
+
+fn rows_of(area: &str, only: Option<u32>, setting: Setting) -> anyhow::Result<Vec<(u32, Row)>> {
+    let lines = lines_of(area)?;
+    anyhow::ensure!(
+        only.is_none_or(|number| lines.iter().any(|line| line.number == number)),
+        "{area} has lines {}",
+        lines.iter().map(|line| line.number.to_string()).collect::<Vec<_>>().join(", ")
+    );
+    let mut all = Vec::new();
+    for line in lines.iter().filter(|line| only.is_none_or(|number| number == line.number)) {
+        let begin = Instant::now();
+        println!("\n{area} {}: {}", line.number, line.title);
+        println!("  command: {}", command_of(area, line.number, setting));
+        let rows = match line.run {
+            None => vec![Row::new(line.title, "")],
+            // A line that cannot be measured does not hold; the others are measured all the same.
+            Some(run) => run(setting)
+                .unwrap_or_else(|error| vec![Row::new(line.title, "").measured(format!("{error:#}"), "", false)]),
+        };
+        for row in &rows {
+            print(row);
+        }
+        if line.run.is_some() {
+            println!("  took {:.1} s", begin.elapsed().as_secs_f64());
+        }
+        all.extend(rows.into_iter().map(|row| (line.number, row)));
+    }
+    Ok(all)
+}
+
+fn command_of(area: &str, line: u32, setting: Setting) -> String {
+    let quick = if setting.quick { " --quick" } else { "" };
+    format!("cargo xtask verify {area} {line}{quick} --seed {}", setting.seed)
+}
+
+fn print(row: &Row) {
+    let Row { metric, value, unit, goal, control, peer, verdict } = row;
+    println!("  {verdict}: {metric}: {value}{}{unit}", if unit.is_empty() { "" } else { " " });
+    for (name, text) in [("goal", goal.as_str()), ("control", control), ("compared with", peer)] {
+        if !text.is_empty() {
+            println!("      {name}: {text}");
+        }
+    }
+}
+
+fn written<'a>(area: &str, line: u32, row: &'a Row) -> Written<'a> {
+    let Row { metric, value, unit, goal, control, peer, verdict } = row;
+    Written {
+        line,
+        metric,
+        value,
+        unit,
+        goal,
+        control,
+        peer,
+        holds: *verdict == Verdict::Holds,
+        verdict: verdict.to_string(),
+        command: format!("cargo xtask verify {area} {line}"),
+    }
+}
