@@ -28,14 +28,17 @@ struct Bench {
     about: &'static str,
     /// Arguments of cargo, up to those of the bench itself.
     cargo: &'static [&'static str],
+    /// It takes `--json FILE` itself.
+    writes_json: bool,
 }
 
 /// All benches.
-const BENCHES: [Bench; 2] = [
+const BENCHES: [Bench; 3] = [
     Bench {
         name: "plan",
         about: "decisions of the scheduler: latency by nodes and jobs",
         cargo: &["run", "--release", "--quiet", "-p", "sluice-plan", "--example", "decide_rate", "--"],
+        writes_json: false,
     },
     Bench {
         name: "store",
@@ -52,6 +55,13 @@ const BENCHES: [Bench; 2] = [
             "commit_rate",
             "--",
         ],
+        writes_json: false,
+    },
+    Bench {
+        name: "submit",
+        about: "durable submit-to-decision over gRPC, both databases, beside a bare loop",
+        cargo: &["run", "--release", "--quiet", "-p", "sluice-bench", "--", "submit"],
+        writes_json: true,
     },
 ];
 
@@ -66,6 +76,10 @@ pub(crate) fn command(arguments: &BenchArgs) -> anyhow::Result<()> {
     let bench = BENCHES.iter().find(|bench| bench.name == name).with_context(|| format!("there is no bench {name}"))?;
     let mut command: Command = place::cargo();
     command.args(bench.cargo).args(&arguments.arguments);
+    if let (Some(file), true) = (&arguments.json, bench.writes_json) {
+        command.arg("--json").arg(file);
+        return run::step(name, &mut command).map(drop);
+    }
     let mut printed = Vec::new();
     let fine = run::lines(&mut command, |line| {
         println!("{line}");

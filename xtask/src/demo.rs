@@ -17,6 +17,8 @@ use crate::trainer::{Reference, Training, work_folder};
 
 /// The longest that one phase may take before the demo gives up.
 const PATIENCE: Duration = Duration::from_secs(180);
+/// How long a returning node may take to deliver its windows.
+const FINAL: Duration = Duration::from_secs(15);
 const SITES: [&str; 2] = ["a", "b"];
 
 /// Arguments of `demo`.
@@ -29,7 +31,7 @@ pub(crate) struct DemoArgs {
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:7443")]
     listen: SocketAddr,
     /// Steps of training
-    #[arg(long, default_value_t = 120, value_parser = clap::value_parser!(u64).range(40..=100_000))]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u64).range(40..=100_000))]
     steps: u64,
     /// Use the release programs as they are
     #[arg(long)]
@@ -125,12 +127,17 @@ impl Demo<'_> {
                 Ok(())
             }
         };
-        let fine = shown?;
+        let (fine, jobs) = shown?;
         stopped?;
-        if !self.arguments.stop {
-            self.leave_running()?;
+        head("the power comes back: the same system with all its nodes");
+        let system = self.up(&[])?;
+        let billed = bills(&system, &jobs);
+        if self.arguments.stop || billed.is_err() {
+            system.stop()?;
+        } else {
+            self.leave_running(&system);
         }
-        Ok(fine)
+        billed.map(|()| fine)
     }
 
     fn jobs(
@@ -139,7 +146,7 @@ impl Demo<'_> {
         training: &Training,
         work: &Path,
         uninterrupted: &mut Reference,
-    ) -> anyhow::Result<bool> {
+    ) -> anyhow::Result<(bool, [Job; 2])> {
         let mut collector = Collector::start(&self.data, self.scratch.join("steps"))?;
         let moved = moved(system, training, work)?;
         let of_moved = collector.take()?;
@@ -153,11 +160,7 @@ impl Demo<'_> {
         let moved_fine = tell("moved", &of_moved, &curve);
         let lost_fine = tell("lost ", &of_lost, &curve);
         println!("moved: trained weights equal to the byte: {}", if weights { "yes" } else { "NO" });
-        head("the bills");
-        println!("{}", system.text(&["receipt", &moved.id])?.trim_end());
-        println!();
-        println!("{}", system.text(&["receipt", &lost.id])?.trim_end());
-        Ok(moved_fine && lost_fine && weights)
+        Ok((moved_fine && lost_fine && weights, [moved, lost]))
     }
 
     /// Whether the weights that can be downloaded are those of the uninterrupted run.
@@ -169,28 +172,38 @@ impl Demo<'_> {
         Ok(read(&to)? == read(&uninterrupted.weights())?)
     }
 
-    fn leave_running(&self) -> anyhow::Result<()> {
-        head("the system runs on, with all its nodes");
-        let system = self.up(&[])?;
-        print!(
-            "{}",
-            system
-                .said()
-                .lines()
-                .filter(|line| !line.starts_with("next:"))
-                .fold(String::new(), |text, line| text + line + "\n")
-        );
+    fn leave_running(&self, system: &System) {
+        let said = system.said();
+        println!();
+        for line in said.lines().filter(|line| !line.starts_with("next:")) {
+            println!("{line}");
+        }
         let folder = self.programs.sluice.parent().map(|path| path.display().to_string()).unwrap_or_default();
-        let flag =
-            if self.arguments.data.is_some() { format!(" --data {}", self.data.display()) } else { String::new() };
+        let sluice = match &self.arguments.data {
+            Some(_) => format!("sluice --data {}", self.data.display()),
+            None => "sluice".to_owned(),
+        };
         println!("\nthree things to try:");
         println!("  export PATH={folder}:$PATH");
-        println!("  sluice{flag} run --share 500m -- sh -c 'echo hello from $SLUICE_JOB'");
-        println!("  sluice{flag} describe lost        # what happened to the job whose node was killed");
-        println!("  sluice{flag} submit --share 1000m --tasks 9 --name big -- sleep 60; sluice{flag} why big");
+        println!("  {sluice} run --share 500m -- sh -c 'echo hello from $SLUICE_JOB'");
+        println!("  {sluice} describe lost     # all that happened to the job whose node was killed");
+        println!("  for n in 1 2; do {sluice} submit --name big --site a --tasks 2 --share 1000m -- sleep 60; done");
+        println!("      {sluice} why big       # the second one waits: what binds, and what would admit it");
         println!("stop it by: kill {}", system.pid());
-        Ok(())
     }
+}
+
+/// Prints both bills. The dead node is back and delivers what it had metered, so they become final: windows past the
+/// checkpoint that was resumed from were replayed elsewhere and are given back.
+fn bills(system: &System, jobs: &[Job]) -> anyhow::Result<()> {
+    let begin = Instant::now();
+    for job in jobs {
+        while system.json(&["receipt", &job.id])?["final"] != serde_json::Value::Bool(true) && begin.elapsed() < FINAL {
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        println!("\n{}", system.text(&["receipt", &job.id])?.trim_end());
+    }
+    Ok(())
 }
 
 /// Prints the progress of a job, one line each 20 steps.
@@ -243,7 +256,7 @@ fn moved(system: &System, training: &Training, work: &Path) -> anyhow::Result<Jo
             phase.clone_from(&migration.phase);
             progress.say(&format!("migration: {phase} (step {})", migration.step));
         }
-        job.state == "RUNNING" && job.at() == to || job.ended()
+        job.state == "RUNNING" && job.at() == to || migration.phase == "failed" || job.ended()
     })?;
     let job = system.watch(&job.id, PATIENCE, |job| {
         progress.look(job);

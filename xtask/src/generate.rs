@@ -19,16 +19,8 @@ pub(crate) fn command() -> anyhow::Result<()> {
 
 /// `cargo xtask sim ARGUMENTS`
 pub(crate) fn sim(arguments: &[OsString]) -> anyhow::Result<()> {
-    let Some(mut command) = simulator()? else { anyhow::bail!("the simulator has no program yet") };
-    run::step("sim", command.args(arguments)).map(drop)
-}
-
-/// The simulator's command, up to its own arguments; `None` while it has no program.
-pub(crate) fn simulator() -> anyhow::Result<Option<std::process::Command>> {
-    let metadata = cargo_metadata::MetadataCommand::new().current_dir(place::root()).no_deps().exec()?;
-    let package = metadata.packages.iter().find(|package| package.name.as_str() == "sluice-sim");
-    let has_program = package.is_some_and(|package| package.targets.iter().any(cargo_metadata::Target::is_bin));
+    anyhow::ensure!(place::has_program("sluice-sim", "sluice-sim")?, "the simulator has no program yet");
     let mut command = place::cargo();
-    command.args(["run", "--quiet", "--release", "-p", "sluice-sim", "--"]);
-    Ok(has_program.then_some(command))
+    command.args(["run", "--quiet", "--release", "-p", "sluice-sim", "--"]).args(arguments);
+    run::step("sim", &mut command).map(drop)
 }

@@ -66,6 +66,16 @@ impl Programs {
     }
 }
 
+/// Tells end-to-end tests which programs to use, so that they build none again with other features.
+pub(crate) fn name_programs(command: &mut Command, profile: Profile) {
+    let programs = Programs::built(profile);
+    for (name, program) in [("SLUICE_BIN", programs.sluice), ("SLUICE_TRAINER", programs.trainer)] {
+        if program.is_file() {
+            command.env(name, program);
+        }
+    }
+}
+
 /// Builds the programs.
 pub(crate) fn build(profile: Profile) -> anyhow::Result<Programs> {
     let mut command = cargo();
@@ -77,6 +87,14 @@ pub(crate) fn build(profile: Profile) -> anyhow::Result<Programs> {
     };
     run::step("build", &mut command)?;
     Ok(Programs::built(profile))
+}
+
+/// Whether a package of the workspace has a program of this name.
+pub(crate) fn has_program(package: &str, program: &str) -> anyhow::Result<bool> {
+    let metadata =
+        cargo_metadata::MetadataCommand::new().current_dir(root()).no_deps().exec().context("cargo metadata")?;
+    let found = metadata.packages.iter().find(|found| found.name.as_str() == package);
+    Ok(found.is_some_and(|found| found.targets.iter().any(|target| target.is_bin() && target.name == program)))
 }
 
 /// Selects all packages, with what only tests have switched on.

@@ -50,11 +50,11 @@ impl Directory {
             return;
         }
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
-        rows.tenants.iter().for_each(|row| drop(inner.tenants.insert(row.id, row.clone())));
-        rows.projects.iter().for_each(|row| drop(inner.projects.insert(row.id, row.clone())));
-        rows.keys.iter().for_each(|row| drop(inner.keys.insert(row.id, row.clone())));
-        rows.sites.iter().for_each(|row| drop(inner.sites.insert(row.id, row.clone())));
-        rows.nodes.iter().for_each(|row| drop(inner.nodes.insert(row.id, row.clone())));
+        inner.tenants.extend(rows.tenants.iter().map(|row| (row.id, row.clone())));
+        inner.projects.extend(rows.projects.iter().map(|row| (row.id, row.clone())));
+        inner.keys.extend(rows.keys.iter().map(|row| (row.id, row.clone())));
+        inner.sites.extend(rows.sites.iter().map(|row| (row.id, row.clone())));
+        inner.nodes.extend(rows.nodes.iter().map(|row| (row.id, row.clone())));
         rows.leases.iter().for_each(|lease| inner.hold(lease));
     }
 

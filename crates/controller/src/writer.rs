@@ -130,11 +130,14 @@ pub(crate) struct Writer {
     deciding: HashMap<JobId, oneshot::Sender<Job>>,
 }
 
+/// Who waits for a command: for its answer, and for the first decision on the job that it submits.
+type Waiters = (Option<oneshot::Sender<Result<Answer, Refusal>>>, Option<oneshot::Sender<Job>>);
+
 /// What one round took from the queue.
 #[derive(Default)]
 struct Batch {
     commands: Vec<Command>,
-    replies: Vec<(Option<oneshot::Sender<Result<Answer, Refusal>>>, Option<oneshot::Sender<Job>>)>,
+    replies: Vec<Waiters>,
     refresh: Vec<NodeId>,
     copies: bool,
 }
@@ -260,12 +263,7 @@ impl Writer {
         Ok(())
     }
 
-    #[allow(clippy::type_complexity)]
-    fn reply(
-        &mut self,
-        answers: Vec<Result<Answer, Refusal>>,
-        replies: Vec<(Option<oneshot::Sender<Result<Answer, Refusal>>>, Option<oneshot::Sender<Job>>)>,
-    ) {
+    fn reply(&mut self, answers: Vec<Result<Answer, Refusal>>, replies: Vec<Waiters>) {
         for (answer, (reply, decision)) in answers.into_iter().zip(replies) {
             if let (Ok(answer), Some(decision)) = (&answer, decision)
                 && let Some(job) = answer.job.as_ref()

@@ -1,5 +1,6 @@
 //! Malformed input at the controller's door: every method answers with a documented reason, none with INTERNAL, and the
 //! server goes on serving.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::sync::Arc;
 use std::time::Duration;

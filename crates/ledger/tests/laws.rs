@@ -1,4 +1,5 @@
 //! Laws of the ledger over random operations.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use proptest::prelude::*;
 use sluice_ledger::{

@@ -364,8 +364,9 @@ impl State {
                 continue;
             }
             for attempt in &attempts {
-                let leases = self.attempts.get(attempt).map(|row| row.tasks.iter().map(|task| task.lease).collect());
-                for lease in leases.unwrap_or_else(Vec::new) {
+                let leases: Option<Vec<_>> =
+                    self.attempts.get(attempt).map(|row| row.tasks.iter().map(|task| task.lease).collect());
+                for lease in leases.unwrap_or_default() {
                     self.forget_windows(lease, u64::MAX);
                     self.leases.evict(&lease);
                 }

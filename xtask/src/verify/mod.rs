@@ -42,6 +42,13 @@ struct Setting {
     seed: u64,
 }
 
+impl Setting {
+    /// How the programs under test are built.
+    const fn profile(self) -> crate::place::Profile {
+        if self.quick { crate::place::Profile::Debug } else { crate::place::Profile::Release }
+    }
+}
+
 /// What came of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Verdict {

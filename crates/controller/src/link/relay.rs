@@ -52,11 +52,11 @@ impl BlobSource {
         asker: Option<SiteId>,
     ) -> Result<BlobStream, RelayError> {
         match site {
-            Some(site) => self.from_vault(site, digest, offset).await,
-            None if self.uploads.size(&digest).is_some() => self.from_uploads(digest, offset),
+            Some(site) => self.open_in_vault(site, digest, offset).await,
+            None if self.uploads.size(&digest).is_some() => self.open_upload(digest, offset),
             None => {
                 for site in self.hub.vault_sites().into_iter().filter(|site| Some(*site) != asker) {
-                    match self.from_vault(site, digest, offset).await {
+                    match self.open_in_vault(site, digest, offset).await {
                         Ok(stream) => return Ok(stream),
                         Err(error) => tracing::debug!(%site, %digest, %error, "this vault does not have the blob"),
                     }
@@ -66,7 +66,7 @@ impl BlobSource {
         }
     }
 
-    fn from_uploads(&self, digest: Digest, offset: u64) -> Result<BlobStream, RelayError> {
+    fn open_upload(&self, digest: Digest, offset: u64) -> Result<BlobStream, RelayError> {
         let mut reader =
             self.uploads.reader(digest, offset).map_err(|error| RelayError::Unreadable(error.to_string()))?;
         let size = reader.size();
@@ -87,7 +87,7 @@ impl BlobSource {
         Ok(BlobStream { size, parts })
     }
 
-    async fn from_vault(&self, site: SiteId, digest: Digest, offset: u64) -> Result<BlobStream, RelayError> {
+    async fn open_in_vault(&self, site: SiteId, digest: Digest, offset: u64) -> Result<BlobStream, RelayError> {
         let (relay, mut data) = self.hub.open_relay(site, digest, offset, WINDOW).ok_or(RelayError::Gone)?;
         let first = tokio::time::timeout(PATIENCE, data.recv()).await.ok().flatten().ok_or(RelayError::Gone)?;
         if !first.error.is_empty() {

@@ -274,6 +274,9 @@ impl Step<'_> {
     }
 
     pub(super) fn close_lease(&mut self, id: LeaseId) {
+        if self.state.leases.get(&id).is_some_and(|row| row.started.is_none()) {
+            self.credit_preparation(id);
+        }
         let Some(row) = self.state.leases.get_mut(&id) else { return };
         row.state = LeaseState::Settled;
         let (attempt, node) = (row.attempt, row.device.node);

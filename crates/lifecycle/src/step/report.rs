@@ -103,6 +103,7 @@ impl Step<'_> {
             && let Some(row) = self.state.leases.get_mut(&key.lease)
         {
             row.started = Some(started);
+            self.credit_preparation(key.lease);
         }
         self.progress(key, number, metrics);
         if self.advance_task(key, TaskState::Running) {

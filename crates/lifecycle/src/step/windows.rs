@@ -154,10 +154,26 @@ impl Step<'_> {
     /// A window of work that is known to be lost, or of a preparation that the platform wanted.
     fn credit_at_once(&mut self, lease: &Lease, record: &WindowReport) {
         let lost = lease.credit_from.filter(|(from, _)| record.sequence >= *from).map(|(_, reason)| reason);
-        let prepares = lease.started.is_none_or(|started| record.end <= started);
+        let prepares = lease.started.is_some_and(|started| record.end <= started);
         if lost.is_some() || (lease.free_preparation && prepares) {
             self.credit_window(lease.id, record.sequence);
         }
+    }
+
+    /// When a task that the platform moved is known to have run, or never will be: what came before is credited. Windows
+    /// may be here before that is known, and a task that ended behind a broken stream never tells when it began; of its
+    /// windows those count as preparation in which no step was told.
+    pub(super) fn credit_preparation(&mut self, id: LeaseId) {
+        let Some(lease) = self.state.leases.get(&id).filter(|row| row.free_preparation) else { return };
+        let started = lease.started;
+        let windows = || self.state.windows.range((id, 0)..=(id, u64::MAX)).map(|(_, window)| window);
+        let first = windows().next().map_or(0, |window| window.last_step);
+        let prepares = |window: &&Window| match started {
+            Some(started) => window.end <= started,
+            None => window.last_step == first,
+        };
+        let before: Vec<_> = windows().filter(prepares).map(|window| window.sequence).collect();
+        before.into_iter().for_each(|sequence| self.credit_window(id, sequence));
     }
 
     /// Credits one window back, once.

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use sluice_proto::v1;
 
 use super::journal::Record;
-use super::rating::{Terms, billed_milli, rate_all};
+use super::rating::{Terms, billed_milli, ceiling, rate_all};
 use super::steps::{Step, lineage, read as read_steps};
 use super::Verdict;
 use crate::client::Client;
@@ -121,7 +121,11 @@ fn judge_lease(verdict: &mut Verdict, inputs: &Inputs, case: &Case<'_>, lease: &
         verdict.find(format!("{id}: billed share {} instead of {}", lease.billed_milli, terms.billed));
     }
     let lengths: Vec<u64> = billed.iter().map(|window| window.end_ns.saturating_sub(window.start_ns)).collect();
-    for (window, amount) in billed.iter().zip(rate_all(&terms, &lengths)) {
+    let mut left = promised(case, lease, &terms).unwrap_or(i64::MAX);
+    for (window, due) in billed.iter().zip(rate_all(&terms, &lengths)) {
+        let amount = due.min(left);
+        left -= amount;
+        verdict.figures.uncollected += due - amount;
         if window.amount_credits != amount {
             let told = window.amount_credits;
             verdict.find(format!("{id}/{}: billed {told} credits instead of {amount}", window.sequence));
@@ -137,6 +141,15 @@ fn judge_lease(verdict: &mut Verdict, inputs: &Inputs, case: &Case<'_>, lease: &
     verdict.figures.billed += count;
     verdict.figures.refused += lease.refused_windows;
     billed
+}
+
+/// What is held for a job with a run limit: the rest of the limit. Nothing beyond it is ever taken.
+fn promised(case: &Case<'_>, lease: &v1::ReceiptLease, terms: &Terms) -> Option<i64> {
+    let limit = case.job.spec.as_ref()?.max_run_time.as_ref()?;
+    let limit = u64::try_from(limit.seconds).ok()? * 1_000_000_000 + u64::try_from(limit.nanos).ok()?;
+    let before = case.receipt.leases.iter().take_while(|other| other.lease != lease.lease);
+    let used: u64 = before.map(|other| other.billed_ns).sum();
+    Some(ceiling(terms, limit.saturating_sub(used)))
 }
 
 fn terms(inputs: &Inputs, case: &Case<'_>, lease: &v1::ReceiptLease) -> Option<Terms> {
@@ -262,6 +275,8 @@ fn judge_credits(
     if from < least || from > most {
         let which = |place: usize| paid.get(place).map_or("none".to_owned(), |window| window.sequence.to_string());
         let (told, least, most) = (which(from), which(least), which(most));
-        verdict.find(format!("{id}: credited from window {told}, replayed from {least} to {most} ({next:?})"));
+        let steps: Vec<_> = billed.iter().map(|window| (window.sequence, window.last_step)).collect();
+        let text = format!("{id}: credited from window {told}, replayed from {least} to {most}");
+        verdict.find(format!("{text}; resumed at {next:?}, windows and their last steps: {steps:?}"));
     }
 }

@@ -25,7 +25,7 @@ use crate::keeper::Kept;
 pub use journal::{Record, read as read_journals};
 pub use marks::{Marks, Runs, count as count_marks, kept_marks};
 pub(crate) use marks::script;
-pub use rating::{Terms, billed_milli, rate_all};
+pub use rating::{Terms, billed_milli, ceiling, rate_all};
 pub use steps::{Lineage, Step, lineage, parse as parse_steps, read as read_steps};
 
 /// What was counted.
@@ -49,6 +49,8 @@ pub struct Figures {
     pub credited: u64,
     /// Steps executed again after a loss.
     pub replayed_steps: u64,
+    /// Credits that no hold covered, because a run limit was passed: the platform bears them.
+    pub uncollected: i64,
     /// Sum of all windows, in credits.
     pub gross: i64,
     /// Sum of all credits.

@@ -24,6 +24,8 @@ pub struct Terms {
 
 const HOUR: i128 = 3_600 * 1_000_000_000;
 const GIB: i128 = 1024 * 1024 * 1024;
+/// Both parts of a price over one denominator.
+const DENOMINATOR: i128 = HOUR * 1000 * GIB;
 
 /// The share that is billed.
 #[must_use]
@@ -36,18 +38,29 @@ pub fn billed_milli(compute: u32, slice_memory: u64, device_memory: u64) -> u32 
 /// The amounts of a lease's windows, given their lengths in nanoseconds in order.
 #[must_use]
 pub fn rate_all(terms: &Terms, lengths: &[u64]) -> Vec<i64> {
-    let shares = i128::from(terms.billed) * i128::from(terms.device_hour)
-        + i128::from(terms.cores) * i128::from(terms.core_hour);
-    let bytes = i128::from(terms.memory) * i128::from(terms.gib_hour);
-    let (mut time, mut before, mut amounts) = (0i128, 0i128, Vec::with_capacity(lengths.len()));
+    let (mut time, mut before, mut amounts) = (0u64, 0i128, Vec::with_capacity(lengths.len()));
     for length in lengths {
-        time += i128::from(*length);
-        // Both parts over one denominator: an hour of a thousandth of a GiB-sized thing.
-        let all = (time * shares * GIB + time * bytes * 1000) / (HOUR * 1000 * GIB);
+        time += *length;
+        let all = exact_parts(terms, time) / DENOMINATOR;
         amounts.push(i64::try_from(all - before).unwrap_or(i64::MAX));
         before = all;
     }
     amounts
+}
+
+/// The most that so much time can cost, rounded up: what is promised, and so held, for a run limit.
+#[must_use]
+pub fn ceiling(terms: &Terms, nanos: u64) -> i64 {
+    let whole = rate_all(terms, &[nanos]).iter().sum::<i64>();
+    let exact = exact_parts(terms, nanos) % DENOMINATOR == 0;
+    whole + i64::from(!exact)
+}
+
+fn exact_parts(terms: &Terms, nanos: u64) -> i128 {
+    let shares = i128::from(terms.billed) * i128::from(terms.device_hour)
+        + i128::from(terms.cores) * i128::from(terms.core_hour);
+    let bytes = i128::from(terms.memory) * i128::from(terms.gib_hour);
+    i128::from(nanos) * (shares * GIB + bytes * 1000)
 }
 
 #[cfg(test)]
@@ -65,6 +78,13 @@ mod tests {
             lengths.push(hour % cuts);
             assert_eq!(rate_all(&TERMS, &lengths).iter().sum::<i64>(), 25_000);
         }
+    }
+
+    #[test]
+    fn a_ceiling_is_rounded_up() {
+        assert_eq!(ceiling(&TERMS, 3_600_000_000_000), 25_000);
+        assert_eq!(ceiling(&TERMS, 3_600_000_000_001), 25_001);
+        assert_eq!(ceiling(&TERMS, 1), 1);
     }
 
     #[test]

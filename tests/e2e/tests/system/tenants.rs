@@ -27,8 +27,8 @@ fn told(done: &Done, name: &str) -> (i32, String) {
 #[test]
 fn no_answer_or_error_shows_one_tenant_to_another() -> anyhow::Result<()> {
     let Some(own) = start("tenants", Options::default())? else { return Ok(()) };
-    let (red, _) = tenant(&own.system, "red")?;
-    let (blue, _) = tenant(&own.system, "blue")?;
+    let (red, _) = tenant(&own.system, "vermilion")?;
+    let (blue, _) = tenant(&own.system, "cobalt")?;
     let secret = "tulip-7781";
     let job = red.submit(&["--name", secret, "--label", &format!("plan={secret}"), "--", "echo", secret])?;
     reach(&red, &job, "SUCCEEDED")?;
@@ -48,19 +48,19 @@ fn no_answer_or_error_shows_one_tenant_to_another() -> anyhow::Result<()> {
     let nowhere = "no-such-tenant";
     for words in [&["balance"][..], &["budget", "list"], &["quota", "list"], &["project", "list"], &["key", "list"]] {
         let ask = |tenant: &'static str| blue.run(&[words, &[tenant]].concat());
-        let (theirs, none) = (ask("red")?, ask(nowhere)?);
+        let (theirs, none) = (ask("vermilion")?, ask(nowhere)?);
         assert_ne!(theirs.code, 0, "{words:?}: {theirs:?}");
-        assert_eq!(told(&theirs, "red"), told(&none, nowhere), "{words:?}");
+        assert_eq!(told(&theirs, "vermilion"), told(&none, nowhere), "{words:?}");
     }
 
     // Lists of all that one may see hold one's own only.
     for words in [&["list", "-A"][..], &["get", "tenants"], &["tenant", "list"], &["get", "transfers"], &["usage"]] {
         let done = blue.well(&[&["-o", "json"], words].concat())?;
-        assert!(!done.stdout.contains("red") && !done.stdout.contains(&job), "{words:?}: {}", done.stdout);
+        assert!(!done.stdout.contains("vermilion") && !done.stdout.contains(&job), "{words:?}: {}", done.stdout);
         assert!(!done.stdout.contains(secret), "{words:?}: {}", done.stdout);
     }
     // The fleet is not theirs to see, and neither is what runs on it.
-    for words in [&["nodes", "list"][..], &["devices"], &["tenant", "create", "green"], &["deposit", "blue", "1"]] {
+    for words in [&["nodes", "list"][..], &["devices"], &["tenant", "create", "green"], &["deposit", "cobalt", "1"]] {
         let done = blue.run(words)?;
         assert_eq!(done.code, 4, "{words:?}: {done:?}");
     }

@@ -51,8 +51,8 @@ impl Oracle {
                 if window.credited != wanted && !open {
                     let reason = self.attempts.get(&bill.key.attempt).and_then(|row| row.reason);
                     wrong.push(format!(
-                        "window {lease}/{sequence} of {} ({reason:?}) cost {}: {} credited, {wanted} expected (replayed {from:?})",
-                        bill.key.attempt, window.posted, window.credited
+                        "window {lease}/{sequence} of {} ({reason:?}) cost {}: {} credited, {wanted} expected (replayed {from:?}; {:?} {:?} {:?})",
+                        bill.key.attempt, window.posted, window.credited, started, bill.row.credit_from, bill.row.free_preparation
                     ));
                 }
             }

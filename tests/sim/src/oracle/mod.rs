@@ -192,6 +192,7 @@ impl Oracle {
         hosts: &[Host],
     ) {
         self.commits += 1;
+        if rows.attempts.iter().any(|r| r.id.to_string()=="att-1kdvmtn6f0005") && now > 8364283804830 { for c in commands { eprintln!("{c:?}"); } }
         self.new_leases(now, rows, hosts);
         self.listen(now, commands, answers, rows);
         self.check_ledger(now, rows);
@@ -200,6 +201,7 @@ impl Oracle {
         self.check_jobs(now, rows);
         self.check_counters(now, rows);
         for row in &rows.attempts {
+            if row.id.to_string()=="att-1kdvmtn6f0005" { eprintln!("{now} {:?} {:?} {:?} {}", row.state, row.reason, row.tasks.iter().map(|t|t.state).collect::<Vec<_>>(), row.settled); }
             self.attempts.insert(row.id, row.clone());
         }
         self.check_fences(now, rows);

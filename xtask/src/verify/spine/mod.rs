@@ -3,6 +3,7 @@
 mod explain;
 mod fractions;
 mod moves;
+mod outside;
 mod simulation;
 
 use super::Line;
@@ -16,13 +17,19 @@ pub(super) fn lines() -> Vec<Line> {
             run: Some(moves::rows),
             ..line(2, "moved and lost training jobs have the curve of the uninterrupted run")
         },
-        line(3, "kill -9 of the controller, of agents and of whole nodes, under load"),
-        line(4, "a partition of a site, and its healing"),
+        Line {
+            run: Some(outside::kills),
+            ..line(3, "kill -9 of the controller, of agents and of whole nodes, under load")
+        },
+        Line { run: Some(outside::partition), ..line(4, "a partition of a site, and its healing") },
         Line { run: Some(fractions::rows), ..line(5, "fractions of a device are enforced") },
-        line(6, "durable submit-to-decision rate over gRPC"),
-        line(7, "malformed input at every door, and hostile jobs"),
+        Line { run: Some(outside::rates), ..line(6, "durable submit-to-decision rate over gRPC") },
+        Line { run: Some(outside::hostile), ..line(7, "malformed input at every door, and hostile jobs") },
         Line { run: Some(explain::rows), ..line(8, "what `why` names is enough and the smallest") },
         Line { run: Some(simulation::rows), ..line(9, "simulated days with faults, and planted bugs") },
-        line(10, "a budget stops its job without overdraft; receipts recomputed by a separate checker"),
+        Line {
+            run: Some(outside::money),
+            ..line(10, "a budget stops its job without overdraft; receipts recomputed by a separate checker")
+        },
     ]
 }

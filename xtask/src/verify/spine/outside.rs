@@ -1,0 +1,191 @@
+//! Lines that programs and tests of other packages measure: each prints figures of its own or is a named test.
+
+use std::process::Command;
+
+use anyhow::Context as _;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::verify::{Row, Setting};
+use crate::{place, run};
+
+/// A figure as those programs print it.
+#[derive(Debug, Deserialize)]
+struct Figure {
+    metric: String,
+    value: Value,
+    #[serde(default)]
+    goal: Option<String>,
+    #[serde(default)]
+    unit: String,
+    #[serde(default)]
+    control: Value,
+    #[serde(default)]
+    peer: Option<String>,
+    #[serde(default)]
+    holds: Option<bool>,
+}
+
+impl Figure {
+    /// A figure without a goal is told, not judged.
+    fn row(self, of: &str) -> Option<Row> {
+        let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let row = Row::new(format!("{of}{}", self.metric), self.goal.unwrap_or_default());
+        let value = format!("{} {}", plain(&self.value), self.unit).trim().to_owned();
+        if self.value.is_null() {
+            return Some(row.skipped(self.peer.as_deref().unwrap_or("no figure")));
+        }
+        let mut row = row.measured(value, "", self.holds?);
+        if !self.control.is_null() {
+            row.control = plain(&self.control);
+        }
+        Some(row)
+    }
+}
+
+/// Line 3: kill -9 of the controller, of agents, of whole nodes, while clients submit.
+pub(super) fn kills(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    if !place::has_program("sluice-e2e", "chaos")? {
+        return Ok(vec![Row::new("kills under load", "0 lost, 0 double runs")]);
+    }
+    let targets: &[&str] = if setting.quick { &["controller"] } else { &["controller", "agents", "nodes"] };
+    let mut rows = Vec::new();
+    for target in targets {
+        let mut command = if setting.quick {
+            Command::new(place::target().join("debug/chaos"))
+        } else {
+            let mut command = place::cargo();
+            command.args(["run", "--quiet", "--release", "-p", "sluice-e2e", "--bin", "chaos", "--"]);
+            command
+        };
+        command.args(["--target", target, "--seed", &setting.seed.to_string()]);
+        if setting.quick {
+            command.args(["--jobs", "40", "--seconds", "8"]);
+        }
+        place::name_programs(&mut command, setting.profile());
+        rows.extend(printed(&mut command, &format!("{target} killed: "))?);
+    }
+    Ok(rows)
+}
+
+/// The figures that a program prints, one JSON object a line.
+fn printed(command: &mut Command, of: &str) -> anyhow::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let fine = run::lines(command, |line| {
+        if let Ok(figure) = serde_json::from_str::<Figure>(line) {
+            rows.extend(figure.row(of));
+        } else if let Some(why) = line.strip_prefix("SKIPPED: ") {
+            rows.push(Row::new(of.trim_end_matches(": "), "").skipped(why));
+        }
+    })?;
+    if rows.is_empty() {
+        rows.push(Row::new(of.trim_end_matches(": "), "").measured(format!("no figure (success: {fine})"), "", false));
+    }
+    Ok(rows)
+}
+
+/// Line 6: durable submit-to-decision over gRPC.
+pub(super) fn rates(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let row = Row::new("durable submit-to-decision over gRPC", "20,000 jobs/s at p99 <= 20 ms");
+    if !place::has_program("sluice-bench", "sluice-bench")? {
+        return Ok(vec![row]);
+    }
+    if setting.quick {
+        return Ok(vec![row.skipped("a heavy measurement, run apart")]);
+    }
+    let folder = tempfile::tempdir().context("no temporary folder")?;
+    let file = folder.path().join("figures.json");
+    let mut command = place::cargo();
+    command.args(["run", "--quiet", "--release", "-p", "sluice-bench", "--", "submit", "--batch", "--many", "--json"]);
+    run::step("bench submit", command.arg(&file))?;
+    let figures: Vec<Figure> = serde_json::from_slice(&std::fs::read(&file)?).context("figures of the bench")?;
+    Ok(figures.into_iter().filter_map(|figure| figure.row("")).collect())
+}
+
+/// A test of another package that holds a part of a line.
+struct Held {
+    metric: &'static str,
+    package: &'static str,
+    target: &'static str,
+    /// Part of the names of its tests.
+    name: &'static str,
+    /// Part of the name of the test that shows how it fails without the mechanism.
+    control: &'static str,
+}
+
+fn held(all: &[Held], setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for held in all {
+        let row = Row::new(held.metric, "all tests pass");
+        if setting.quick {
+            rows.push(row.skipped("cargo test runs it"));
+            continue;
+        }
+        let (fine, told) = tested(held, held.name)?;
+        let mut row = row.measured(told, "", fine);
+        if !held.control.is_empty() {
+            let (fine, told) = tested(held, held.control)?;
+            row = row.control(format!("{}: {told}", held.control), fine);
+        }
+        rows.push(row);
+    }
+    Ok(rows)
+}
+
+/// Whether tests ran and passed, and their result in words.
+fn tested(held: &Held, name: &str) -> anyhow::Result<(bool, String)> {
+    let mut command = place::cargo();
+    command.args(["test", "--quiet", "-p", held.package, "--test", held.target, "--", name]);
+    place::name_programs(&mut command, place::Profile::Debug);
+    let mut result = String::new();
+    let fine = run::lines(&mut command, |line| {
+        if let Some(told) = line.strip_prefix("test result: ") {
+            result = told.split(';').next().unwrap_or_default().to_owned();
+        }
+    })?;
+    Ok((fine && !result.contains(" 0 passed"), result))
+}
+
+/// Line 4: a partition of a site, and its healing.
+pub(super) fn partition(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let metric = "what the old attempt did behind the cut is refused, what came before is paid";
+    held(&[Held { metric, package: "sluice-e2e", target: "system", name: "partition::", control: "" }], setting)
+}
+
+/// Line 7: malformed input and hostile jobs.
+pub(super) fn hostile(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let mut rows = held(
+        &[
+            Held {
+                metric: "malformed input at every method: a documented reason each",
+                package: "sluice-controller",
+                target: "hostile",
+                name: "",
+                control: "",
+            },
+            Held {
+                metric: "every attack of the checked-in list fails",
+                package: "sluice-node",
+                target: "hostile",
+                name: "every_attack_of_the_list_fails",
+                control: "without_the_sandbox_the_attacks_succeed",
+            },
+        ],
+        setting,
+    )?;
+    rows.push(Row::new("a fuzz target per decoder with its corpus", "0 panics"));
+    Ok(rows)
+}
+
+/// Line 10: budgets, credits and receipts.
+pub(super) fn money(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let of = |metric, name| Held { metric, package: "sluice-e2e", target: "system", name, control: "" };
+    held(
+        &[
+            of("a budget of N windows stops its job at a checkpoint, zero overdraft", "budget::"),
+            of("credits equal the replayed windows to the unit", "a_node_killed_whole"),
+            of("receipts are recomputed by a separate checker", "job::"),
+        ],
+        setting,
+    )
+}
