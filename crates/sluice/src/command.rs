@@ -18,6 +18,8 @@ pub(crate) struct Cli {
     pub(crate) role: Role,
 }
 
+// Parsed once per process: its size does not matter.
+#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Subcommand)]
 pub(crate) enum Role {
     /// Starts a whole system on this machine: a controller, and sites with vaults and nodes.

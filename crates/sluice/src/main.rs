@@ -40,7 +40,7 @@ async fn run(role: Role, global: sluice_cli::Global) -> ExitCode {
         Role::User(command) => return sluice_cli::run(command, global).await,
         Role::Up(arguments) => up::run(arguments, &global).await,
         Role::Controller(arguments) => roles::controller(arguments).await,
-        Role::Vault(arguments) => roles::vault(arguments).await,
+        Role::Vault(arguments) => Box::pin(roles::vault(arguments)).await,
         Role::Node(arguments) => roles::node(arguments).await,
         Role::Supervise { .. } | Role::Enter { .. } | Role::EnterTask { .. } => Ok(()),
     };

@@ -25,7 +25,7 @@ mod trainer;
 pub use binary::{missing, sluice_binary, trainer_binary};
 pub use cli::{Cli, Done};
 pub use client::{Authed, Caller, Client};
-pub use keeper::{Kept, Keeper};
+pub use keeper::{Keeper, Kept};
 pub use processes::{arguments_of, signal};
 pub use random::request_id;
 pub use system::{Options, System};

@@ -12,8 +12,22 @@ use crate::cli::Cli;
 
 /// A model of about a millisecond per step.
 const TINY: &[&str] = &[
-    "--d-model", "16", "--layers", "2", "--heads", "2", "--context", "16", "--batch", "4", "--lr", "0.01",
-    "--checkpoint-every", "0", "--progress-every", "50",
+    "--d-model",
+    "16",
+    "--layers",
+    "2",
+    "--heads",
+    "2",
+    "--context",
+    "16",
+    "--batch",
+    "4",
+    "--lr",
+    "0.01",
+    "--checkpoint-every",
+    "0",
+    "--progress-every",
+    "1",
 ];
 
 /// How long a training job is.
@@ -105,7 +119,8 @@ pub fn steps_of(log: &Path) -> anyhow::Result<Vec<Step>> {
 
 /// A text that is the same everywhere: words by a small generator.
 fn text() -> String {
-    let words = ["the ", "node ", "lease ", "window ", "runs ", "and ", "is ", "paid ", "once, ", "never ", "twice. ", "\n"];
+    let words =
+        ["the ", "node ", "lease ", "window ", "runs ", "and ", "is ", "paid ", "once, ", "never ", "twice. ", "\n"];
     let mut state = 7u64;
     let mut all = String::new();
     while all.len() < 40_000 {

@@ -369,7 +369,7 @@ impl Sim {
         let Some(task) = self.hosts[host].tasks.get_mut(&lease).filter(|task| task.epoch == epoch && task.sealing) else {
             return;
         };
-        if !up && !(task.stage == Stage::Finishing && now >= task.finish_by) {
+        if !(up || (task.stage == Stage::Finishing && now >= task.finish_by)) {
             self.agenda.plan(now + 5 * SECOND, Event::SealDone { host, lease, epoch });
             return;
         }

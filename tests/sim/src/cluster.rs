@@ -234,7 +234,7 @@ impl Sim {
             priority: i32::try_from(self.dice.range(0, 3)).unwrap_or(0),
             max_run_time: limit,
             retry: RetryPolicy { on_failure: u32::try_from(self.dice.range(0, 1)).unwrap_or(0), on_loss: 50 },
-            checkpoint: program.captures.then(|| CheckpointPolicy {
+            checkpoint: program.captures.then_some(CheckpointPolicy {
                 capture,
                 every_steps: program.every,
                 every: Nanos::ZERO,

@@ -214,7 +214,13 @@ impl Sim {
                 self.refresh(host);
             }
             Reply::Host { host, stream, journal } => {
-                let Ok(answer) = answer else { return };
+                let Ok(answer) = answer else {
+                    // A refusal ends the stream it came on.
+                    if self.hosts[host].stream.as_ref().is_some_and(|open| open.id == stream) {
+                        self.break_stream(host);
+                    }
+                    return;
+                };
                 if let Some(journal) = journal {
                     self.send_down(host, stream, ToHost::Ack(journal));
                 }

@@ -226,9 +226,11 @@ impl Step<'_> {
         for id in attempts {
             let Some(attempt) = self.state.attempts.get(&id).cloned() else { continue };
             let lost = matches!(attempt.reason, Some(Reason::NodeLost | Reason::SiteLost));
-            // An attempt that stopped well, all of whose checkpoints are gone: its whole work is done again.
+            // An attempt that stopped well, all of whose checkpoints are gone: its whole work is done again. One that
+            // never had any was stopped without, which is no loss of the platform's.
             let gone = attempt.state == AttemptState::Ended
                 && attempt.reason.is_none()
+                && self.has_sealed(job, id)
                 && from.is_none_or(|from| from.generation < attempt.generation);
             if !(lost || gone) || from.is_some_and(|from| attempt.generation < from.generation) {
                 continue;
@@ -239,6 +241,12 @@ impl Step<'_> {
                 self.credit_lease(task.lease, part.map_or(0, |part| part.next_window), reason);
             }
         }
+    }
+
+    /// Whether an attempt has written a whole checkpoint, wherever it is by now.
+    fn has_sealed(&self, job: JobId, attempt: AttemptId) -> bool {
+        let ids = self.state.checkpoints_of.get(&job).into_iter().flatten();
+        ids.filter_map(|id| self.state.checkpoints.get(id)).any(|row| row.attempt == attempt && row.is_complete())
     }
 
     fn credit_lease(&mut self, id: LeaseId, from: u64, reason: Reason) {

@@ -100,7 +100,7 @@ async fn one_client(
             wait_for_decision: false,
         };
         let name = submit(&client, &shared, &request).await?;
-        if number % ASK_AGAIN == 0 {
+        if number.is_multiple_of(ASK_AGAIN) {
             shared.repeated.fetch_add(1, Ordering::Relaxed);
             if submit(&client, &shared, &request).await? != name {
                 shared.other_answers.fetch_add(1, Ordering::Relaxed);

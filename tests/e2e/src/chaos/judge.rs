@@ -150,7 +150,10 @@ fn judge_marks(
                 attempts.insert(attempt);
                 if marks.starts > 1 || marks.ends > 1 {
                     figures.started_twice += 1;
-                    findings.push(format!("{id}: {attempt} started {} and ended {} times ({where_})", marks.starts, marks.ends));
+                    findings.push(format!(
+                        "{id}: {attempt} started {} and ended {} times ({where_})",
+                        marks.starts, marks.ends
+                    ));
                 }
             }
         }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::Context as _;
 use sluice_proto::v1;
 
+use super::Verdict;
 use super::journal::Record;
 use super::rating::{Terms, billed_milli, ceiling, rate_all};
-use super::steps::{Step, lineage, read as read_steps};
-use super::Verdict;
+use super::steps::{Step, lineage, read as read_steps, times};
 use crate::client::Client;
 use crate::keeper::Kept;
 
@@ -90,7 +90,7 @@ pub(super) fn judge(verdict: &mut Verdict, inputs: &Inputs, case: &Case<'_>, kep
             Some(own) => resumed_at(own, &run.firsts),
             None => Some(1).filter(|_| later),
         };
-        judge_credits(verdict, case, lease, &billed, next);
+        judge_credits(verdict, case, lease, &billed, Replay { next, times: times(kept, &lease.lease) });
     }
     verdict.figures.jobs += 1;
     verdict.figures.gross += receipt.gross_credits;
@@ -213,7 +213,8 @@ fn judge_missing(
     let id = &lease.lease;
     verdict.figures.journalled += u64::try_from(measured.len()).unwrap_or(0);
     let last = billed.last().map(|window| window.sequence);
-    let missing = measured.iter().filter(|record| !billed.iter().any(|window| window.sequence == record.window.sequence));
+    let missing =
+        measured.iter().filter(|record| !billed.iter().any(|window| window.sequence == record.window.sequence));
     let missing: Vec<u64> = missing.map(|record| record.window.sequence).collect();
     if let Some(early) = missing.iter().find(|sequence| last.is_some_and(|last| **sequence < last)) {
         verdict.find(format!("{id}/{early}: measured and journalled, later ones are billed, this one is not"));
@@ -236,15 +237,25 @@ fn judge_missing(
     }
 }
 
-/// Credits are exactly what was replayed. `next` is the first step of the attempt behind this one: what this one did
-/// from there on was done again. The window in which the checkpoint was captured ends there, but a node may hear of a
-/// later step before it closes it, so one window at the edge may stand on either side.
+/// What of an attempt was done again.
+struct Replay {
+    /// First step of the attempt behind it; `None` for the last one.
+    next: Option<u64>,
+    /// When each step of this one was told.
+    times: BTreeMap<u64, u64>,
+}
+
+/// How much later than it happened a step may be on the log of a task that waits for its share of a processor.
+const LOG_LAG: u64 = 400_000_000;
+
+/// Credits are exactly what was replayed: from the capture of the checkpoint, which lies between two steps and where a
+/// window ends, to the end. Attempts that were not lost, and that their tenant moved, replay nothing.
 fn judge_credits(
     verdict: &mut Verdict,
     case: &Case<'_>,
     lease: &v1::ReceiptLease,
     billed: &[v1::Window],
-    next: Option<u64>,
+    replay: Replay,
 ) {
     let id = &lease.lease;
     for window in billed {
@@ -264,19 +275,23 @@ fn judge_credits(
         verdict.find(format!("{id}: windows behind a credited one are not credited"));
     }
     verdict.figures.credited += u64::try_from(paid.len() - from).unwrap_or(0);
-    let (least, most) = match next {
-        None => (paid.len(), paid.len()),
-        Some(1) => (0, 0),
+    let Replay { next, times } = replay;
+    let holds = match next {
+        None => from == paid.len(),
+        Some(1) => from == 0,
+        // The capture lies between the end of the step before and that of the next one. What is not credited ended
+        // before it, what is credited began behind it. A step that was never told was never done.
         Some(next) => {
-            let first = |step: u64| paid.iter().position(|window| window.last_step >= step).unwrap_or(paid.len());
-            (first(next - 1), (first(next) + 1).min(paid.len()))
+            let (unpaid, credited) = paid.split_at(from);
+            let late = |window: &&v1::Window| times.get(&next).is_some_and(|at| window.end_ns > *at);
+            let early = |window: &&v1::Window| times.get(&(next - 1)).is_none_or(|at| window.start_ns + LOG_LAG < *at);
+            !unpaid.iter().any(late) && !credited.iter().any(early)
         }
     };
-    if from < least || from > most {
-        let which = |place: usize| paid.get(place).map_or("none".to_owned(), |window| window.sequence.to_string());
-        let (told, least, most) = (which(from), which(least), which(most));
+    if !holds {
+        let told = paid.get(from).map_or("none".to_owned(), |window| window.sequence.to_string());
         let steps: Vec<_> = billed.iter().map(|window| (window.sequence, window.last_step)).collect();
-        let text = format!("{id}: credited from window {told}, replayed from {least} to {most}");
-        verdict.find(format!("{text}; resumed at {next:?}, windows and their last steps: {steps:?}"));
+        let text = format!("{id}: credited from window {told}, the attempt behind it began at step {next:?}");
+        verdict.find(format!("{text}; windows and their last steps: {steps:?}"));
     }
 }

@@ -23,10 +23,10 @@ use crate::client::{Client, PROJECT};
 use crate::keeper::Kept;
 
 pub use journal::{Record, read as read_journals};
-pub use marks::{Marks, Runs, count as count_marks, kept_marks};
 pub(crate) use marks::script;
+pub use marks::{Marks, Runs, count as count_marks, kept_marks};
 pub use rating::{Terms, billed_milli, ceiling, rate_all};
-pub use steps::{Lineage, Step, lineage, parse as parse_steps, read as read_steps};
+pub use steps::{Lineage, Step, lineage, parse as parse_steps, read as read_steps, times as step_times};
 
 /// What was counted.
 #[derive(Debug, Clone, Default, Serialize)]

@@ -60,6 +60,47 @@ pub fn read(kept: &Kept, leases: &[String]) -> anyhow::Result<BTreeMap<String, V
     Ok(all)
 }
 
+/// When each step was told, by the lease's log (the trainer prints a line per step), in nanoseconds of the host's
+/// boot-time clock, which is the one that journals are in. Empty where there is no such log.
+#[must_use]
+pub fn times(kept: &Kept, lease: &str) -> BTreeMap<u64, u64> {
+    let path = kept.folder().join("logs").join(format!("{lease}.log"));
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let Some(booted) = booted() else { return BTreeMap::new() };
+    let line = |line: &str| {
+        let (time, rest) = line.split_once(' ')?;
+        let step = rest.split_once(" step ").map(|(_, rest)| rest)?;
+        let step = step.chars().take_while(char::is_ascii_digit).collect::<String>().parse().ok()?;
+        Some((step, u64::try_from(unix_nanos(time)?.checked_sub(booted)?).ok()?))
+    };
+    text.lines().filter_map(line).collect()
+}
+
+/// The instant of boot in nanoseconds since the Unix epoch.
+fn booted() -> Option<i128> {
+    use nix::time::{ClockId, clock_gettime};
+    let nanos = |clock| clock_gettime(clock).ok().map(|at| i128::from(at.tv_sec()) * NANOS + i128::from(at.tv_nsec()));
+    Some(nanos(ClockId::CLOCK_REALTIME)? - nanos(ClockId::CLOCK_BOOTTIME)?)
+}
+
+const NANOS: i128 = 1_000_000_000;
+
+/// Nanoseconds since the Unix epoch of `2026-11-23T04:50:04.340671012Z`.
+fn unix_nanos(text: &str) -> Option<i128> {
+    let (date, time) = text.strip_suffix('Z')?.split_once('T')?;
+    let number = |text: Option<&str>| text?.parse::<i128>().ok();
+    let mut words = date.split('-');
+    let (year, month, day) = (number(words.next())?, number(words.next())?, number(words.next())?);
+    let (clock, fraction) = time.split_once('.').unwrap_or((time, "0"));
+    let mut words = clock.split(':');
+    let (hour, minute, second) = (number(words.next())?, number(words.next())?, number(words.next())?);
+    let fraction: i128 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
+    // Days since 1970-01-01 of the civil calendar, with years that begin in March.
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 719_469;
+    Some((((days * 24 + hour) * 60 + minute) * 60 + second) * NANOS + fraction)
+}
+
 /// The one run that several attempts make together.
 #[derive(Debug, Clone, Default)]
 pub struct Lineage {
@@ -94,7 +135,11 @@ pub fn lineage<'a>(logs: impl IntoIterator<Item = &'a Vec<Step>>) -> anyhow::Res
         let first = steps[0].step;
         for (place, step) in steps.iter().enumerate() {
             let due = first + u64::try_from(place)?;
-            anyhow::ensure!(step.step == due, "generation {generation} executed step {} where {due} was due", step.step);
+            anyhow::ensure!(
+                step.step == due,
+                "generation {generation} executed step {} where {due} was due",
+                step.step
+            );
         }
         let had = all.steps.last().map_or(0, |step| step.step);
         anyhow::ensure!(first >= 1 && first <= had + 1, "generation {generation} began at step {first} behind {had}");
@@ -128,6 +173,14 @@ mod tests {
         let mut twice = run(1, 1..=3);
         twice.extend(run(1, 3..=3));
         assert!(lineage(&[twice]).is_err());
+    }
+
+    #[test]
+    fn log_times_are_read_as_the_calendar_says() {
+        assert_eq!(unix_nanos("1970-01-01T00:00:00Z"), Some(0));
+        assert_eq!(unix_nanos("2000-03-01T00:00:00.5Z"), Some(951_868_800_500_000_000));
+        assert_eq!(unix_nanos("2026-11-23T04:50:04.340671012Z"), Some(1_795_409_404_340_671_012));
+        assert_eq!(unix_nanos("noise"), None);
     }
 
     #[test]

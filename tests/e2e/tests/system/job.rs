@@ -12,7 +12,8 @@ use crate::support::{credits, judged, reach, receipt, start};
 fn a_job_runs_its_outputs_come_back_and_its_receipt_can_be_recomputed() -> anyhow::Result<()> {
     let Some(own) = start("job", Options::default())? else { return Ok(()) };
     let cli = own.system.cli();
-    let script = "echo hello; echo warn >&2; mkdir $SLUICE_OUTPUTS/sub; echo result > $SLUICE_OUTPUTS/sub/file; sleep 3";
+    let script =
+        "echo hello; echo warn >&2; mkdir $SLUICE_OUTPUTS/sub; echo result > $SLUICE_OUTPUTS/sub/file; sleep 3";
     let flags = ["--share", "300m", "--host-memory", "64MiB", "--memory", "600MiB", "--", "sh", "-c", script];
     let job = cli.submit(&flags)?;
     let view = reach(&cli, &job, "SUCCEEDED")?;
@@ -49,7 +50,19 @@ fn prices_of_host_cores_and_memory_are_on_the_bill() -> anyhow::Result<()> {
     let Some(own) = start("prices", options)? else { return Ok(()) };
     let cli = own.system.cli();
     // Dear enough that every window costs thousands of units.
-    let flags = ["price", "set", "--class", "cpu", "--device-hour", "3600.01", "--core-hour", "77.7", "--gib-hour", "31.3", "-y"];
+    let flags = [
+        "price",
+        "set",
+        "--class",
+        "cpu",
+        "--device-hour",
+        "3600.01",
+        "--core-hour",
+        "77.7",
+        "--gib-hour",
+        "31.3",
+        "-y",
+    ];
     cli.well(&flags)?;
     let flags = ["--share", "200m", "--memory", "900MiB", "--host-memory", "300MiB", "--max-run-time", "20s", "--"];
     let job = cli.submit(&[&flags[..], &["sleep", "2"]].concat())?;

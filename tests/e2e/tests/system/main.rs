@@ -7,6 +7,6 @@ mod migrate;
 mod outage;
 mod partition;
 mod retry;
-mod suspend;
 mod support;
+mod suspend;
 mod tenants;

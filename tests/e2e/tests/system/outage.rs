@@ -17,9 +17,7 @@ fn a_job_runs_on_while_everything_else_is_dead() -> anyhow::Result<()> {
     own.system.kill_up()?;
     let told = run_of_files(&own.system)?;
     // Nothing is left that could tell it anything, and it makes steps.
-    wait_for("steps without a control plane", PATIENCE, || {
-        Ok((run_of_files(&own.system)? > told + 20).then_some(()))
-    })?;
+    wait_for("steps without a control plane", PATIENCE, || Ok((run_of_files(&own.system)? > told + 20).then_some(())))?;
     own.system.start_up()?;
     let system = &own.system;
     let view = reach(&cli, &job, "SUCCEEDED")?;
@@ -36,4 +34,18 @@ fn a_job_runs_on_while_everything_else_is_dead() -> anyhow::Result<()> {
 fn run_of_files(system: &sluice_e2e::System) -> anyhow::Result<usize> {
     let folder = system.kept().outputs().into_iter().next();
     folder.map_or(Ok(0), |folder| Ok(sluice_e2e::steps_of(&folder.join("steps.jsonl"))?.len()))
+}
+
+/// Coming up is nothing that may work most of the time.
+#[test]
+#[ignore = "takes minutes; fails now and then: a node's join is refused with `the node is not known yet; try again`"]
+fn a_system_comes_up_every_time() -> anyhow::Result<()> {
+    for round in 0..20 {
+        let options = Options { sites: 3, nodes: 4, ..Options::default() };
+        let Some(own) = start("up", options).map_err(|error| error.context(format!("round {round}")))? else {
+            return Ok(());
+        };
+        drop(own);
+    }
+    Ok(())
 }

@@ -21,7 +21,8 @@ fn a_suspended_job_holds_nothing_and_resumes_bit_for_bit() -> anyhow::Result<()>
     let at = view["checkpoint"]["step"].as_u64().context("a checkpoint")?;
     wait_for("the end of its hold", PATIENCE, || Ok((credits(&cli.job(&job)?["held"]) == 0).then_some(())))?;
     let devices = cli.json(&["devices"])?;
-    let leased = devices["items"].as_array().context("devices")?.iter().map(|row| row["leasedMilli"].as_u64().unwrap_or(1));
+    let leased =
+        devices["items"].as_array().context("devices")?.iter().map(|row| row["leasedMilli"].as_u64().unwrap_or(1));
     assert_eq!(leased.sum::<u64>(), 0, "{devices:#}");
     cli.well(&["resume", &job])?;
     reach(&cli, &job, "SUCCEEDED")?;

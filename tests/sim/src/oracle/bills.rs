@@ -190,7 +190,6 @@ impl Oracle {
         let Some(window) = window else {
             return self.fail(now, format!("window {lease}/{sequence} is credited, and no journal has it"));
         };
-        if lease.to_string()=="lse-1kdvmtn6f001f" { eprintln!("{now} credited {sequence}"); }
         let (posted, amount) = (window.posted, i128::from(transfer.amount));
         window.credited += amount;
         if window.credited != posted {

@@ -167,8 +167,10 @@ impl Oracle {
         }
     }
 
+    /// It was lost, or what it left behind was.
     pub(crate) fn was_lost(&self, attempt: sluice_types::AttemptId) -> bool {
-        let reason = self.attempts.get(&attempt).and_then(|row| row.reason);
-        matches!(reason, Some(Reason::NodeLost | Reason::SiteLost))
+        let Some(row) = self.attempts.get(&attempt) else { return false };
+        let stopped_well = || row.reason.is_none() && self.parts.values().any(|part| part.attempt == attempt);
+        matches!(row.reason, Some(Reason::NodeLost | Reason::SiteLost)) || stopped_well()
     }
 }

@@ -49,10 +49,9 @@ impl Oracle {
                 // by replays.
                 let open = lost && !prepared && (from.is_none() || placed_later) && !replayed;
                 if window.credited != wanted && !open {
-                    let reason = self.attempts.get(&bill.key.attempt).and_then(|row| row.reason);
                     wrong.push(format!(
-                        "window {lease}/{sequence} of {} ({reason:?}) cost {}: {} credited, {wanted} expected (replayed {from:?}; {:?} {:?} {:?})",
-                        bill.key.attempt, window.posted, window.credited, started, bill.row.credit_from, bill.row.free_preparation
+                        "window {lease}/{sequence} of {} cost {}: {} credited, {wanted} expected (replayed {from:?})",
+                        bill.key.attempt, window.posted, window.credited
                     ));
                 }
             }

@@ -192,7 +192,6 @@ impl Oracle {
         hosts: &[Host],
     ) {
         self.commits += 1;
-        if rows.attempts.iter().any(|r| r.id.to_string()=="att-1kdvmtn6f0005") && now > 8364283804830 { for c in commands { eprintln!("{c:?}"); } }
         self.new_leases(now, rows, hosts);
         self.listen(now, commands, answers, rows);
         self.check_ledger(now, rows);
@@ -201,7 +200,6 @@ impl Oracle {
         self.check_jobs(now, rows);
         self.check_counters(now, rows);
         for row in &rows.attempts {
-            if row.id.to_string()=="att-1kdvmtn6f0005" { eprintln!("{now} {:?} {:?} {:?} {}", row.state, row.reason, row.tasks.iter().map(|t|t.state).collect::<Vec<_>>(), row.settled); }
             self.attempts.insert(row.id, row.clone());
         }
         self.check_fences(now, rows);
@@ -230,6 +228,9 @@ impl Oracle {
             if *generation != view.generation {
                 self.counted.stale_streams += 1;
                 continue;
+            }
+            if answer.is_err() {
+                continue; // of a node that was taken for lost: it has to say hello again
             }
             match report {
                 NodeReport::Heartbeat(clock) => {
