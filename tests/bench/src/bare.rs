@@ -41,7 +41,10 @@ impl Rehearsal {
         for _ in 0..size {
             let mut id = [0; 16];
             getrandom::fill(&mut id).context("no randomness")?;
-            let request = (RequestKey { by: world::KEY, id }, Digest::from_bytes([id, id].concat().try_into().unwrap_or([0; 32])));
+            let request = (
+                RequestKey { by: world::KEY, id },
+                Digest::from_bytes([id, id].concat().try_into().unwrap_or([0; 32])),
+            );
             let caller = Caller { key: world::KEY, request: Some(request) };
             let spec = Box::new(world::spec(self.number));
             commands.push(Command::User(caller, UserCommand::Submit { project: world::PROJECT, name: None, spec }));

@@ -155,7 +155,8 @@ async fn one(client: &mut Jobs, call: Call, number: u64) -> anyhow::Result<(u64,
                 Some(v1::submit_result::Result::Job(job)) => Some(job),
                 _ => None,
             });
-            let (decided, placed) = jobs.fold((0, 0), |(all, placed), job| (all + 1, placed + u64::from(is_placed(job))));
+            let (decided, placed) =
+                jobs.fold((0, 0), |(all, placed), job| (all + 1, placed + u64::from(is_placed(job))));
             anyhow::ensure!(decided == size as u64, "{decided} of a batch of {size} were accepted");
             Ok((decided, placed))
         }

@@ -46,10 +46,17 @@ pub(crate) fn run(
     let started = begin.elapsed();
     let door = Door::new(server.address, fresh.folder.path())?;
     let name = names.first().context("no job")?.clone();
-    calling.block_on(async { door.enter().await?.get_job(v1::GetJobRequest { name }).await.map_err(anyhow::Error::from) })?;
+    calling.block_on(async {
+        door.enter().await?.get_job(v1::GetJobRequest { name }).await.map_err(anyhow::Error::from)
+    })?;
     let serves = begin.elapsed().as_secs_f64();
     println!("{kind}: the controller started in {:.2} s", started.as_secs_f64());
-    report.goal(format!("{kind}: cold start with 100,000 jobs until a call is answered"), serves, "s", Goal::AtMost(5.0));
+    report.goal(
+        format!("{kind}: cold start with 100,000 jobs until a call is answered"),
+        serves,
+        "s",
+        Goal::AtMost(5.0),
+    );
 
     let clients = calling.block_on(door.enter_all(arguments.clients))?;
     phase(report, kind, "cancelled one by one", || calling.block_on(cancel(&clients, arguments.in_flight, names)))?;

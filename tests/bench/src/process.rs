@@ -53,6 +53,7 @@ pub(crate) fn per_job(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u
     let mut parts: Vec<_> = after.iter().map(|(name, nanos)| (used(name, nanos), name)).collect();
     parts.sort_by_key(|part| std::cmp::Reverse(part.0));
     let all = each(parts.iter().map(|part| part.0).sum());
-    let shown = parts.iter().filter(|part| each(part.0) >= 0.1).map(|(nanos, name)| format!("{name} {:.1}", each(*nanos)));
+    let shown =
+        parts.iter().filter(|part| each(part.0) >= 0.1).map(|(nanos, name)| format!("{name} {:.1}", each(*nanos)));
     format!("{all:.1} us of processor time per job: {}", shown.collect::<Vec<_>>().join(", "))
 }

@@ -181,6 +181,7 @@ impl System {
     pub fn kill_part(&mut self, part: &str) -> anyhow::Result<Vec<String>> {
         let pid = self.pid_of(part)?;
         let arguments = processes::arguments_of(pid)?;
+        anyhow::ensure!(!arguments.is_empty(), "{part} ended by itself; see its log in {}", self.data.display());
         processes::signal(pid, Signal::SIGKILL);
         if let Some(mut child) = self.own.remove(part) {
             child.wait()?;

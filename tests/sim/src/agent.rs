@@ -366,7 +366,8 @@ impl Sim {
         let up = self.sites[site].up;
         let now = self.now;
         let size = 1 << 20;
-        let Some(task) = self.hosts[host].tasks.get_mut(&lease).filter(|task| task.epoch == epoch && task.sealing) else {
+        let Some(task) = self.hosts[host].tasks.get_mut(&lease).filter(|task| task.epoch == epoch && task.sealing)
+        else {
             return;
         };
         if !(up || (task.stage == Stage::Finishing && now >= task.finish_by)) {

@@ -61,7 +61,8 @@ fn caught_within(root: &Path, copy: &Path, patch: Option<&Path>, within: u64) ->
         let status = Command::new("patch").args(["-p1", "--quiet"]).current_dir(copy).stdin(Stdio::from(file)).status();
         ensure!(status.context("running patch")?.success(), "{} does not apply", patch.display());
     }
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("sim-bugs");
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("sim-bugs");
     let build = Command::new("cargo")
         .args(["build", "--quiet", "--offline", "--release", "-p", "sluice-sim"])
         .env("CARGO_TARGET_DIR", &target)

@@ -85,10 +85,12 @@ impl Sim {
     pub(crate) fn set_up(&mut self) {
         self.start_controller();
         for site in 0..SITES {
-            let made = self.command_now(Command::User(system(), UserCommand::CreateSite(name(&format!("site-{site}")))));
+            let made =
+                self.command_now(Command::User(system(), UserCommand::CreateSite(name(&format!("site-{site}")))));
             if let Ok(id) = made.object.parse() {
                 self.sites.push(SiteSim::new(id));
-                self.agenda.plan(self.now + SECOND, Event::VaultBeat { site, incarnation: self.controller.incarnation });
+                self.agenda
+                    .plan(self.now + SECOND, Event::VaultBeat { site, incarnation: self.controller.incarnation });
             }
         }
         for site in 0..SITES {
@@ -104,7 +106,8 @@ impl Sim {
     }
 
     fn add_tenant(&mut self, place: usize) {
-        let made = self.command_now(Command::User(system(), UserCommand::CreateTenant(name(&format!("tenant-{place}")))));
+        let made =
+            self.command_now(Command::User(system(), UserCommand::CreateTenant(name(&format!("tenant-{place}")))));
         let Ok(tenant) = made.object.parse() else { return };
         let project = UserCommand::CreateProject(tenant, name("main"));
         let made = self.command_now(Command::User(system(), project));
@@ -115,7 +118,6 @@ impl Sim {
         self.command_now(Command::User(system(), deposit));
         if place == 1 {
             self.command_now(Command::User(system(), UserCommand::SetQuota(tenant, name("gpu"), 2500)));
-            self.oracle.quota_set(tenant, name("gpu"), 2500);
         }
         if place == 2 {
             let budget = UserCommand::SetBudget {
@@ -202,7 +204,8 @@ impl Sim {
         let tasks = if self.dice.chance(120) { self.dice.range(2, 3) } else { 1 };
         let milli = *self.dice.pick(&[100u32, 250, 300, 500, 700, 1000]).unwrap_or(&500);
         let sites: Vec<_> = self.sites.iter().map(|site| site.id).collect();
-        let only = if self.dice.chance(150) { self.dice.pick(&sites).copied().into_iter().collect() } else { Vec::new() };
+        let only =
+            if self.dice.chance(150) { self.dice.pick(&sites).copied().into_iter().collect() } else { Vec::new() };
         let capture = match self.dice.chance(500) {
             true => Capture::StateProvider,
             false => Capture::Directory {

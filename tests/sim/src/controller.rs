@@ -160,7 +160,12 @@ impl Sim {
         self.crash_controller(down);
     }
 
-    fn judge_commit(&mut self, commands: &[Command], answers: &[Result<Answer, Refusal>], rows: &sluice_lifecycle::Rows) {
+    fn judge_commit(
+        &mut self,
+        commands: &[Command],
+        answers: &[Result<Answer, Refusal>],
+        rows: &sluice_lifecycle::Rows,
+    ) {
         if let Err(broken) = self.controller.store.commit(rows) {
             self.oracle.fail(self.now, broken);
         }
@@ -241,7 +246,7 @@ impl Sim {
             }
         }
         if !(rows.checkpoints.is_empty() && rows.migrations.is_empty() && rows.sites.is_empty()) {
-            (0..self.sites.len()).for_each(|site| self.send_copies(site));
+            self.send_all_copies();
         }
     }
 
@@ -256,9 +261,18 @@ impl Sim {
     }
 
     pub(crate) fn send_copies(&mut self, site: usize) {
-        let Some(memory) = self.controller.memory.as_ref() else { return };
+        let copies = self.controller.memory.as_ref().map(|memory| memory.state.copies()).unwrap_or_default();
+        self.send_copies_of(site, &copies);
+    }
+
+    fn send_all_copies(&mut self) {
+        let copies = self.controller.memory.as_ref().map(|memory| memory.state.copies()).unwrap_or_default();
+        (0..self.sites.len()).for_each(|site| self.send_copies_of(site, &copies));
+    }
+
+    fn send_copies_of(&mut self, site: usize, copies: &[sluice_lifecycle::Copy]) {
         let id = self.sites[site].id;
-        let copies: Vec<_> = memory.state.copies().into_iter().filter(|copy| copy.to == id).collect();
+        let copies: Vec<_> = copies.iter().filter(|copy| copy.to == id).cloned().collect();
         if !copies.is_empty() && !self.sites[site].cut {
             let at = self.now + self.dice.range(MILLI, 30 * MILLI);
             self.agenda.plan(at, Event::VaultDown { site, message: ToVault::Copies(copies) });
@@ -266,7 +280,7 @@ impl Sim {
     }
 
     fn plan_decide(&mut self) {
-        let longest = if self.controller.slow_planner { 20 * SECOND } else { 30 * MILLI };
+        let longest = if self.controller.slow_planner { 20 * SECOND } else { 2 * SECOND };
         let at = self.now + self.dice.range(MILLI, longest);
         let incarnation = self.controller.incarnation;
         let Some(memory) = self.controller.memory.as_mut() else { return };

@@ -134,8 +134,11 @@ impl Sim {
             }
             Fault::HealSite(site) => {
                 self.sites[site].cut = false;
-                (0..self.hosts.len()).filter(|host| self.hosts[*host].site == site).collect::<Vec<_>>()
-                    .into_iter().for_each(|host| self.heal_link(host));
+                (0..self.hosts.len())
+                    .filter(|host| self.hosts[*host].site == site)
+                    .collect::<Vec<_>>()
+                    .into_iter()
+                    .for_each(|host| self.heal_link(host));
             }
             Fault::FastHost(host) => self.hosts[host].slow = 0,
             Fault::FastPlanner => self.controller.slow_planner = false,

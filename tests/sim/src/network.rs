@@ -201,9 +201,10 @@ impl Sim {
         }
         self.meter(host);
         let stuck = self.hosts[host].stream.as_ref().and_then(|stream| stream.stuck_since);
-        let mute = self.hosts[host].stream.as_ref().is_some_and(|stream| {
-            stream.generation.is_none() && now.saturating_sub(stream.last_up) > PATIENCE
-        });
+        let mute = self.hosts[host]
+            .stream
+            .as_ref()
+            .is_some_and(|stream| stream.generation.is_none() && now.saturating_sub(stream.last_up) > PATIENCE);
         if stuck.is_some_and(|since| now - since > PATIENCE) || mute {
             self.break_stream(host);
         } else if self.hosts[host].is_welcome() {

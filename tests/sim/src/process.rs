@@ -129,7 +129,8 @@ impl Sim {
             matches!(task.goal(), None | Some(Goal::Stop | Goal::Release))
         });
         if told && self.hosts[host].boot == boot {
-            let end = TaskEnd { exit_code: None, signal: 15, ..end_with(Some(Reason::Signalled), "ended by signal 15") };
+            let end =
+                TaskEnd { exit_code: None, signal: 15, ..end_with(Some(Reason::Signalled), "ended by signal 15") };
             self.process_ended(host, lease, end);
         }
     }

@@ -19,7 +19,9 @@ pub(crate) enum Act {
     Migrate,
     Deposit,
     Prices,
-    Cordon { draining: bool },
+    Cordon {
+        draining: bool,
+    },
     Quota,
     Budget,
     /// The quiet period: all is paid, opened and resumed.
@@ -268,9 +270,6 @@ impl Sim {
                 {
                     self.users.jobs.push(id);
                     self.oracle.submitted(program, id);
-                }
-                if let (UserCommand::SetQuota(tenant, class, milli), Ok(_)) = (&row.command, &answer) {
-                    self.oracle.quota_set(*tenant, class.clone(), *milli);
                 }
                 row.answer = Some(answer);
             }

@@ -26,15 +26,7 @@ pub(crate) struct SiteSim {
 
 impl SiteSim {
     pub(crate) fn new(id: SiteId) -> Self {
-        Self {
-            id,
-            up: true,
-            cut: false,
-            slow: false,
-            has: BTreeSet::new(),
-            copying: BTreeSet::new(),
-            greeted: 0,
-        }
+        Self { id, up: true, cut: false, slow: false, has: BTreeSet::new(), copying: BTreeSet::new(), greeted: 0 }
     }
 
     pub(crate) fn has(&self, manifest: &Digest) -> bool {

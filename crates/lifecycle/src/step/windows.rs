@@ -206,10 +206,11 @@ impl Step<'_> {
         }
     }
 
-    /// After a loss: credits what the newest checkpoint that can be used does not hold.
+    /// After a loss: credits what no checkpoint holds. Where the newest one cannot be reached and the job resumes from an
+    /// older one, the placement credits the rest; credited now it would be too much if the newest comes back in time.
     pub(super) fn credit_losses(&mut self, job: JobId) {
         let Some(row) = self.state.jobs.get(&job) else { return };
-        let from = self.state.resumable(row).cloned();
+        let from = self.state.complete_checkpoints(row).next().cloned();
         self.credit_since(job, from.as_ref());
     }
 

@@ -115,7 +115,8 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     }
     let client = system.client()?;
     let submitting = system.runtime().spawn(clients::submit_all(client, plan.jobs, Duration::from_secs(plan.seconds)));
-    let kills = kills::kill_for(&mut system, plan)?;
+    let kills = kills::kill_for(&mut system, plan).inspect_err(|_| system.keep_folder());
+    let kills = kills?;
     let submitted = system.block(submitting)??;
     let ended = system.block(judge::wait_for_end(&system.client()?, Duration::from_secs(plan.patience)));
     let judged = ended.and_then(|jobs| judge::figures(&system, plan, &submitted, jobs, kills));

@@ -6,14 +6,16 @@ use sluice_e2e::{Options, Shape, Trainer};
 use crate::support::{credits, judged, node_of, reach, reach_step, receipt, run_of, same_curve, start};
 
 const SHAPE: Shape = Shape { steps: 300, pause: 20, every: 25 };
+/// Long enough that it does not end before it moves, also where others use the machine.
+const LONG: Shape = Shape { steps: 700, ..SHAPE };
 
 #[test]
 fn a_planned_migration_changes_no_bit_of_the_curve() -> anyhow::Result<()> {
     let Some(own) = start("migrate", Options::default())? else { return Ok(()) };
     let (system, cli) = (&own.system, own.system.cli());
     let trainer = Trainer::new(system.scratch())?;
-    let reference = trainer.uninterrupted(SHAPE)?;
-    let job = trainer.submit(&cli, SHAPE, &[])?;
+    let reference = trainer.uninterrupted(LONG)?;
+    let job = trainer.submit(&cli, LONG, &[])?;
     let before = reach_step(&cli, &job, 60)?;
     let from = before["site"].as_str().context("a site")?.to_owned();
     let to = if from == "sites/a" { "b" } else { "a" };

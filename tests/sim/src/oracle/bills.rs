@@ -48,8 +48,8 @@ pub(crate) struct Bill {
 
 /// The price per nanosecond from the price book, by the formula.
 fn rate(lease: &Lease, book: &PriceBook, class: &str) -> Option<i128> {
-    let memory_share = (1000 * i128::from(lease.resources.memory.get()) + i128::from(DEVICE_MEMORY) - 1)
-        / i128::from(DEVICE_MEMORY);
+    let memory_share =
+        (1000 * i128::from(lease.resources.memory.get()) + i128::from(DEVICE_MEMORY) - 1) / i128::from(DEVICE_MEMORY);
     let billed = i128::from(lease.resources.milli.get()).max(memory_share.min(1000));
     let isolation_known = class == "cpu" || lease.resources.milli.get() == 1000;
     let candidates = book.prices.iter().filter(|price| price.class.as_str() == class);
@@ -181,7 +181,10 @@ impl Oracle {
         let due = window.due;
         let before = std::mem::replace(&mut window.posted, amount);
         if before != 0 || amount != due.min(left) {
-            self.fail(now, format!("window {lease}/{sequence} costs {due} of {left} held; {amount} billed after {before}"));
+            self.fail(
+                now,
+                format!("window {lease}/{sequence} costs {due} of {left} held; {amount} billed after {before}"),
+            );
         }
     }
 
@@ -215,7 +218,13 @@ impl Oracle {
         let settled = bill.row.state == LeaseState::Settled;
         bill.row = row.clone();
         if told != mine && !settled {
-            self.fail(now, format!("{} claims {told:?}, its journal gives {mine:?} (amount, due, credited, refused, next)", row.id));
+            self.fail(
+                now,
+                format!(
+                    "{} claims {told:?}, its journal gives {mine:?} (amount, due, credited, refused, next)",
+                    row.id
+                ),
+            );
         }
     }
 

@@ -64,8 +64,6 @@ impl Oracle {
     fn was_placed_later(&self, job: JobId, attempt: AttemptId) -> bool {
         let Some(mine) = self.attempts.get(&attempt) else { return false };
         let launched = |id: &AttemptId| self.launches.values().any(|launch| launch.attempt == *id);
-        self.attempts
-            .values()
-            .any(|row| row.job == job && row.generation > mine.generation && !launched(&row.id))
+        self.attempts.values().any(|row| row.job == job && row.generation > mine.generation && !launched(&row.id))
     }
 }

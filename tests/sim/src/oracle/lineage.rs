@@ -90,10 +90,8 @@ impl Oracle {
 
     /// Walks back from the attempt that reached the last step.
     fn check_line(&self, launches: &[&Launch], total: u64) -> Result<(), String> {
-        let ends: Vec<_> = launches
-            .iter()
-            .filter(|launch| launch.steps.last().is_some_and(|step| step.0 == total))
-            .collect();
+        let ends: Vec<_> =
+            launches.iter().filter(|launch| launch.steps.last().is_some_and(|step| step.0 == total)).collect();
         let Some(mut at) = ends.iter().max_by_key(|launch| launch.generation).copied().copied() else {
             return Err(format!("no attempt reached step {total}"));
         };

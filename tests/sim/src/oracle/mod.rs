@@ -7,10 +7,10 @@ mod credits;
 mod ledger;
 mod lineage;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_lifecycle::model::{Attempt, Counters};
-use sluice_lifecycle::{Answer, Command, NodeReport, Refusal, Rows, State, WindowReport};
+use sluice_lifecycle::{Answer, Command, NodeReport, Refusal, Rows, State, UserCommand, WindowReport};
 use sluice_plan::World;
 use sluice_types::{
     AttemptId, DeviceClassName, Digest, Generation, JobId, LeaseId, NodeId, NodeInstant, TenantId, Timestamp,
@@ -80,6 +80,8 @@ pub(crate) struct Oracle {
     pub(crate) parts: BTreeMap<Digest, Part>,
     pub(crate) launches: BTreeMap<LeaseId, Launch>,
     quotas: BTreeMap<(TenantId, DeviceClassName), i64>,
+    /// Whose quota changed in this commit, before or behind its placements.
+    pub(crate) quotas_moved: BTreeSet<TenantId>,
     budgets: Vec<TenantId>,
     acknowledged: BTreeMap<JobId, usize>,
     counted: Counters,
@@ -114,10 +116,6 @@ impl Oracle {
             let since = std::mem::take(&mut view.pairs);
             view.pairs_before_crash.extend(since);
         }
-    }
-
-    pub(crate) fn quota_set(&mut self, tenant: TenantId, class: DeviceClassName, milli: i64) {
-        self.quotas.insert((tenant, class), milli);
     }
 
     pub(crate) fn budget_set(&mut self, tenant: TenantId) {
@@ -211,7 +209,14 @@ impl Oracle {
         for view in self.nodes.values_mut() {
             view.pair_before = view.pair;
         }
+        self.quotas_moved.clear();
         for (command, answer) in commands.iter().zip(answers) {
+            if let Command::User(_, UserCommand::SetQuota(tenant, class, milli)) = command
+                && answer.as_ref().is_ok_and(|answer| !answer.replayed)
+            {
+                self.quotas.insert((*tenant, class.clone()), *milli);
+                self.quotas_moved.insert(*tenant);
+            }
             let Command::Node(node, generation, report) = command else { continue };
             let view = self.nodes.entry(*node).or_default();
             if let NodeReport::Hello { clock, .. } = report {
