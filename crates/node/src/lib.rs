@@ -1,6 +1,6 @@
 //! The node agent: makes one host do what the controller wants, meters it, and proves what happened.
 //!
-//! * [`run`] is the agent. It dials the controller, keeps a level-triggered list of tasks (pure core: `reconcile`), and for
+//! * [`run()`] is the agent. It dials the controller, keeps a level-triggered list of tasks (pure core: `reconcile`), and for
 //!   each of them fetches what it needs, has its slice enforced ([`sluice_device::Backend`]), starts a [`supervisor`],
 //!   seals its checkpoints in the site's vault, stores its outputs and reports.
 //! * The journal keeps metered windows, fsynced, until the controller has settled them.

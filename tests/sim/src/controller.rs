@@ -280,7 +280,7 @@ impl Sim {
     }
 
     fn plan_decide(&mut self) {
-        let longest = if self.controller.slow_planner { 20 * SECOND } else { 2 * SECOND };
+        let longest = if self.controller.slow_planner { 40 * SECOND } else { 8 * SECOND };
         let at = self.now + self.dice.range(MILLI, longest);
         let incarnation = self.controller.incarnation;
         let Some(memory) = self.controller.memory.as_mut() else { return };

@@ -179,15 +179,6 @@ pub(crate) fn command(arguments: &VerifyArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The quick form, as a part of the tests.
-pub(crate) fn quick(area: &str) -> anyhow::Result<Outcome> {
-    let rows = rows_of(area, None, Setting { quick: true, seed: 1 })?;
-    let failed: Vec<_> = rows.iter().filter(|(_, row)| row.verdict == Verdict::Fails).collect();
-    let named: Vec<_> =
-        failed.iter().map(|(line, row)| format!("line {line}, {}: {}", row.metric, row.value)).collect();
-    Ok(if named.is_empty() { Outcome::Passed } else { Outcome::Failed(named.join("; ")) })
-}
-
 fn rows_of(area: &str, only: Option<u32>, setting: Setting) -> anyhow::Result<Vec<(u32, Row)>> {
     let lines = lines_of(area)?;
     anyhow::ensure!(

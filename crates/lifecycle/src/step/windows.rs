@@ -227,12 +227,9 @@ impl Step<'_> {
         for id in attempts {
             let Some(attempt) = self.state.attempts.get(&id).cloned() else { continue };
             let lost = matches!(attempt.reason, Some(Reason::NodeLost | Reason::SiteLost));
-            // An attempt that stopped well, all of whose checkpoints are gone: its whole work is done again. One that
-            // never had any was stopped without, which is no loss of the platform's.
-            let gone = attempt.state == AttemptState::Ended
-                && attempt.reason.is_none()
-                && self.has_sealed(job, id)
-                && from.is_none_or(|from| from.generation < attempt.generation);
+            // An attempt that stopped well, whose last checkpoint cannot be reached: what was behind it is done again.
+            let gone =
+                attempt.state == AttemptState::Ended && attempt.reason.is_none() && self.left_newer(job, id, from);
             if !(lost || gone) || from.is_some_and(|from| attempt.generation < from.generation) {
                 continue;
             }
@@ -244,10 +241,12 @@ impl Step<'_> {
         }
     }
 
-    /// Whether an attempt has written a whole checkpoint, wherever it is by now.
-    fn has_sealed(&self, job: JobId, attempt: AttemptId) -> bool {
+    /// Whether an attempt has written a whole checkpoint that is newer than the one to start from.
+    fn left_newer(&self, job: JobId, attempt: AttemptId, from: Option<&Checkpoint>) -> bool {
         let ids = self.state.checkpoints_of.get(&job).into_iter().flatten();
-        ids.filter_map(|id| self.state.checkpoints.get(id)).any(|row| row.attempt == attempt && row.is_complete())
+        let own = ids.filter_map(|id| self.state.checkpoints.get(id)).filter(|row| row.attempt == attempt);
+        let age = |row: &Checkpoint| (row.generation, row.step);
+        own.filter(|row| row.is_complete()).any(|row| from.is_none_or(|from| age(row) > age(from)))
     }
 
     fn credit_lease(&mut self, id: LeaseId, from: u64, reason: Reason) {

@@ -72,7 +72,7 @@ impl Folder {
         outputs = "outputs";
         /// Files made for the sandbox.
         inside = "inside";
-        /// What the sandbox executes ([`super::task::Task`]).
+        /// What the sandbox executes (`super::task::Task`).
         task = "inside/task.json";
         /// Why the sandbox could not be entered.
         start_error = "start-error";

@@ -4,7 +4,7 @@
 //! that the agent's grant made, answers the state-provider protocol, stages checkpoints, keeps the log, enforces run
 //! and disk limits and records the end. It never talks to the controller, never decides about retries and never bills.
 //! The agent starts it ([`spawn`]), talks to it ([`SupervisorClient`]) and finds everything again in the folder
-//! ([`read_identity`], [`read_staged`], [`read_exit`], [`settle`]) after a restart. The binary calls [`run`], [`enter`]
+//! ([`read_identity`], [`read_staged`], [`read_exit`], [`settle`]) after a restart. The binary calls [`run()`], [`enter()`]
 //! and [`enter_task`] for `supervise DIR`, `enter DIR` and `enter-task FILE`.
 //!
 //! Processes of one task, each made by the one before:

@@ -94,7 +94,7 @@ pub struct ExitRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
 pub enum Outcome {
-    /// The program ended with this status. In a sandbox, 129 to 192 are told as signals (see [`Outcome::of_status`]).
+    /// The program ended with this status. In a sandbox, 129 to 192 are told as signals (see `Outcome::of_status`).
     Exited {
         /// 0 is success.
         code: i32,

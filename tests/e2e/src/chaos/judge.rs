@@ -170,3 +170,28 @@ fn judge_marks(
     }
     (figures, findings)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn judged(landed: &str, log: &str) -> MarkFigures {
+        let jobs = [v1::Job { name: "tenants/t/projects/p/jobs/j".to_owned(), ..v1::Job::default() }];
+        let mut logs = Runs::new();
+        checker::count_marks(&mut logs, log);
+        let landed = BTreeMap::from([("j".to_owned(), landed.to_owned())]);
+        judge_marks(&jobs, &landed, &(Runs::new(), logs)).0
+    }
+
+    #[test]
+    fn double_runs_are_found() {
+        let once = "start j a\nend j a\n";
+        let good = judged(once, once);
+        assert_eq!((good.started_twice, good.landed_wrong, good.excess), (0, 0, 0));
+        assert_eq!(judged(once, "start j a\nstart j a\nend j a\n").started_twice, 1);
+        assert_eq!(judged("start j a\nend j a\nstart j b\nend j b\n", once).landed_wrong, 1);
+        assert_eq!(judged("start j a\n", once).landed_wrong, 1);
+        assert_eq!(judged("", once).landed_wrong, 1);
+        assert_eq!(judged(once, "start j a\nend j a\nstart j b\n").excess, 1);
+    }
+}

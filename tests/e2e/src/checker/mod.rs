@@ -1,8 +1,8 @@
 //! The judge: what ran and what it cost, from files alone, against what the API says.
 //!
-//! Evidence: step logs, marks and logs that jobs wrote ([`steps`], [`marks`]), and the nodes' journals ([`journal`]).
+//! Evidence: step logs, marks and logs that jobs wrote (`steps`, `marks`), and the nodes' journals (`journal`).
 //! Claims: receipts, usage, balances and ledger entries of the API. Between them stands a rating of its own
-//! ([`rating`]). Prices, job specs and device sizes are taken from the API as given: they are inputs of a bill, not
+//! (`rating`). Prices, job specs and device sizes are taken from the API as given: they are inputs of a bill, not
 //! results. No table of the controller is read.
 
 mod bill;

@@ -168,10 +168,15 @@ impl Oracle {
         }
     }
 
-    /// It was lost, or what it left behind was.
+    /// The platform lost it while it ran.
+    pub(crate) fn was_fenced(&self, attempt: sluice_types::AttemptId) -> bool {
+        let reason = self.attempts.get(&attempt).and_then(|row| row.reason);
+        matches!(reason, Some(Reason::NodeLost | Reason::SiteLost))
+    }
+
+    /// It was lost, or what it left behind may have been.
     pub(crate) fn was_lost(&self, attempt: sluice_types::AttemptId) -> bool {
-        let Some(row) = self.attempts.get(&attempt) else { return false };
-        let stopped_well = || row.reason.is_none() && self.parts.values().any(|part| part.attempt == attempt);
-        matches!(row.reason, Some(Reason::NodeLost | Reason::SiteLost)) || stopped_well()
+        let well = self.attempts.get(&attempt).is_some_and(|row| row.reason.is_none());
+        self.was_fenced(attempt) || (well && self.parts.values().any(|part| part.attempt == attempt))
     }
 }

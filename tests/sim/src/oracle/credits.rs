@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sluice_types::{AttemptId, JobId, LeaseId};
 
-use super::{Launch, Oracle};
+use super::{Launch, Oracle, Part};
 
 impl Oracle {
     /// From which window on the work of `lease` was done again, if any of it was.
@@ -17,6 +17,8 @@ impl Oracle {
                 None => Some(0),
                 Some(part) if part.generation < generation => Some(0),
                 Some(part) if part.generation > generation => None,
+                // It goes on where it stopped well: nothing is done again because of the platform.
+                Some(part) if !self.was_fenced(part.attempt) && self.is_newest(part) => None,
                 Some(part) => {
                     let own = self.parts.values().find(|other| other.lease == lease && other.step == part.step);
                     Some(own.map_or(0, |own| own.next_window))
@@ -24,6 +26,11 @@ impl Oracle {
             }
         });
         points.min()
+    }
+
+    /// No later state of the same attempt was ever sealed.
+    fn is_newest(&self, part: &Part) -> bool {
+        !self.parts.values().any(|other| other.lease == part.lease && other.step > part.step)
     }
 
     /// At the end: credits against replayed windows.
