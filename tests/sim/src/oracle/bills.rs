@@ -242,7 +242,7 @@ impl Oracle {
             pair.is_some_and(|(controller, instant)| cut.nanos() == instant.nanos() + (at - controller.nanos()))
         };
         let view = self.nodes.get(&node).cloned().unwrap_or_default();
-        let kept = view.pairs_before_crash.iter().any(|pair| maps(Some(*pair)));
+        let kept = view.pairs_before_crash.iter().chain(&view.pairs_of_former).any(|pair| maps(Some(*pair)));
         if !maps(view.pair) && !maps(view.pair_before) && !kept {
             self.fail(now, format!("the cut of {} is not this instant on the clock of {node}", row.id));
         }

@@ -61,6 +61,8 @@ pub(crate) struct NodeView {
     pub(crate) pair_before: Option<(Timestamp, NodeInstant)>,
     /// Those before the controller's last crash: which of them its rows kept is its own affair.
     pub(crate) pairs_before_crash: Vec<(Timestamp, NodeInstant)>,
+    /// Those of the stream before: a hello of another boot is also the end of what ran in the former one.
+    pub(crate) pairs_of_former: Vec<(Timestamp, NodeInstant)>,
     /// Those since.
     pub(crate) pairs: Vec<(Timestamp, NodeInstant)>,
     pub(crate) settled: u64,
@@ -223,8 +225,9 @@ impl Oracle {
                 if let Ok(answer) = answer {
                     view.generation = answer.generation;
                     view.pair = Some((at, *clock));
-                    view.pairs_before_crash.clear();
-                    view.pairs.clear();
+                    let since = std::mem::take(&mut view.pairs);
+                    view.pairs_of_former = std::mem::take(&mut view.pairs_before_crash);
+                    view.pairs_of_former.extend(since);
                     view.pairs.push((at, *clock));
                     view.heard = now;
                 }
