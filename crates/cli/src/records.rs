@@ -42,6 +42,11 @@ impl Decoder {
         }
         out
     }
+
+    /// What is left when the log ends without a newline.
+    pub(crate) fn finish(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.line)
+    }
 }
 
 fn show(line: &[u8], out: &mut Vec<u8>) {

@@ -141,8 +141,18 @@ impl Sim {
         match message {
             ToHost::Welcome { generation, settled } => {
                 open.generation = Some(generation);
-                open.shipped = settled;
-                self.settle_journal(host, settled);
+                // Some nodes take only an acknowledgement for one, and send again what was settled without.
+                let trusts = self.dice.chance(700);
+                let first = self.hosts[host].journal.first().map_or(settled, |record| record.journal - 1);
+                if let Some(open) = self.hosts[host].stream.as_mut() {
+                    open.shipped = if trusts { settled } else { settled.min(first) };
+                }
+                if trusts {
+                    self.settle_journal(host, settled);
+                } else {
+                    let row = &mut self.hosts[host];
+                    row.next_journal = row.next_journal.max(settled + 1);
+                }
                 self.tell_all(host);
                 self.ship(host);
             }

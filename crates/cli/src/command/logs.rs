@@ -112,7 +112,11 @@ async fn pass_on(at: &Invocation, tail: &mut Tail, follow: Follow) -> Result<Res
     loop {
         let part = match stream.message().await {
             Ok(Some(part)) => part,
-            Ok(None) => return Ok(Ok(())),
+            Ok(None) => {
+                let rest = tail.decoder.finish();
+                at.console.bytes(&rest)?;
+                return Ok(Ok(()));
+            }
             Err(status) => return Ok(Err(status)),
         };
         if part.offset > tail.offset {

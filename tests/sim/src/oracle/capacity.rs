@@ -120,6 +120,9 @@ impl Oracle {
             if amounts.len() != wanted || amounts.iter().any(|amount| Some(amount) != amounts.first()) {
                 self.fail(now, format!("{} holds {amounts:?} in {wanted} accounts", attempt.id));
             }
+            if attempt.goal != Goal::Prepare {
+                self.placed_to_run.insert(attempt.id);
+            }
             if attempt.goal != Goal::Prepare && !self.quotas_moved.contains(&tenant) {
                 self.check_quota(now, tenant, &attempt, rows);
             }
@@ -140,12 +143,13 @@ impl Oracle {
         let fresh: i64 = leases.map(|lease| i64::from(lease.resources.milli.get())).sum();
         let ended = |id| {
             let now = rows.attempts.iter().find(|row| row.id == id);
-            now.or(self.attempts.get(&id)).is_none_or(|row| row.state == AttemptState::Ended || row.quota.is_none())
+            now.or(self.attempts.get(&id)).is_none_or(|row| row.state == AttemptState::Ended)
         };
         let others = self.bills.values().filter(|bill| {
             bill.row.tenant == tenant
                 && bill.row.resources.class == class
                 && bill.key.attempt != placed.id
+                && self.placed_to_run.contains(&bill.key.attempt)
                 && !ended(bill.key.attempt)
         });
         let others: i64 = others.map(|bill| i64::from(bill.row.resources.milli.get())).sum();

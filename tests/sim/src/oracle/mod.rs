@@ -9,7 +9,7 @@ mod lineage;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sluice_lifecycle::model::{Attempt, Counters};
+use sluice_lifecycle::model::{Attempt, AttemptState, Counters};
 use sluice_lifecycle::{Answer, Command, NodeReport, Refusal, Rows, State, UserCommand, WindowReport};
 use sluice_plan::World;
 use sluice_types::{
@@ -61,7 +61,7 @@ pub(crate) struct NodeView {
     pub(crate) pair_before: Option<(Timestamp, NodeInstant)>,
     /// Those before the controller's last crash: which of them its rows kept is its own affair.
     pub(crate) pairs_before_crash: Vec<(Timestamp, NodeInstant)>,
-    /// Those of the stream before: a hello of another boot is also the end of what ran in the former one.
+    /// Those of streams before: a hello of another boot is also the end of what ran in the former one.
     pub(crate) pairs_of_former: Vec<(Timestamp, NodeInstant)>,
     /// Those since.
     pub(crate) pairs: Vec<(Timestamp, NodeInstant)>,
@@ -87,6 +87,12 @@ pub(crate) struct Oracle {
     budgets: Vec<TenantId>,
     acknowledged: BTreeMap<JobId, usize>,
     counted: Counters,
+    /// Reports of which only the writer knows whether they were stale.
+    slack: u64,
+    /// Leases whose task proved its end.
+    ended: BTreeSet<LeaseId>,
+    /// Attempts that were placed to run, not to take over.
+    pub(crate) placed_to_run: BTreeSet<AttemptId>,
     journals: BTreeMap<NodeId, u64>,
     capacity: capacity::Capacity,
     /// Figures for the report.
@@ -226,7 +232,7 @@ impl Oracle {
                     view.generation = answer.generation;
                     view.pair = Some((at, *clock));
                     let since = std::mem::take(&mut view.pairs);
-                    view.pairs_of_former = std::mem::take(&mut view.pairs_before_crash);
+                    view.pairs_of_former.append(&mut view.pairs_before_crash);
                     view.pairs_of_former.extend(since);
                     view.pairs.push((at, *clock));
                     view.heard = now;
@@ -246,6 +252,14 @@ impl Oracle {
                     view.pairs.push((at, *clock));
                     view.heard = now;
                 }
+                NodeReport::Ended { key, .. } if self.first_end(key, answer) => {
+                    let fenced = |row: &Attempt| row.state == AttemptState::Ended;
+                    if self.attempts.get(&key.attempt).is_some_and(fenced) {
+                        self.counted.stale_results += 1;
+                    } else if rows.attempts.iter().any(|row| row.id == key.attempt && fenced(row)) {
+                        self.slack += 1; // fenced in this very commit, before or behind the report
+                    }
+                }
                 NodeReport::Windows(records) => {
                     for record in records {
                         self.window(now, *node, record, rows);
@@ -256,9 +270,21 @@ impl Oracle {
         }
     }
 
+    /// The first proof that a task has ended, of a lease that the writer knows.
+    fn first_end(&mut self, key: &sluice_lifecycle::TaskKey, answer: &Result<Answer, Refusal>) -> bool {
+        let known = self.bills.get(&key.lease).is_some_and(|bill| bill.key == *key);
+        known && answer.as_ref().is_ok_and(|answer| answer.release.is_empty()) && self.ended.insert(key.lease)
+    }
+
     fn check_counters(&mut self, now: u64, rows: &Rows) {
         let Some(told) = rows.counters else { return };
         let mine = self.counted;
+        let most = mine.stale_results + std::mem::take(&mut self.slack);
+        if !(mine.stale_results..=most).contains(&told.stale_results) {
+            let seen = mine.stale_results;
+            self.fail(now, format!("{} stale results are counted, {seen} were seen", told.stale_results));
+        }
+        self.counted.stale_results = told.stale_results;
         let pairs = [
             ("stale streams", told.stale_streams, mine.stale_streams),
             ("refused windows", told.refused_windows, mine.refused_windows),
