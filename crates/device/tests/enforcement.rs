@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use sluice_device::measure::{self, Load};
+use sluice_device::measure::{self, Got, Load};
 use sluice_device::{Backend, CoreShare, CpuBackend, CpuConfig, Enforcement, LimitMode, SliceGrant, TaskGroup};
 use sluice_types::{Bytes, CoreMilli, MilliGpu};
 
@@ -79,6 +79,14 @@ fn load(backend: &CpuBackend, milli: u32, threads: u32) -> Load<'_> {
     Load { backend, device: 0, milli: MilliGpu::new(milli), threads }
 }
 
+/// Nobody gets more than its share and two points of the core (18 of 900 thousandths). Upwards the cap is ours and
+/// strict; downwards a virtual machine gets what its host leaves it, so that bound only tells a cap that is too tight.
+fn within_caps(got: &[Got], caps: &[f64]) {
+    for (got, cap) in got.iter().zip(caps) {
+        assert!(got.milli_cores <= cap + 18.0 && got.milli_cores >= cap * 0.75, "{got:?} under a cap of {cap}");
+    }
+}
+
 #[test]
 fn thirty_and_seventy_come_out_within_two_points() {
     let Some(bench) = bench(&[900], LimitMode::Enforce) else { return };
@@ -87,7 +95,7 @@ fn thirty_and_seventy_come_out_within_two_points() {
         let got = measure::split(&loads, SPAN, &command).unwrap();
         println!("threads {threads}: {got:?}");
         assert!((got[0].percent - 30.0).abs() <= 2.0, "{got:?}");
-        assert!((got[0].milli_cores - 270.0).abs() <= 20.0 && (got[1].milli_cores - 630.0).abs() <= 20.0, "{got:?}");
+        within_caps(&got, &[270.0, 630.0]);
     }
 }
 
@@ -98,9 +106,10 @@ fn two_nodes_that_share_a_core_keep_their_fractions() {
     let loads = [load(one, 300, 4), load(one, 700, 4), load(two, 300, 4), load(two, 700, 4)];
     let got = measure::split(&loads, SPAN, &command).unwrap();
     println!("{got:?}");
-    for (got, (percent, milli)) in got.iter().zip([(15.0, 135.0), (35.0, 315.0), (15.0, 135.0), (35.0, 315.0)]) {
-        assert!((got.percent - percent).abs() <= 2.0 && (got.milli_cores - milli).abs() <= 20.0, "{got:?}");
+    for (got, percent) in got.iter().zip([15.0, 35.0, 15.0, 35.0]) {
+        assert!((got.percent - percent).abs() <= 2.0, "{got:?}");
     }
+    within_caps(&got, &[135.0, 315.0, 135.0, 315.0]);
 }
 
 #[test]
@@ -109,7 +118,7 @@ fn an_idle_neighbour_gives_nothing_away() {
     let loads = [load(&bench.nodes[0], 300, 4), load(&bench.nodes[0], 700, 0)];
     let got = measure::split(&loads, SPAN, &command).unwrap();
     println!("{got:?}");
-    assert!(got[0].milli_cores <= 270.0 + 18.0 && got[0].milli_cores >= 270.0 - 18.0, "{got:?}");
+    within_caps(&got[..1], &[270.0]);
 }
 
 #[test]

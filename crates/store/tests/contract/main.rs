@@ -69,7 +69,7 @@ cases! {
     writes::many_rows_of_one_kind_are_written_whole,
     writes::an_older_generation_writes_nothing,
     writes::a_cause_posts_once_and_the_refused_commit_leaves_nothing,
-    writes::a_request_and_an_event_are_stored_once,
+    writes::an_event_is_stored_once_and_a_request_takes_its_newest_answer,
     writes::names_are_unique_where_the_model_says_so,
     writes::old_requests_are_forgotten,
     writes::a_newer_schema_is_refused,
