@@ -18,7 +18,8 @@ pub enum Unit {
 }
 
 /// Whose budget it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum BudgetScope {
     /// All projects of a tenant together.
     Tenant(TenantId),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use sluice_ledger::{RatingTerms, Remainder};
+use sluice_ledger::{AccountKey, BudgetScope, RatingTerms, Remainder};
 use sluice_plan::LeaseView;
 use sluice_types::{
     AttemptId, BootId, CheckpointId, Credits, DeviceRef, Digest, Generation, HoldId, IsolationClass, JobId, LeaseId,
@@ -111,6 +111,28 @@ pub struct TaskRow {
     pub end: Option<TaskEnd>,
 }
 
+/// A hold on one period of a budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetHold {
+    /// The hold.
+    pub hold: HoldId,
+    /// Whose budget.
+    pub scope: BudgetScope,
+    /// Which of its periods.
+    pub period: u64,
+    /// It promised as much as the funds did, so what it lacks is borne by the platform. A budget that was set over work
+    /// that ran already promised less: what it lacks is spent beyond it.
+    pub binding: bool,
+}
+
+impl BudgetHold {
+    /// The account it holds from.
+    #[must_use]
+    pub const fn account(&self) -> AccountKey {
+        AccountKey::Budget(self.scope, self.period)
+    }
+}
+
 /// One try to run a job.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
@@ -136,8 +158,8 @@ pub struct Attempt {
     pub resume: Option<CheckpointId>,
     /// The hold on the tenant's funds.
     pub funds: HoldId,
-    /// Holds on budgets.
-    pub budgets: Vec<HoldId>,
+    /// Holds on budgets, at most one per scope.
+    pub budgets: Vec<BudgetHold>,
     /// Hold on the tenant's quota.
     pub quota: Option<HoldId>,
     /// The holds are closed.

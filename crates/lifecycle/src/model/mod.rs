@@ -8,11 +8,11 @@ mod people;
 mod spec;
 
 pub use attempt::{
-    Attempt, AttemptState, Checkpoint, CheckpointPart, Goal, Lease, LeaseState, Migration, MigrationCause,
+    Attempt, AttemptState, BudgetHold, Checkpoint, CheckpointPart, Goal, Lease, LeaseState, Migration, MigrationCause,
     MigrationPhase, Order, OrderKind, TaskEnd, TaskRow, TaskState,
 };
 pub use fleet::{ClockPair, Device, JoinKind, JoinToken, Node, NodeState, Site};
 pub use job::{Event, Job, JobState};
-pub use money::{Budget, BudgetPolicy, Counters, Request, RequestKey, RequestOutcome, Window};
+pub use money::{Budget, BudgetPolicy, BudgetShare, Counters, Request, RequestKey, RequestOutcome, Window};
 pub use people::{Key, Project, Role, Secret, Tenant};
 pub use spec::{BlobRef, Capture, CheckpointPolicy, Completion, JobSpec, RetryPolicy, SecretRef, WatchSignal};

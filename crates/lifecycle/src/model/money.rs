@@ -7,6 +7,19 @@ use sluice_types::{
     Timestamp,
 };
 
+/// What a window took from one period of a budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BudgetShare {
+    /// Whose budget.
+    pub scope: BudgetScope,
+    /// Which of its periods.
+    pub period: u64,
+    /// From what was held of it.
+    pub held: Credits,
+    /// Beyond it.
+    pub over: Credits,
+}
+
 /// One metered window of one lease, as posted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Window {
@@ -40,6 +53,8 @@ pub struct Window {
     pub last_step: u64,
     /// Billed.
     pub amount: Credits,
+    /// What it took from budgets, so that a credit goes back to where it came from.
+    pub budgets: Vec<BudgetShare>,
     /// Credited back.
     pub credited: Credits,
     /// Nothing was measured between the window before and this one's begin: billed zero.

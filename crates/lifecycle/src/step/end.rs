@@ -253,7 +253,7 @@ impl Step<'_> {
             let most = quote(&lease.terms, open).unwrap_or(Credits::ZERO);
             keep = keep.checked_add(most).unwrap_or(keep);
         }
-        for hold in std::iter::once(row.funds).chain(row.budgets) {
+        for hold in std::iter::once(row.funds).chain(row.budgets.iter().map(|budget| budget.hold)) {
             let remaining = self.state.books.hold(hold).map_or(0, |row| row.remaining);
             let back = remaining - keep.units().min(remaining);
             if back > 0 {
@@ -293,7 +293,8 @@ impl Step<'_> {
         if row.settled || row.state != AttemptState::Ended || !row.tasks.iter().all(|task| settled(&task.lease)) {
             return;
         }
-        for hold in std::iter::once(row.funds).chain(row.budgets).chain(row.quota) {
+        let budgets = row.budgets.iter().map(|budget| budget.hold);
+        for hold in std::iter::once(row.funds).chain(budgets).chain(row.quota) {
             self.void_hold(hold, format!("void/{hold}"));
         }
         if let Some(row) = self.state.attempts.get_mut(&id) {

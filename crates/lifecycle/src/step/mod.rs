@@ -4,6 +4,7 @@
 //! transaction before anybody outside learns of them; if that fails the working set is dropped and loaded again.
 //! Every command either does all of its changes or, refused, none.
 
+mod budget;
 mod end;
 mod fleet;
 mod jobs;

@@ -1,15 +1,14 @@
-//! Deposits, credit lines, prices, quotas and budgets.
+//! Deposits, credit lines, prices and quotas.
 
-use sluice_ledger::{AccountKey, LedgerError, Price, PriceBook};
-use sluice_types::{Credits, DeviceClassName, PriceVersion, ProjectId, Reason, TenantId};
+use sluice_ledger::{AccountKey, Price, PriceBook};
+use sluice_types::{Credits, DeviceClassName, PriceVersion, Reason, TenantId};
 
 use super::{Step, money_refusal};
 use crate::command::{Answer, Refusal};
-use crate::model::{Budget, BudgetPolicy};
 
 const MAX_PRICES: usize = 1000;
 /// Ten million of the currency in one deposit, line or budget: more is a slip, and the bound keeps every sum in range.
-const MAX_AMOUNT: Credits = Credits::new(10_000_000 * Credits::PER_UNIT);
+pub(super) const MAX_AMOUNT: Credits = Credits::new(10_000_000 * Credits::PER_UNIT);
 
 impl Step<'_> {
     pub(super) fn deposit(&mut self, tenant: TenantId, amount: Credits, note: &str) -> Result<Answer, Refusal> {
@@ -83,77 +82,5 @@ impl Step<'_> {
         };
         self.transfer(sides, change.abs(), cause).map_err(|error| money_refusal(&error))?;
         Ok(Answer { object: tenant.to_string(), ..Answer::default() })
-    }
-
-    pub(super) fn set_budget(
-        &mut self,
-        tenant: TenantId,
-        project: Option<ProjectId>,
-        amount: Credits,
-        period_seconds: u64,
-        policy: BudgetPolicy,
-    ) -> Result<Answer, Refusal> {
-        self.known_tenant(tenant)?;
-        let belongs = |id: ProjectId| self.state.projects.get(&id).is_some_and(|row| row.tenant == tenant);
-        if project.is_some_and(|id| !belongs(id)) {
-            return Err(Refusal::not_found("project"));
-        }
-        if amount < Credits::ZERO || amount > MAX_AMOUNT {
-            return Err(Refusal::field("amount_credits", "a budget is 0 to 10000000 of the currency"));
-        }
-        if (1..60).contains(&period_seconds) {
-            return Err(Refusal::field("period_seconds", "a period is 0 (for ever) or at least 60 seconds"));
-        }
-        let scope = project.map_or_else(|| tenant.to_string(), |id| id.to_string());
-        let budget = Budget { scope: scope.clone(), tenant, project, amount, period_seconds, policy };
-        self.adjust_budget(&budget).map_err(|error| money_refusal(&error))?;
-        self.state.budgets.insert(scope.clone(), budget);
-        self.mark_pending();
-        Ok(Answer { object: scope, ..Answer::default() })
-    }
-
-    /// Brings what is left in the current period to the budget's amount less what is spent or promised of it.
-    fn adjust_budget(&mut self, budget: &Budget) -> Result<(), LedgerError> {
-        let scope = budget.ledger_scope();
-        let account = AccountKey::Budget(scope, budget.period(self.now));
-        let standing = self.state.books.account(&account);
-        let used = standing.debits_pending + self.spent_of(&account);
-        let wanted = (budget.amount.units() - used).max(0);
-        let change = wanted - standing.available();
-        let cause = format!("budget/{scope}/set/{}", self.id());
-        let sides = match change >= 0 {
-            true => (AccountKey::Grants, account),
-            false => (account, AccountKey::Grants),
-        };
-        self.transfer(sides, change.abs(), cause)
-    }
-
-    fn spent_of(&self, account: &AccountKey) -> i64 {
-        match account {
-            AccountKey::Budget(scope, period) => {
-                self.state.books.account(&AccountKey::Spent(*scope, *period)).balance()
-            }
-            _ => 0,
-        }
-    }
-
-    /// Grants every budget its amount for a period that just began. Called by the tick; a job admitted before the
-    /// first tick of a period simply waits for it.
-    pub(super) fn grant_budgets(&mut self) {
-        let budgets: Vec<_> = self.state.budgets.values().cloned().collect();
-        let mut granted = false;
-        for budget in budgets {
-            let scope = budget.ledger_scope();
-            let account = AccountKey::Budget(scope, budget.period(self.now));
-            if self.state.books.knows(&account) {
-                continue;
-            }
-            let cause = format!("budget/{scope}/{}", budget.period(self.now));
-            // Refused only where the sum of all grants leaves the ledger's range; the budget is then not refilled.
-            granted |= self.transfer((AccountKey::Grants, account), budget.amount.units(), cause).is_ok();
-        }
-        if granted {
-            self.mark_pending();
-        }
     }
 }

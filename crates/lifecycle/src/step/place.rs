@@ -11,7 +11,8 @@ use sluice_types::{
 use super::Step;
 use crate::command::{Answer, Refusal};
 use crate::model::{
-    Attempt, AttemptState, Goal, Job, JobState, Lease, LeaseState, MigrationCause, MigrationPhase, TaskRow, TaskState,
+    Attempt, AttemptState, BudgetHold, Goal, Job, JobState, Lease, LeaseState, MigrationCause, MigrationPhase, TaskRow,
+    TaskState,
 };
 use crate::state::Happened;
 
@@ -73,11 +74,11 @@ impl Step<'_> {
         let terms = self.terms(job, placement)?;
         let quoted = terms.iter().map(|terms| quote(terms, wanted.hold_time).ok()).sum::<Option<Credits>>()?;
         let books = &self.state.books;
-        // As the scheduler counts: nothing can always be promised, and a budget whose period has no account yet does not
-        // bind.
+        // As the scheduler counts: nothing can always be promised. A period that has no account yet waits for the tick that
+        // grants it.
         let available = |key: &AccountKey| quoted.units() <= books.available(key).max(0);
-        let budgets: Vec<_> = wanted.budgets.into_iter().filter(|key| books.knows(key)).collect();
-        if !available(&AccountKey::Funds(job.tenant)) || !budgets.iter().all(available) {
+        let budgets = wanted.budgets;
+        if !available(&AccountKey::Funds(job.tenant)) || !budgets.iter().all(|key| books.knows(key) && available(key)) {
             return None;
         }
         let quota = self.quota(job, wanted.purpose)?;
@@ -251,7 +252,7 @@ impl Step<'_> {
         attempt: AttemptId,
         placement: &Placement,
         accepted: &Accepted,
-    ) -> Option<(HoldId, Vec<HoldId>, Option<HoldId>)> {
+    ) -> Option<(HoldId, Vec<BudgetHold>, Option<HoldId>)> {
         let amount = accepted.money.units();
         let sides = (AccountKey::Funds(accepted.job.tenant), AccountKey::Revenue(placement.site));
         let mut wanted = vec![(sides, amount, format!("hold/{attempt}"))];
@@ -275,7 +276,13 @@ impl Step<'_> {
         }
         let quota = holds.split_off(money).pop();
         let funds = holds.remove(0);
-        Some((funds, holds, quota))
+        let budgets = accepted.budgets.iter().zip(holds).filter_map(|(key, hold)| match *key {
+            AccountKey::Budget(scope, period) => {
+                Some(BudgetHold { hold, scope, period, binding: self.is_strict(scope) })
+            }
+            _ => None,
+        });
+        Some((funds, budgets.collect(), quota))
     }
 
     #[allow(clippy::too_many_arguments)]

@@ -1,11 +1,11 @@
 //! Metered windows become money, once; what the platform caused is credited back.
 
-use sluice_ledger::{AccountKey, quote, rate_window};
+use sluice_ledger::{AccountKey, rate_window};
 use sluice_types::{AttemptId, Credits, JobId, LeaseId, NodeId, Reason};
 
 use super::Step;
 use crate::command::WindowReport;
-use crate::model::{AttemptState, BudgetPolicy, Checkpoint, JobState, Lease, OrderKind, Window};
+use crate::model::{AttemptState, BudgetHold, BudgetShare, Checkpoint, Goal, JobState, Lease, OrderKind, Window};
 use crate::state::Happened;
 
 /// What becomes of a journal record.
@@ -75,7 +75,7 @@ impl Step<'_> {
         let Ok(rated) = rate_window(&lease.terms, wall, lease.remainder) else {
             return self.state.count(|counters| &mut counters.conflicting_windows);
         };
-        let posted = self.post_money(&lease, record.sequence, rated.amount);
+        let (posted, budgets) = self.post_money(&lease, record.sequence, rated.amount);
         let first = lease.boot.0.is_empty();
         let gap = if first { sluice_types::Nanos::ZERO } else { record.start.since(lease.cursor) };
         let uncollected = rated.amount.checked_sub(posted).unwrap_or(Credits::ZERO);
@@ -96,7 +96,7 @@ impl Step<'_> {
             }
         }
         let gap_before = gap != sluice_types::Nanos::ZERO || record.sequence > lease.next_window;
-        let window = self.window_row(node, &lease, record, posted, gap_before);
+        let window = self.window_row(node, &lease, record, (posted, budgets), gap_before);
         self.state.windows.insert((lease.id, record.sequence), window);
         self.credit_at_once(&lease, record);
         self.renew(lease.attempt);
@@ -107,7 +107,7 @@ impl Step<'_> {
         node: NodeId,
         lease: &Lease,
         record: &WindowReport,
-        amount: Credits,
+        (amount, budgets): (Credits, Vec<BudgetShare>),
         gap_before: bool,
     ) -> Window {
         Window {
@@ -126,6 +126,7 @@ impl Step<'_> {
             memory_byte_seconds: record.memory_byte_seconds,
             last_step: record.last_step,
             amount,
+            budgets,
             credited: Credits::ZERO,
             gap_before,
             advisory: record.advisory,
@@ -133,22 +134,36 @@ impl Step<'_> {
         }
     }
 
-    /// Posts from the holds, never more than they have: what is beyond was never promised, so the platform bears it.
-    fn post_money(&mut self, lease: &Lease, sequence: u64, amount: Credits) -> Credits {
-        let Some(attempt) = self.state.attempts.get(&lease.attempt).cloned() else { return Credits::ZERO };
+    /// Posts from the holds, never more than was promised: what is beyond is borne by the platform.
+    fn post_money(&mut self, lease: &Lease, sequence: u64, amount: Credits) -> (Credits, Vec<BudgetShare>) {
+        let Some(attempt) = self.state.attempts.get(&lease.attempt).cloned() else {
+            return (Credits::ZERO, Vec::new());
+        };
         let why = "invariant: no more is posted than remains";
         let remaining = |step: &Self, hold| step.state.books.hold(hold).map_or(0, |row| row.remaining);
-        let posted = amount.units().min(remaining(self, attempt.funds));
-        if posted > 0 {
-            self.post_hold(attempt.funds, posted, format!("window/{}/{sequence}", lease.id)).expect(why);
+        let binding = attempt.budgets.iter().filter(|budget| budget.binding && self.is_strict(budget.scope));
+        let promised = binding.map(|budget| remaining(self, budget.hold)).min().unwrap_or(i64::MAX);
+        let posted = amount.units().min(remaining(self, attempt.funds)).min(promised);
+        if posted == 0 {
+            return (Credits::ZERO, Vec::new());
         }
-        for hold in attempt.budgets {
-            let part = posted.min(remaining(self, hold));
-            if part > 0 {
-                self.post_hold(hold, part, format!("window/{}/{sequence}/{hold}", lease.id)).expect(why);
+        let cause = format!("window/{}/{sequence}", lease.id);
+        self.post_hold(attempt.funds, posted, cause.clone()).expect(why);
+        let mut shares = Vec::with_capacity(attempt.budgets.len());
+        for BudgetHold { hold, scope, period, .. } in attempt.budgets {
+            let held = posted.min(remaining(self, hold));
+            if held > 0 {
+                self.post_hold(hold, held, format!("{cause}/{scope}")).expect(why);
             }
+            let mut over = posted - held;
+            let sides = (AccountKey::Grants, AccountKey::Spent(scope, period));
+            if over > 0 && self.transfer(sides, over, format!("{cause}/{scope}/over")).is_err() {
+                // Only a sum out of the ledger's range is refused; the budget then shows less than was spent.
+                over = 0;
+            }
+            shares.push(BudgetShare { scope, period, held: Credits::new(held), over: Credits::new(over) });
         }
-        Credits::new(posted)
+        (Credits::new(posted), shares)
     }
 
     /// A window of work that is known to be lost, or of a preparation that the platform wanted.
@@ -188,12 +203,8 @@ impl Step<'_> {
             // Out of the ledger's range: the window stays uncredited and visible as such.
             return;
         }
-        for key in self.state.budget_accounts(window.tenant, window.project, self.now) {
-            let AccountKey::Budget(scope, period) = key else { continue };
-            let sides = (AccountKey::Spent(scope, period), key);
-            let cause = format!("credit/{lease}/{sequence}/{scope}");
-            // Only a sum out of the ledger's range is refused; the money itself was credited above.
-            let _ = self.transfer(sides, units, cause);
+        for share in window.budgets {
+            self.credit_budget(&share, &format!("credit/{lease}/{sequence}"));
         }
         if let Some(row) = self.state.windows.get_mut(&(lease, sequence)) {
             row.credited = window.amount;
@@ -261,77 +272,16 @@ impl Step<'_> {
         windows.into_iter().for_each(|sequence| self.credit_window(id, sequence));
     }
 
-    /// A job without a run limit holds some windows ahead. What cannot be promised any more must not be run: with two
-    /// windows left it is told to stop at a checkpoint.
-    fn renew(&mut self, id: AttemptId) {
-        let Some(attempt) = self.state.attempts.get(&id).filter(|row| row.state != AttemptState::Ended) else { return };
-        let Some(job) = self.state.jobs.get(&attempt.job) else { return };
-        let prepares = self.open_migration(job.id).is_some_and(|row| row.target == Some(id));
-        if attempt.run_limit.is_some() || attempt.order.is_some() || !(prepares || job.current == Some(id)) {
-            return;
-        }
-        let (attempt, job) = (attempt.clone(), job.clone());
-        let window = self.state.settings.window;
-        let leases = attempt.tasks.iter().filter_map(|task| self.state.leases.get(&task.lease));
-        let cost: i64 = leases.filter_map(|row| quote(&row.terms, window).ok()).map(Credits::units).sum();
-        let remaining = self.state.books.hold(attempt.funds).map_or(0, |row| row.remaining);
-        let full = cost.saturating_mul(i64::from(self.state.settings.hold_windows));
-        if remaining >= full - cost {
-            return;
-        }
-        let wanted = full - remaining;
-        let given = self.extend_all(&attempt.funds, &attempt.budgets, &job, wanted);
-        if given < wanted && !prepares && remaining + given < cost.saturating_mul(3) {
-            self.suspend_for_money(&job, id);
-        }
-    }
-
-    /// Extends the hold on funds and those on budgets that may stop a running job, by as much as all of them cover.
-    fn extend_all(
-        &mut self,
-        funds: &sluice_types::HoldId,
-        budgets: &[sluice_types::HoldId],
-        job: &crate::model::Job,
-        wanted: i64,
-    ) -> i64 {
-        let strict = |scope: &str| {
-            self.state.budgets.get(&scope.to_owned()).is_some_and(|row| row.policy == BudgetPolicy::Suspend)
-        };
-        let mut holds = vec![*funds];
-        for hold in budgets {
-            let debit = self.state.books.hold(*hold).map(|row| row.debit.clone());
-            if let Some(AccountKey::Budget(scope, _)) = debit
-                && strict(&scope.to_string())
-            {
-                holds.push(*hold);
-            }
-        }
-        let room = |hold: &sluice_types::HoldId| {
-            self.state.books.hold(*hold).map_or(0, |row| self.state.books.available(&row.debit))
-        };
-        let given = holds.iter().map(room).min().unwrap_or(0).clamp(0, wanted);
-        if given > 0 {
-            for hold in holds {
-                let cause = format!("renew/{}/{hold}/{}", job.id, self.id());
-                if self.extend_hold(hold, given, cause).is_err() {
-                    return 0;
-                }
-            }
-        }
-        given
-    }
-
-    fn suspend_for_money(&mut self, job: &crate::model::Job, attempt: AttemptId) {
-        if job.state != JobState::Running {
-            return;
-        }
+    /// Tells a running job to stop at a checkpoint because what comes next cannot be promised.
+    pub(super) fn suspend_for_money(&mut self, id: JobId, attempt: AttemptId) {
+        let Some(job) = self.state.jobs.get(&id).filter(|job| job.state == JobState::Running) else { return };
         let reason = Some(Reason::SuspendedForMoney);
         match job.spec.checkpoint.is_some() {
             true => self.order(attempt, OrderKind::SuspendForMoney),
-            false => self.set_goal(attempt, crate::model::Goal::Stop, None),
+            false => self.set_goal(attempt, Goal::Stop, None),
         }
         let message = Reason::SuspendedForMoney.remedy().to_owned();
         let what = Happened::new("Suspending", message.clone(), "controller").because(reason);
-        self.set_state(job.id, JobState::Suspending, reason, message, what);
+        self.set_state(id, JobState::Suspending, reason, message, what);
     }
 }

@@ -304,6 +304,7 @@ impl Sample {
             memory_byte_seconds: 1 << 33,
             last_step: sequence * 3,
             amount: Credits::new(125),
+            budgets: Vec::new(),
             credited: Credits::ZERO,
             gap_before: sequence == 0,
             advisory: false,
