@@ -1,12 +1,12 @@
 //! What every request needs to know of committed rows: who there is and what they are called.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 
 use sluice_lifecycle::model::{Key, Lease, LeaseState, Node, Project, Site, Tenant};
 use sluice_lifecycle::{Rows, State};
 use sluice_proto::convert::SiteNames;
-use sluice_types::{KeyId, LeaseId, Name, NodeId, ProjectId, SiteId, TenantId};
+use sluice_types::{Digest, KeyId, LeaseId, Name, NodeId, ProjectId, SiteId, TenantId};
 
 /// Committed tenants, projects, keys, sites and nodes. Written by the publisher alone.
 #[derive(Debug, Default)]
@@ -23,6 +23,8 @@ pub(crate) struct Inner {
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     /// Leases whose slice is not free yet, by node.
     pub(crate) held: BTreeMap<NodeId, BTreeMap<LeaseId, Lease>>,
+    /// Uploads that are kept, also those under way.
+    uploads: BTreeSet<(Digest, ProjectId)>,
 }
 
 impl Directory {
@@ -35,6 +37,7 @@ impl Directory {
             sites: state.sites().map(|row| (row.id, row.clone())).collect(),
             nodes: state.nodes().map(|row| (row.id, row.clone())).collect(),
             held: BTreeMap::new(),
+            uploads: state.uploads().map(|row| (row.digest, row.project)).collect(),
         };
         state.leases().for_each(|lease| inner.hold(lease));
     }
@@ -45,7 +48,8 @@ impl Directory {
             && rows.keys.is_empty()
             && rows.sites.is_empty()
             && rows.nodes.is_empty()
-            && rows.leases.is_empty();
+            && rows.leases.is_empty()
+            && rows.uploads.is_empty();
         if nothing {
             return;
         }
@@ -56,6 +60,12 @@ impl Directory {
         inner.sites.extend(rows.sites.iter().map(|row| (row.id, row.clone())));
         inner.nodes.extend(rows.nodes.iter().map(|row| (row.id, row.clone())));
         rows.leases.iter().for_each(|lease| inner.hold(lease));
+        for row in &rows.uploads {
+            match row.deleted {
+                true => inner.uploads.remove(&(row.digest, row.project)),
+                false => inner.uploads.insert((row.digest, row.project)),
+            };
+        }
     }
 
     /// A look inside; never hold it across an await.
@@ -71,6 +81,12 @@ impl Inner {
             LeaseState::Held | LeaseState::Ending => drop(here.insert(lease.id, lease.clone())),
             LeaseState::Freed | LeaseState::Settled => drop(here.remove(&lease.id)),
         }
+    }
+
+    /// Some project keeps this content.
+    pub(crate) fn keeps_upload(&self, digest: Digest) -> bool {
+        let first = (digest, ProjectId::from_raw(0));
+        self.uploads.range(first..).next().is_some_and(|(kept, _)| *kept == digest)
     }
 
     pub(crate) fn tenant_named(&self, name: &Name) -> Option<&Tenant> {

@@ -14,6 +14,7 @@ mod authz;
 mod clock;
 mod directory;
 mod error;
+mod janitor;
 mod link;
 mod logs;
 mod metrics;

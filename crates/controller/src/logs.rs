@@ -101,6 +101,18 @@ impl LogStore {
         Ok(Bytes::new())
     }
 
+    /// Jobs that have logs, in no order.
+    pub(crate) fn jobs(&self) -> std::io::Result<Vec<JobId>> {
+        let folder = std::fs::read_dir(&self.folder)?;
+        Ok(folder.filter_map(|entry| entry.ok()?.file_name().into_string().ok()?.parse().ok()).collect())
+    }
+
+    /// Deletes all logs of a job.
+    pub(crate) fn remove(&self, job: JobId) -> std::io::Result<()> {
+        let _one = self.write.lock().unwrap_or_else(PoisonError::into_inner);
+        std::fs::remove_dir_all(self.folder.join(job.to_string()))
+    }
+
     /// Jobs whose logs grow, from now on.
     pub(crate) fn changes(&self) -> broadcast::Receiver<JobId> {
         self.changes.subscribe()

@@ -17,6 +17,9 @@ use crate::secrets::SecretBox;
 /// The port of rank 0 in a gang: the first of a range that the system keeps for jobs.
 const RENDEZVOUS_PORT: u16 = 29_400;
 
+/// Manifests that one vault is told to forget at once.
+const FORGET_AT_ONCE: usize = 256;
+
 /// Tells scheduler, nodes, vaults and watchers what is committed. Never waits for any of them.
 pub(crate) struct Publisher {
     pub(crate) directory: Arc<Directory>,
@@ -32,7 +35,7 @@ impl Publisher {
         self.directory.load(state);
         self.planner.committed(state.world(now), Vec::new());
         self.events.send_replace(state.last_event());
-        self.copies(state);
+        self.copies(state, now);
     }
 
     /// The directory has the rows already: see [`crate::writer`].
@@ -47,7 +50,7 @@ impl Publisher {
             self.refresh(state, node, now);
         }
         if !(rows.checkpoints.is_empty() && rows.migrations.is_empty() && rows.sites.is_empty()) {
-            self.copies(state);
+            self.copies(state, now);
         }
         if let Some(event) = rows.events.last() {
             self.events.send_replace(event.sequence);
@@ -64,10 +67,13 @@ impl Publisher {
         self.hub.desired(node, v1::Desired { full: true, assignments });
     }
 
-    /// Everything that vaults should copy.
-    pub(crate) fn copies(&self, state: &State) {
+    /// Everything that vaults should copy, and what they may delete.
+    pub(crate) fn copies(&self, state: &State, now: Timestamp) {
         if self.hub.has_vaults() {
             self.hub.copies(state.copies(), &self.directory);
+        }
+        for site in self.hub.vault_sites() {
+            self.hub.forget(site, &state.discards(site, now, FORGET_AT_ONCE));
         }
     }
 

@@ -24,6 +24,7 @@ use crate::api::{Api, ApiParts};
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::ControllerError;
+use crate::janitor::Janitor;
 use crate::link::{BlobSource, Hub, IdentityApi, NodeApi, SiteApi};
 use crate::logs::LogStore;
 use crate::metrics::ControllerMetrics;
@@ -124,6 +125,14 @@ impl Controller {
         let (writer, writer_task, planner, events) = start_writer(&config, &shared, stop.clone()).await?;
         first_admin(&config, &writer).await?;
         let window = config.settings.window;
+        let janitor = Janitor {
+            directory: Arc::clone(&shared.directory),
+            store: Arc::clone(&shared.store),
+            uploads: shared.uploads.clone(),
+            logs: Arc::clone(&shared.logs),
+            clock: Arc::clone(&shared.clock),
+        };
+        let janitor = tokio::spawn(janitor.run(stop.clone()));
         let server = serve(&config, &shared, &writer, &planner, events, window, listener, stop.clone())?;
         Ok(Self {
             address,
@@ -132,7 +141,7 @@ impl Controller {
             metrics: shared.metrics,
             directory: shared.directory,
             stop,
-            tasks: vec![("the writer", writer_task), ("the server", server)],
+            tasks: vec![("the writer", writer_task), ("the server", server), ("the janitor", janitor)],
         })
     }
 
@@ -186,7 +195,9 @@ async fn open_uploads(config: &ControllerConfig) -> Result<BlobStore, Controller
     let folder = config.data.join("uploads");
     std::fs::create_dir_all(&folder).map_err(|source| ControllerError::File { path: folder.clone(), source })?;
     let stats = Arc::new(VaultStats::default());
-    let opened = BlobStore::open(&folder, StoreLimits::default(), stats, SystemTime::now()).await;
+    // The janitor knows what is named.
+    let limits = StoreLimits { unnamed: None, ..StoreLimits::default() };
+    let opened = BlobStore::open(&folder, limits, stats, SystemTime::now()).await;
     opened.map_err(|error| ControllerError::Uploads(error.to_string()))
 }
 

@@ -258,7 +258,7 @@ impl Writer {
             self.publisher.refresh(&self.state, node, now);
         }
         if batch.copies {
-            self.publisher.copies(&self.state);
+            self.publisher.copies(&self.state, now);
         }
         Ok(())
     }

@@ -37,6 +37,13 @@ pub enum Command {
         /// BLAKE3 of the manifest.
         manifest: Digest,
     },
+    /// The vault of a site has deleted manifests that it was told to forget.
+    Forgotten {
+        /// Which.
+        site: SiteId,
+        /// BLAKE3 of the manifests.
+        manifests: Vec<Digest>,
+    },
     /// A vault connected.
     VaultAddress {
         /// Of which site.
@@ -92,6 +99,17 @@ pub enum UserCommand {
     },
     /// Deletes a secret.
     DeleteSecret(ProjectId, Name),
+    /// Reserves room for an upload, and later says that all of it is there.
+    RecordUpload {
+        /// Whose.
+        project: ProjectId,
+        /// BLAKE3.
+        digest: Digest,
+        /// Size in bytes.
+        size: u64,
+        /// All of it is there.
+        complete: bool,
+    },
     /// Books money that came in.
     Deposit {
         /// Whose.
@@ -153,6 +171,8 @@ pub enum UserCommand {
         /// What.
         spec: Box<JobSpec>,
     },
+    /// Checks a job as a submit would, and does nothing.
+    Validate(ProjectId, Box<JobSpec>),
     /// Ends a job.
     Cancel(JobId, Option<u64>),
     /// Suspends a job.
@@ -280,7 +300,7 @@ pub struct Answer {
     pub object: String,
     /// The job as it is now, for job commands that were not replayed.
     pub job: Option<Box<Job>>,
-    /// The request was remembered: nothing was done.
+    /// The request was remembered, or the upload was there: nothing was done.
     pub replayed: bool,
     /// Tasks that the reporting node must release, because nobody knows them.
     pub release: Vec<TaskKey>,

@@ -3,8 +3,8 @@
 use sluice_ledger::{Account, Hold, PriceBook, Transfer};
 
 use crate::model::{
-    Attempt, Budget, Checkpoint, Counters, Event, Job, JoinToken, Key, Lease, Migration, Node, Project, Request,
-    Secret, Site, Tenant, Window,
+    Attempt, Budget, Checkpoint, Counters, Discard, Event, Job, JoinToken, Key, Lease, Migration, Node, Project,
+    Request, Secret, Site, Tenant, Upload, Window,
 };
 
 /// Rows to be written together or not at all. All but transfers, prices and events replace the row of the
@@ -35,6 +35,10 @@ pub struct Rows {
     pub checkpoints: Vec<Checkpoint>,
     /// Replaced by id.
     pub migrations: Vec<Migration>,
+    /// Replaced by (project, digest).
+    pub uploads: Vec<Upload>,
+    /// Replaced by (site, manifest).
+    pub discards: Vec<Discard>,
     /// Replaced by (lease, sequence): only `credited` ever changes.
     pub windows: Vec<Window>,
     /// Inserted.

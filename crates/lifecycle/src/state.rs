@@ -10,8 +10,8 @@ use sluice_types::{
 };
 
 use crate::model::{
-    Attempt, Budget, Checkpoint, Counters, Event, Job, JoinToken, Key, Lease, LeaseState, Migration, Node, NodeState,
-    Project, Request, RequestKey, Secret, Site, Tenant, Window,
+    Attempt, Budget, Checkpoint, Counters, Discard, Event, Job, JoinToken, Key, Lease, LeaseState, Migration, Node,
+    NodeState, Project, Request, RequestKey, Secret, Site, Tenant, Upload, Window,
 };
 use crate::table::Table;
 use crate::{Rows, Snapshot};
@@ -39,6 +39,16 @@ pub struct Settings {
     pub remember: Nanos,
     /// Jobs of one tenant that may wait or run.
     pub jobs_per_tenant: usize,
+    /// Uploads of one project that are kept.
+    pub uploads_per_project: usize,
+    /// Bytes of the uploads of one project.
+    pub upload_bytes_per_project: u64,
+    /// How long an upload is kept that no waiting or running job names.
+    pub keep_uploads: Nanos,
+    /// How long the last checkpoints of a job are kept after its end.
+    pub keep_checkpoints: Nanos,
+    /// How long the outputs of a job are kept after its end.
+    pub keep_outputs: Nanos,
 }
 
 impl Default for Settings {
@@ -54,6 +64,11 @@ impl Default for Settings {
             late_windows: Nanos::from_secs(24 * 3600),
             remember: Nanos::from_secs(7 * 24 * 3600),
             jobs_per_tenant: 200_000,
+            uploads_per_project: 10_000,
+            upload_bytes_per_project: 64 << 30,
+            keep_uploads: Nanos::from_secs(7 * 24 * 3600),
+            keep_checkpoints: Nanos::from_secs(7 * 24 * 3600),
+            keep_outputs: Nanos::from_secs(30 * 24 * 3600),
         }
     }
 }
@@ -75,6 +90,8 @@ pub struct State {
     pub(crate) checkpoints: Table<CheckpointId, Checkpoint>,
     pub(crate) migrations: Table<MigrationId, Migration>,
     pub(crate) windows: Table<(LeaseId, u64), Window>,
+    pub(crate) uploads: Table<(ProjectId, Digest), Upload>,
+    pub(crate) discards: Table<(SiteId, Digest), Discard>,
     pub(crate) budgets: Table<String, Budget>,
     pub(crate) books: Books,
     pub(crate) prices: Option<PriceBook>,
@@ -90,6 +107,12 @@ pub struct State {
     /// Leases on a node that are not settled.
     pub(crate) leases_on: BTreeMap<NodeId, BTreeSet<LeaseId>>,
     pub(crate) jobs_of: BTreeMap<TenantId, usize>,
+    /// Number and bytes of a project's uploads.
+    pub(crate) uploaded: BTreeMap<ProjectId, (usize, u64)>,
+    /// How many jobs in memory name an upload.
+    pub(crate) uses: BTreeMap<(ProjectId, Digest), usize>,
+    /// Discards of each site by when they are due.
+    pub(crate) due: BTreeSet<(SiteId, Timestamp, Digest)>,
     /// What the running step has produced so far.
     pub(crate) out: Output,
 }
@@ -104,6 +127,8 @@ pub(crate) struct Output {
     pub(crate) counters: bool,
     /// Jobs whose last row changed in this step, to be looked at for eviction.
     pub(crate) ended: BTreeSet<JobId>,
+    /// Checkpoints that were superseded in this step.
+    pub(crate) retired: Vec<(JobId, CheckpointId)>,
 }
 
 impl State {
@@ -132,7 +157,16 @@ impl State {
         }
         rows.tokens.into_iter().for_each(|row| state.tokens.load(row.hash, row));
         rows.budgets.into_iter().for_each(|row| state.budgets.load(row.scope.clone(), row));
+        rows.uploads.into_iter().filter(|row| !row.deleted).for_each(|row| {
+            state.count_upload(row.project, row.size);
+            state.uploads.load((row.project, row.digest), row);
+        });
+        for row in rows.discards.into_iter().filter(|row| !row.done) {
+            state.due.insert((row.site, row.due, row.manifest));
+            state.discards.load((row.site, row.manifest), row);
+        }
         for job in rows.jobs {
+            state.count_uses(&job);
             *state.jobs_of.entry(job.tenant).or_default() += 1;
             state.jobs.load(job.id, job);
         }
@@ -323,7 +357,9 @@ impl State {
     }
 
     /// Everything that the step changed, as rows; and forgets what can change no more.
-    pub(crate) fn take_rows(&mut self) -> Rows {
+    pub(crate) fn take_rows(&mut self, now: Timestamp) -> Rows {
+        let over = self.over();
+        over.iter().for_each(|job| self.leave_behind(*job, now));
         let (accounts, holds) = self.books.take_touched();
         let out = std::mem::take(&mut self.out);
         let rows = Rows {
@@ -340,6 +376,8 @@ impl State {
             checkpoints: self.checkpoints.take_dirty(),
             migrations: self.migrations.take_dirty(),
             windows: self.windows.take_dirty(),
+            uploads: self.uploads.take_dirty(),
+            discards: self.discards.take_dirty(),
             prices: out.prices,
             budgets: self.budgets.take_dirty(),
             accounts,
@@ -349,20 +387,33 @@ impl State {
             requests: out.requests,
             counters: out.counters.then_some(self.counters),
         };
-        self.forget(&out.ended);
+        for (job, checkpoint) in out.retired {
+            self.checkpoints.evict(&checkpoint);
+            if let Some(known) = self.checkpoints_of.get_mut(&job) {
+                known.remove(&checkpoint);
+            }
+        }
+        self.forget(&over);
+        self.forget_deleted(&rows);
         rows
     }
 
-    /// Drops ended jobs whose every lease is settled, with all that belongs to them: the store keeps them.
-    fn forget(&mut self, ended: &BTreeSet<JobId>) {
-        for id in ended {
-            let Some(job) = self.jobs.get(id).filter(|job| job.state.is_terminal()) else { continue };
+    /// Ended jobs whose every lease is settled: nothing of them can change any more.
+    fn over(&self) -> Vec<JobId> {
+        let settled = |attempt: &AttemptId| self.attempts.get(attempt).is_none_or(|row| row.settled);
+        let over = |id: &&JobId| {
+            self.jobs.get(id).is_some_and(|job| job.state.is_terminal())
+                && self.attempts_of.get(id).into_iter().flatten().all(settled)
+        };
+        self.out.ended.iter().filter(over).copied().collect()
+    }
+
+    /// Drops jobs with all that belongs to them: the store keeps them.
+    fn forget(&mut self, over: &[JobId]) {
+        for id in over {
+            let Some(job) = self.jobs.get(id) else { continue };
             let tenant = job.tenant;
             let attempts = self.attempts_of.get(id).cloned().unwrap_or_default();
-            let settled = |attempt: &AttemptId| self.attempts.get(attempt).is_none_or(|row| row.settled);
-            if !attempts.iter().all(settled) {
-                continue;
-            }
             for attempt in &attempts {
                 let leases: Option<Vec<_>> =
                     self.attempts.get(attempt).map(|row| row.tasks.iter().map(|task| task.lease).collect());

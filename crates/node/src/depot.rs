@@ -5,12 +5,15 @@ use std::io::Read;
 use std::path::Path;
 
 use async_trait::async_trait;
-use sluice_types::{Digest, Reason};
+use sluice_types::{AttemptId, Digest, Generation, JobId, Reason};
 use sluice_vault::archive::{self, ArchiveLimits};
-use sluice_vault::{CheckpointManifest, ClientError, Manifest, Materialised, Part, RelativePath, VaultClient};
+use sluice_vault::{
+    CheckpointManifest, ClientError, Entry, FILE_DTYPE, Manifest, Materialised, Part, RelativePath, VaultClient,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::in_one_line;
+use crate::home::StoredOutputs;
 use crate::supervisor::StagedManifest;
 
 /// Why something could not be fetched or stored.
@@ -68,6 +71,23 @@ pub struct Sealed {
     pub bytes: u64,
 }
 
+/// Whose outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutputsOwner {
+    /// Of which job.
+    pub job: JobId,
+    /// Of which try.
+    pub attempt: AttemptId,
+    /// The fence under which they were written.
+    pub generation: Generation,
+    /// The task's place in its gang.
+    pub rank: u32,
+    /// Size of the gang.
+    pub world_size: u32,
+    /// Last step told.
+    pub step: u64,
+}
+
 /// What is stored at a site, for one node of it. Every call may be dropped and made again.
 #[async_trait]
 pub trait Depot: Send + Sync + fmt::Debug {
@@ -86,8 +106,13 @@ pub trait Depot: Send + Sync + fmt::Debug {
         parent: Option<Digest>,
     ) -> Result<Sealed, DepotError>;
 
-    /// Packs and stores a folder. `None` where it is empty.
-    async fn store_folder(&self, folder: &Path, scratch: &Path) -> Result<Option<(Digest, u64)>, DepotError>;
+    /// Packs and stores the outputs of a task, and seals a manifest that keeps them. `None` where there are none.
+    async fn store_outputs(
+        &self,
+        folder: &Path,
+        scratch: &Path,
+        owner: OutputsOwner,
+    ) -> Result<Option<StoredOutputs>, DepotError>;
 }
 
 /// A [`Depot`] over the network.
@@ -158,7 +183,12 @@ impl Depot for VaultDepot {
         apart(move || async move { store_checkpoint(&client, &folder, staged, world_size, parent).await }).await
     }
 
-    async fn store_folder(&self, folder: &Path, scratch: &Path) -> Result<Option<(Digest, u64)>, DepotError> {
+    async fn store_outputs(
+        &self,
+        folder: &Path,
+        scratch: &Path,
+        owner: OutputsOwner,
+    ) -> Result<Option<StoredOutputs>, DepotError> {
         if !folder.is_dir() || std::fs::read_dir(folder)?.next().is_none() {
             return Ok(None);
         }
@@ -172,10 +202,41 @@ impl Depot for VaultDepot {
             if packed.left_out > 0 {
                 tracing::info!(left_out = packed.left_out, "outputs that are no plain files were left out");
             }
-            Ok((packed.entries > 0).then_some((packed.digest, packed.size.get())))
+            if packed.entries == 0 {
+                return Ok(None);
+            }
+            let (archive, size) = (packed.digest, packed.size.get());
+            let manifest = client.seal(&outputs_manifest(owner, archive, size)).await?;
+            Ok(Some(StoredOutputs { archive, size, manifest }))
         })
         .await
     }
+}
+
+/// The outputs as one file. Its manifest is this attempt's alone, so it can be forgotten without asking whose else the same
+/// bytes are.
+fn outputs_manifest(owner: OutputsOwner, archive: Digest, size: u64) -> Manifest {
+    let entry = Entry {
+        name: "outputs.tar".to_owned(),
+        dtype: FILE_DTYPE.to_owned(),
+        shape: Vec::new(),
+        digest: archive,
+        length: size,
+    };
+    Manifest::Task(CheckpointManifest {
+        version: CheckpointManifest::VERSION,
+        job: owner.job,
+        attempt: owner.attempt,
+        generation: owner.generation,
+        rank: owner.rank,
+        world_size: owner.world_size,
+        step: owner.step,
+        parent: None,
+        cursor: serde_json::Value::Null,
+        code: String::new(),
+        entries: vec![entry],
+        total: size,
+    })
 }
 
 async fn store_checkpoint(

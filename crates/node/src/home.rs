@@ -150,6 +150,17 @@ impl SealedNote {
     }
 }
 
+/// What a task left in its outputs folder, as it is in the site's vault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredOutputs {
+    /// The archive.
+    pub archive: Digest,
+    /// Its size in bytes.
+    pub size: u64,
+    /// The manifest that keeps it there.
+    pub manifest: Digest,
+}
+
 /// How a task ended, for as long as the controller lists it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct EndedNote {
@@ -158,7 +169,7 @@ pub(crate) struct EndedNote {
     pub(crate) reason: Option<Reason>,
     pub(crate) message: String,
     pub(crate) ended: NodeInstant,
-    pub(crate) outputs: Option<(Digest, u64)>,
+    pub(crate) outputs: Option<StoredOutputs>,
     pub(crate) at_checkpoint: bool,
     pub(crate) windows: u64,
     pub(crate) step: u64,
@@ -172,11 +183,12 @@ impl EndedNote {
             reason: self.reason.map(|reason| reason.as_str().to_owned()).unwrap_or_default(),
             message: self.message.clone(),
             ended_ns: self.ended.nanos(),
-            outputs: self.outputs.map(|(digest, size_bytes)| v1::BlobRef {
-                digest: digest.to_string(),
-                size_bytes,
+            outputs: self.outputs.map(|stored| v1::BlobRef {
+                digest: stored.archive.to_string(),
+                size_bytes: stored.size,
                 path: String::new(),
             }),
+            outputs_manifest: self.outputs.map(|stored| stored.manifest.to_string()).unwrap_or_default(),
             at_checkpoint: self.at_checkpoint,
             windows: self.windows,
             step: self.step,
@@ -211,7 +223,7 @@ pub(crate) struct Record {
     /// Its slice, as granted.
     pub(crate) grant: Option<SliceGrant>,
     /// Its outputs, once that is settled: stored, or nothing there.
-    pub(crate) outputs: Option<Option<(Digest, u64)>>,
+    pub(crate) outputs: Option<Option<StoredOutputs>>,
     pub(crate) ended: Option<EndedNote>,
 }
 

@@ -29,8 +29,9 @@ pub mod supervisor;
 mod task;
 
 pub use config::{DepotSource, NodeConfig, NodeLimits, vault_depots};
-pub use depot::{Depot, DepotError, Sealed, VaultDepot};
+pub use depot::{Depot, DepotError, OutputsOwner, Sealed, VaultDepot};
 pub use error::NodeError;
+pub use home::StoredOutputs;
 pub use journal::JournalError;
 pub use metrics::NodeMetrics;
 pub use run::run;

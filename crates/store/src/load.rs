@@ -68,6 +68,10 @@ async fn jobs<D: Dialect>(conn: &mut Conn<D>, rows: &mut Rows) -> Result<()> {
          UNION SELECT max(id) FROM migrations WHERE job IN ({LIVE_JOBS}) GROUP BY job) ORDER BY id"
     );
     rows.migrations = bodies::<D, _>(conn, "migrations", &migrations).await?;
+    let uploads = "SELECT body FROM uploads WHERE live = 1 ORDER BY project, digest";
+    rows.uploads = bodies::<D, _>(conn, "uploads", uploads).await?;
+    let discards = "SELECT body FROM discards WHERE live = 1 ORDER BY site, manifest";
+    rows.discards = bodies::<D, _>(conn, "discards", discards).await?;
     Ok(())
 }
 

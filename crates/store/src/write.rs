@@ -23,6 +23,8 @@ pub(crate) fn statements(layout: Layout, rows: &Rows) -> impl Iterator<Item = Re
         leases,
         checkpoints,
         migrations,
+        uploads,
+        discards,
         windows,
         prices,
         budgets,
@@ -42,6 +44,8 @@ pub(crate) fn statements(layout: Layout, rows: &Rows) -> impl Iterator<Item = Re
         .chain(tables::write(layout, leases))
         .chain(tables::write(layout, checkpoints))
         .chain(tables::write(layout, migrations))
+        .chain(tables::write(layout, uploads))
+        .chain(tables::write(layout, discards))
         .chain(tables::write(layout, windows))
         .chain(tables::write(layout, events))
         .chain(tables::write(layout, tenants))

@@ -11,8 +11,8 @@ use sluice_proto::v1::link_request::Message as Up;
 use sluice_proto::v1::link_response::Message as Down;
 use sluice_proto::v1::site_service_client::SiteServiceClient;
 use sluice_proto::v1::{
-    CopyDone, CopyFailed, CopyOrder, ForgetOrder, LinkRequest, LinkResponse, RelayData, RelayGrant, RelayOrder,
-    VaultHeartbeat, VaultHello,
+    CopyDone, CopyFailed, CopyOrder, ForgetDone, ForgetOrder, LinkRequest, LinkResponse, RelayData, RelayGrant,
+    RelayOrder, VaultHeartbeat, VaultHello,
 };
 use sluice_types::Digest;
 use tokio::sync::{mpsc, watch};
@@ -145,7 +145,7 @@ impl Linker {
             Down::Copy(order) => self.copy(session, order, work).await,
             Down::Relay(order) => self.relay(session, order).await,
             Down::Grant(grant) => extend(session, &grant),
-            Down::Forget(order) => self.forget(order, work),
+            Down::Forget(order) => self.forget(session, order, work),
         }
     }
 
@@ -197,18 +197,22 @@ impl Linker {
         session.relays.spawn(serve(self.store.clone(), order, granted, session.up.clone()));
     }
 
-    fn forget(&self, order: ForgetOrder, work: &mut JoinSet<()>) {
-        let store = self.store.clone();
+    fn forget(&self, session: &Session, order: ForgetOrder, work: &mut JoinSet<()>) {
+        let (store, up) = (self.store.clone(), session.up.clone());
         work.spawn(async move {
+            let mut gone = Vec::new();
             for text in order.manifests.into_iter().take(MAX_FORGET) {
                 let Ok(digest) = text.parse() else {
                     tracing::warn!(%text, "an order to forget names no digest");
                     continue;
                 };
-                if let Err(error) = store.forget(digest).await {
-                    tracing::warn!(%digest, error = %chain(&error), "could not forget");
+                match store.forget(digest).await {
+                    Ok(()) => gone.push(text),
+                    Err(error) => tracing::warn!(%digest, error = %chain(&error), "could not forget"),
                 }
             }
+            // A link that is gone has forgotten the order: it will come again, and find nothing to do.
+            let _gone = up.send(LinkRequest { message: Some(Up::Forgotten(ForgetDone { manifests: gone })) }).await;
         });
     }
 }

@@ -190,6 +190,28 @@ async fn a_blob_promised_to_somebody_is_deleted_only_later() {
     assert!(store.reader(digest, 0).is_err());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_blob_that_nothing_names_goes_when_nobody_asks_for_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), StoreLimits { unnamed: Some(Duration::from_secs(60)), ..limits() }).await.unwrap();
+    let (asked, left) = (hash_bytes(b"asked"), hash_bytes(b"left"));
+    store.put(asked, "asked".into()).await.unwrap();
+    store.put(left, "left".into()).await.unwrap();
+    let tensors = [noise(1, 100)];
+    store.put(hash_bytes(&tensors[0]), tensors[0].clone().into()).await.unwrap();
+    let (bytes, _) = checkpoint(1, &tensors).encode().unwrap();
+    store.seal(bytes).await.unwrap();
+    tokio::time::advance(Duration::from_secs(40)).await;
+    assert!(store.size(&asked).is_some());
+    tokio::time::advance(Duration::from_secs(40)).await;
+    store.sweep().await.unwrap();
+    let mut here = store.blobs();
+    here.sort();
+    let mut wanted = [asked, hash_bytes(&tensors[0])];
+    wanted.sort();
+    assert_eq!(here, wanted, "what was asked for, and what a manifest names");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_is_not_sealed_over_a_missing_blob() {
     let folder = tempfile::tempdir().unwrap();

@@ -48,6 +48,7 @@ pub(crate) fn end_with(reason: Option<Reason>, message: &str) -> TaskEnd {
         message: message.to_owned(),
         at_checkpoint: false,
         outputs: None,
+        outputs_manifest: None,
     }
 }
 

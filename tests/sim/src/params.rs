@@ -58,5 +58,6 @@ pub(crate) fn settings() -> Settings {
         late_windows: Nanos::from_secs(4 * 3600),
         remember: Nanos::from_secs(7 * 24 * 3600),
         jobs_per_tenant: 1000,
+        ..Settings::default()
     }
 }

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_ledger::{Account, AccountKey, Hold, PriceBook, Transfer};
 use sluice_lifecycle::model::{
-    Attempt, Budget, Checkpoint, Counters, Job, JoinToken, Key, Lease, LeaseState, Migration, Node, Project, Request,
-    RequestKey, Secret, Site, Tenant, Window,
+    Attempt, Budget, Checkpoint, Counters, Discard, Job, JoinToken, Key, Lease, LeaseState, Migration, Node, Project,
+    Request, RequestKey, Secret, Site, Tenant, Upload, Window,
 };
 use sluice_lifecycle::{Rows, Snapshot};
 use sluice_types::{
@@ -30,6 +30,8 @@ pub(crate) struct Store {
     pub(crate) leases: BTreeMap<LeaseId, Lease>,
     checkpoints: BTreeMap<CheckpointId, Checkpoint>,
     pub(crate) migrations: BTreeMap<MigrationId, Migration>,
+    pub(crate) uploads: BTreeMap<(ProjectId, Digest), Upload>,
+    pub(crate) discards: BTreeMap<(SiteId, Digest), Discard>,
     windows: BTreeMap<(LeaseId, u64), Window>,
     prices: Vec<PriceBook>,
     budgets: BTreeMap<String, Budget>,
@@ -68,6 +70,8 @@ impl Store {
         replace(&mut self.leases, &rows.leases, |row| row.id);
         replace(&mut self.checkpoints, &rows.checkpoints, |row| row.id);
         replace(&mut self.migrations, &rows.migrations, |row| row.id);
+        replace(&mut self.uploads, &rows.uploads, |row| (row.project, row.digest));
+        replace(&mut self.discards, &rows.discards, |row| (row.site, row.manifest));
         replace(&mut self.budgets, &rows.budgets, |row| row.scope.clone());
         replace(&mut self.accounts, &rows.accounts, |row| row.key.clone());
         replace(&mut self.holds, &rows.holds, |row| row.id);
@@ -155,10 +159,17 @@ impl Store {
             jobs: live.iter().filter_map(|id| jobs.get(id)).cloned().collect(),
             attempts: self.attempts.values().filter(|row| live.contains(&row.job)).cloned().collect(),
             leases,
-            checkpoints: self.checkpoints.values().filter(|row| live.contains(&row.job)).cloned().collect(),
+            checkpoints: self
+                .checkpoints
+                .values()
+                .filter(|row| !row.retired && live.contains(&row.job))
+                .cloned()
+                .collect(),
             migrations: self.migrations.values().filter(|row| live.contains(&row.job)).cloned().collect(),
             windows,
             prices: self.prices.last().cloned().into_iter().collect(),
+            uploads: self.uploads.values().filter(|row| !row.deleted).cloned().collect(),
+            discards: self.discards.values().filter(|row| !row.done).cloned().collect(),
             budgets: self.budgets.values().cloned().collect(),
             accounts: self.accounts.values().cloned().collect(),
             holds: self.holds.values().filter(|row| !row.closed).cloned().collect(),

@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use sluice_lifecycle::model::Job;
-use sluice_proto::error::{refuse, refuse_field};
+use sluice_lifecycle::{Caller, Command, UserCommand};
+use sluice_proto::error::{refuse, refuse_field, status};
 use sluice_proto::v1;
 use sluice_proto::v1::upload_blob_request::Part;
 use sluice_store::Page;
-use sluice_types::{Digest, Reason};
+use sluice_types::{Digest, ProjectId, Reason};
 use sluice_vault::Begin;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -34,28 +36,47 @@ impl Api {
         let Some(Part::Header(header)) = first else {
             return Err(refuse_field("header", "the first message is the header"));
         };
-        self.project(who, "header.parent", &header.parent)?;
+        let project = self.project(who, "header.parent", &header.parent)?.id;
         let digest: Digest =
             header.digest.parse().map_err(|_| refuse_field("header.digest", "64 hexadecimal digits of BLAKE3"))?;
         if header.size_bytes > MAX_UPLOAD {
             return Err(refuse(Reason::TooLarge, format!("an upload has at most {MAX_UPLOAD} bytes")));
         }
-        let blob = v1::BlobRef { digest: header.digest, size_bytes: header.size_bytes, path: String::new() };
-        let mut writer = match self.blobs.uploads.begin(digest).await.map_err(|error| failed(&error))? {
-            Begin::Exists => return Ok(v1::UploadBlobResponse { blob: Some(blob), existed: true }),
-            Begin::Write(writer) => writer,
-        };
-        // What a cut upload left is not used here: the client sends all of it again.
-        writer.restart().await.map_err(|error| failed(&error))?;
-        writer.expect(blob.size_bytes).await.map_err(|error| failed(&error))?;
-        while let Some(message) = next(&mut parts).await? {
-            match message.part {
-                Some(Part::Data(data)) => writer.write(data).await.map_err(|error| failed(&error))?,
-                _ => return Err(refuse_field("data", "after the header come bytes only")),
+        let size = header.size_bytes;
+        let blob = v1::BlobRef { digest: header.digest, size_bytes: size, path: String::new() };
+        // From here on the content is kept, and counts against the project's bounds.
+        let had = self.record(who, project, digest, size, false).await?;
+        match self.blobs.uploads.begin(digest).await.map_err(|error| failed(&error))? {
+            Begin::Exists if had => return Ok(v1::UploadBlobResponse { blob: Some(blob), existed: true }),
+            // Somebody else's bytes. Whoever has only heard of their digest must not learn of them: they are asked for.
+            Begin::Exists => same(&mut parts, digest, size).await?,
+            Begin::Write(mut writer) => {
+                // What a cut upload left is not used here: the client sends all of it again.
+                writer.restart().await.map_err(|error| failed(&error))?;
+                writer.expect(size).await.map_err(|error| failed(&error))?;
+                while let Some(data) = next_data(&mut parts).await? {
+                    writer.write(data).await.map_err(|error| failed(&error))?;
+                }
+                writer.commit().await.map_err(|error| failed(&error))?;
             }
         }
-        writer.commit().await.map_err(|error| failed(&error))?;
+        self.record(who, project, digest, size, true).await?;
         Ok(v1::UploadBlobResponse { blob: Some(blob), existed: false })
+    }
+
+    /// Says whether the project had all of it before.
+    async fn record(
+        &self,
+        who: &Principal,
+        project: ProjectId,
+        digest: Digest,
+        size: u64,
+        complete: bool,
+    ) -> Result<bool, Status> {
+        let caller = Caller { key: who.key.id, request: None };
+        let command = Command::User(caller, UserCommand::RecordUpload { project, digest, size, complete });
+        let answer = self.writer.submit(command).await.map_err(|refusal| status(&refusal))?;
+        Ok(answer.replayed)
     }
 
     pub(super) async fn outputs(&self, job: &Job, rank: u32) -> Result<Answers<v1::DownloadOutputsResponse>, Status> {
@@ -93,4 +114,28 @@ impl Api {
 async fn next(parts: &mut Streaming<v1::UploadBlobRequest>) -> Result<Option<v1::UploadBlobRequest>, Status> {
     let late = |_| refuse(Reason::DeadlineExceeded, "the upload stood still for too long");
     tokio::time::timeout(PATIENCE, parts.message()).await.map_err(late)?
+}
+
+async fn next_data(parts: &mut Streaming<v1::UploadBlobRequest>) -> Result<Option<Bytes>, Status> {
+    match next(parts).await? {
+        None => Ok(None),
+        Some(v1::UploadBlobRequest { part: Some(Part::Data(data)) }) => Ok(Some(data)),
+        Some(_) => Err(refuse_field("data", "after the header come bytes only")),
+    }
+}
+
+/// Reads an upload of content that is there, and refuses any other.
+async fn same(parts: &mut Streaming<v1::UploadBlobRequest>, digest: Digest, size: u64) -> Result<(), Status> {
+    let (mut hasher, mut seen) = (blake3::Hasher::new(), 0u64);
+    while let Some(data) = next_data(parts).await? {
+        seen = seen.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
+        if seen > size {
+            break;
+        }
+        hasher.update(&data);
+    }
+    if seen != size || *hasher.finalize().as_bytes() != *digest.as_bytes() {
+        return Err(refuse_field("data", "the bytes are not those of the digest"));
+    }
+    Ok(())
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sluice_lifecycle::model::{Checkpoint, Event, Job, JobState};
-use sluice_lifecycle::{Command, Refusal, UserCommand};
+use sluice_lifecycle::{Caller, Command, Refusal, UserCommand};
 use sluice_plan::{Change, ChangeKind, Explanation};
 use sluice_proto::convert::{self, SiteNames};
 use sluice_proto::error::{refuse, refuse_field, status};
@@ -55,6 +55,9 @@ impl Api {
     async fn submit(&self, who: &Principal, message: &v1::SubmitJobRequest) -> Result<v1::Job, Status> {
         let draft = self.draft(who, message).await?;
         if message.validate_only {
+            let caller = Caller { key: who.key.id, request: None };
+            let check = UserCommand::Validate(draft.preview.project, Box::new(draft.preview.spec.clone()));
+            self.writer.submit(Command::User(caller, check)).await.map_err(refused)?;
             return Ok(self.show_brief(&draft.preview, None));
         }
         let method = "sluice.v1.JobService/SubmitJob";

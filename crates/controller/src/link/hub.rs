@@ -40,6 +40,8 @@ struct VaultLink {
     orders: HashMap<u64, (Digest, Instant)>,
     pauses: HashMap<Digest, Instant>,
     relays: HashMap<u64, mpsc::Sender<v1::RelayData>>,
+    /// An order to forget is under way since then.
+    forgetting: Option<Instant>,
 }
 
 /// Connected nodes and vaults.
@@ -130,6 +132,7 @@ impl Hub {
             orders: HashMap::new(),
             pauses: HashMap::new(),
             relays: HashMap::new(),
+            forgetting: None,
         };
         let count = {
             let mut vaults = self.vaults();
@@ -192,6 +195,28 @@ impl Hub {
                     link.orders.insert(order, (copy.manifest, now));
                 }
             }
+        }
+    }
+
+    /// Orders a vault to forget manifests, unless it is at it.
+    pub(crate) fn forget(&self, site: SiteId, manifests: &[Digest]) {
+        let mut vaults = self.vaults();
+        let Some(link) = vaults.get_mut(&site) else { return };
+        let now = Instant::now();
+        if manifests.is_empty() || link.forgetting.is_some_and(|since| now.duration_since(since) < COPY_PATIENCE) {
+            return;
+        }
+        let order = v1::ForgetOrder { manifests: manifests.iter().map(Digest::to_string).collect() };
+        let message = v1::LinkResponse { message: Some(v1::link_response::Message::Forget(order)) };
+        if link.sender.try_send(Ok(message)).is_ok() {
+            link.forgetting = Some(now);
+        }
+    }
+
+    /// A vault did what it was told to forget.
+    pub(crate) fn forgotten(&self, site: SiteId) {
+        if let Some(link) = self.vaults().get_mut(&site) {
+            link.forgetting = None;
         }
     }
 

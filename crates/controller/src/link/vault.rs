@@ -21,6 +21,9 @@ use crate::writer::WriterHandle;
 /// A vault heartbeats every few seconds; one that is silent for longer is gone.
 const SILENCE: Duration = Duration::from_secs(30);
 
+/// Manifests in one report at most; more than were ordered are not looked at.
+const MAX_FORGOTTEN: usize = 4096;
+
 /// Serves vaults.
 #[derive(Clone)]
 pub(crate) struct SiteApi {
@@ -129,12 +132,21 @@ impl SiteApi {
                     tracing::warn!(%site, manifest = failed.manifest, error = failed.message, "a copy failed");
                     self.hub.copy_over(site, failed.order, true);
                 }
+                Some(Message::Forgotten(done)) => self.forgotten(site, &done).await?,
                 Some(Message::Relay(data)) => self.hub.relayed(site, data),
                 // A heartbeat is also the moment to order again what failed.
                 Some(Message::Heartbeat(_)) => self.writer.refresh_copies().await,
                 Some(Message::Hello(_)) | None => {}
             }
         }
+    }
+
+    async fn forgotten(&self, site: SiteId, done: &v1::ForgetDone) -> Result<(), Status> {
+        let manifests = done.manifests.iter().take(MAX_FORGOTTEN).filter_map(|text| text.parse().ok()).collect();
+        self.writer.report(Command::Forgotten { site, manifests }).await.map_err(|refusal| status(&refusal))?;
+        self.hub.forgotten(site);
+        self.writer.refresh_copies().await;
+        Ok(())
     }
 
     async fn done(&self, site: SiteId, done: &v1::CopyDone) -> Result<(), Status> {

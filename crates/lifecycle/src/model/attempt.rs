@@ -94,6 +94,8 @@ pub struct TaskEnd {
     pub at_checkpoint: bool,
     /// Its outputs in the site's vault.
     pub outputs: Option<BlobRef>,
+    /// BLAKE3 of the manifest that keeps the outputs there.
+    pub outputs_manifest: Option<Digest>,
 }
 
 /// One task of an attempt.

@@ -1,6 +1,7 @@
 //! The rows of the truth: what the store keeps and the writer changes.
 
 mod attempt;
+mod blob;
 mod fleet;
 mod job;
 mod money;
@@ -11,6 +12,7 @@ pub use attempt::{
     Attempt, AttemptState, BudgetHold, Checkpoint, CheckpointPart, Goal, Lease, LeaseState, Migration, MigrationCause,
     MigrationPhase, Order, OrderKind, TaskEnd, TaskRow, TaskState,
 };
+pub use blob::{Discard, Upload};
 pub use fleet::{ClockPair, Device, JoinKind, JoinToken, Node, NodeState, Site};
 pub use job::{Event, Job, JobState};
 pub use money::{Budget, BudgetPolicy, BudgetShare, Counters, Request, RequestKey, RequestOutcome, Window};

@@ -26,8 +26,6 @@ impl Step<'_> {
         spec: JobSpec,
     ) -> Result<Answer, Refusal> {
         let tenant = self.check_submit(project, &spec)?;
-        let count = self.state.jobs_of.get(&tenant).copied().unwrap_or(0);
-        bounded(count, self.state.settings.jobs_per_tenant, "jobs of one tenant that wait or run")?;
         let id = JobId::from_raw(self.id());
         let name = match name {
             Some(name) => name,
@@ -36,14 +34,18 @@ impl Step<'_> {
         let job = new_job(id, (tenant, project), name, spec, caller.key, self.now);
         self.state.event(&job, self.now, Happened::new("Submitted", "", &caller.key.to_string()));
         let answer = Answer { object: id.to_string(), job: Some(Box::new(job.clone())), ..Answer::default() };
+        self.state.count_uses(&job);
         self.state.jobs.insert(id, job);
         *self.state.jobs_of.entry(tenant).or_default() += 1;
         Ok(answer)
     }
 
-    /// Everything about a spec that depends on rows. Also used to validate without submitting.
-    fn check_submit(&self, project: ProjectId, spec: &JobSpec) -> Result<sluice_types::TenantId, Refusal> {
-        self.state.check_spec(project, spec)
+    /// Everything that a submit depends on. Also used to validate without submitting.
+    pub(super) fn check_submit(&self, project: ProjectId, spec: &JobSpec) -> Result<TenantId, Refusal> {
+        let tenant = self.state.check_spec(project, spec)?;
+        let count = self.state.jobs_of.get(&tenant).copied().unwrap_or(0);
+        bounded(count, self.state.settings.jobs_per_tenant, "jobs of one tenant that wait or run")?;
+        Ok(tenant)
     }
 
     pub(super) fn cancel(&mut self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Answer, Refusal> {
@@ -297,7 +299,7 @@ impl crate::State {
     ///
     /// # Errors
     /// A [`Refusal`] that names the field.
-    pub fn check_spec(&self, project: ProjectId, spec: &JobSpec) -> Result<sluice_types::TenantId, Refusal> {
+    pub(crate) fn check_spec(&self, project: ProjectId, spec: &JobSpec) -> Result<sluice_types::TenantId, Refusal> {
         validate::spec(spec)?;
         let row = self.projects.get(&project).ok_or_else(|| Refusal::not_found("project"))?;
         if spec.network != NetworkMode::Loopback && !row.networks.contains(&spec.network) {
@@ -310,6 +312,7 @@ impl crate::State {
         if spec.sites.iter().any(|site| !self.sites.contains(site)) {
             return Err(Refusal::field("spec.sites", "one of the sites does not exist"));
         }
+        self.check_uploads(project, spec)?;
         for secret in &spec.secrets {
             let known = |known: &&crate::model::Secret| known.project == project && known.name == secret.secret;
             if !self.secrets.values().filter(|row| !row.deleted).any(|row| known(&row)) {

@@ -4,6 +4,7 @@
 //! transaction before anybody outside learns of them; if that fails the working set is dropped and loaded again.
 //! Every command either does all of its changes or, refused, none.
 
+mod blobs;
 mod budget;
 mod end;
 mod fleet;
@@ -43,7 +44,7 @@ pub fn step(
 ) -> (Vec<Result<Answer, Refusal>>, Rows) {
     let mut run = Step { state, mint, now };
     let answers = commands.into_iter().map(|command| run.command(command)).collect();
-    let rows = state.take_rows();
+    let rows = state.take_rows(now);
     (answers, rows)
 }
 
@@ -54,6 +55,7 @@ impl Step<'_> {
             Command::Node(node, generation, report) => self.report(node, generation, report),
             Command::Join(join) => self.join(join),
             Command::Copied { site, manifest } => self.copied(site, manifest),
+            Command::Forgotten { site, manifests } => self.forgotten(site, &manifests),
             Command::VaultAddress { site, address } => self.vault_address(site, address),
             Command::Plan(plan) => self.plan(plan),
             Command::Tick => self.tick(),
@@ -98,6 +100,9 @@ impl Step<'_> {
             UserCommand::RevokeKey(key) => self.revoke_key(key),
             UserCommand::PutSecret { project, name, sealed } => self.put_secret(project, name, sealed),
             UserCommand::DeleteSecret(project, name) => self.delete_secret(project, &name),
+            UserCommand::RecordUpload { project, digest, size, complete } => {
+                self.record_upload(project, digest, size, complete)
+            }
             UserCommand::Deposit { tenant, amount, note } => self.deposit(tenant, amount, &note),
             UserCommand::SetCreditLine(tenant, amount) => self.set_credit_line(tenant, amount),
             UserCommand::SetPrices(prices) => self.set_prices(prices),
@@ -113,6 +118,10 @@ impl Step<'_> {
                 self.set_node(node, cordoned, draining, reason)
             }
             UserCommand::Submit { project, name, spec } => self.submit(caller, project, name, *spec),
+            UserCommand::Validate(project, spec) => {
+                self.check_submit(project, &spec)?;
+                Ok(Answer::default())
+            }
             UserCommand::Cancel(job, version) => self.cancel(caller, job, version),
             UserCommand::Suspend(job, version) => self.suspend(caller, job, version),
             UserCommand::Resume(job, version) => self.resume(caller, job, version),

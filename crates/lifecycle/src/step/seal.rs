@@ -26,13 +26,13 @@ impl Step<'_> {
         // The fence: only the owner's checkpoints become the job's.
         if attempt.state == AttemptState::Ended || job.current != Some(attempt.id) {
             self.state.count(|counters| &mut counters.stale_checkpoints);
-            return;
+            return self.discard_unnamed(job.id, node, manifest);
         }
         // Nodes repeat what they are not sure of. An older step of the same attempt is such a repetition, or too late to
         // be of use; taken for new it would move the job's head back.
         let newest = self.state.complete_checkpoints(&job).next();
         if newest.is_some_and(|row| row.generation == attempt.generation && row.step >= number) {
-            return;
+            return self.discard_unnamed(job.id, node, manifest);
         }
         let Some(site) = self.state.nodes.get(&node).map(|row| row.site) else { return };
         let rank = self.state.leases.get(&key.lease).map_or(0, |row| row.rank);
@@ -40,11 +40,21 @@ impl Step<'_> {
         let id = self.checkpoint_of(&job, attempt.id, number);
         let Some(row) = self.state.checkpoints.get_mut(&id) else { return };
         if row.parts.contains_key(&rank) {
-            return;
+            return self.discard_unnamed(job.id, node, manifest);
         }
         row.parts.insert(rank, part);
         if row.is_complete() {
             self.completed(&job, id);
+        }
+    }
+
+    /// A sealed manifest that did not become part of a checkpoint is of no use. Repetitions tell of those that did.
+    fn discard_unnamed(&mut self, job: JobId, node: NodeId, manifest: Digest) {
+        let ids = self.state.checkpoints_of.get(&job).into_iter().flatten();
+        let mut rows = ids.filter_map(|id| self.state.checkpoints.get(id));
+        let named = rows.any(|row| row.parts.values().any(|part| part.manifest == manifest));
+        if let Some(site) = self.state.nodes.get(&node).map(|row| row.site).filter(|_| !named) {
+            self.state.discard(site, manifest, self.now);
         }
     }
 
@@ -94,6 +104,10 @@ impl Step<'_> {
             .values()
             .filter(|row| row.parts.values().any(|part| part.manifest == manifest && !part.sealed.contains(&site)));
         let touched: Vec<_> = touched.map(|row| (row.id, row.job)).collect();
+        if touched.is_empty() && !self.state.names_manifest(manifest) {
+            // Superseded while it was copied.
+            self.state.discard(site, manifest, self.now);
+        }
         for (id, job) in touched {
             if let Some(row) = self.state.checkpoints.get_mut(&id) {
                 for part in row.parts.values_mut().filter(|part| part.manifest == manifest) {
@@ -130,6 +144,9 @@ impl Step<'_> {
         for other in older {
             if let Some(row) = self.state.checkpoints.get_mut(&other) {
                 row.retired = true;
+                let parts: Vec<_> = row.parts.values().cloned().collect();
+                parts.iter().for_each(|part| self.state.discard_part(part, self.now));
+                self.state.out.retired.push((job, other));
             }
         }
         self.keep_windows(job, &row);

@@ -169,6 +169,7 @@ impl Step<'_> {
         let old = self.state.tokens.values().filter(|row| now.since(row.expires) > remember);
         let old: Vec<_> = old.map(|row| row.hash).collect();
         old.iter().for_each(|hash| self.state.tokens.evict(hash));
+        self.forget_uploads();
     }
 
     /// The system stops: what can be checkpointed stops at a checkpoint, the rest is stopped; all of it queues again.

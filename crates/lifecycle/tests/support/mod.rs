@@ -120,6 +120,12 @@ impl Bench {
         }
     }
 
+    /// A long time passes at once, with every node alive.
+    pub(crate) fn skip(&mut self, seconds: u64) {
+        self.now = self.now.after(Nanos::from_secs(seconds));
+        self.pass(1);
+    }
+
     /// The planner's turn.
     pub(crate) fn plan(&mut self) {
         let plan = self.world.decide(Limits::default());
@@ -200,15 +206,13 @@ impl Bench {
             next_window: windows,
         };
         self.node_of(key, sealed);
-        let end = TaskEnd {
-            exit_code: Some(0),
-            signal: 0,
-            reason: None,
-            message: String::new(),
-            at_checkpoint: true,
-            outputs: None,
-        };
-        self.node_of(key, NodeReport::Ended { key, end, windows, step: number });
+        self.node_of(key, NodeReport::Ended { key, end: end(true), windows, step: number });
+    }
+
+    /// The task ends by itself, with status 0.
+    pub(crate) fn end(&mut self, key: TaskKey) {
+        let windows = self.state.lease(key.lease).unwrap().next_window;
+        self.node_of(key, NodeReport::Ended { key, end: end(false), windows, step: 0 });
     }
 
     pub(crate) fn budget(&mut self, windows: i64, period_seconds: u64, policy: BudgetPolicy) {
@@ -232,6 +236,18 @@ impl Bench {
         let scope = self.state.budgets().next().unwrap().ledger_scope();
         let spent = self.state.books().account(&AccountKey::Spent(scope, period)).balance();
         (self.state.books().account(&AccountKey::Budget(scope, period)), spent)
+    }
+}
+
+fn end(at_checkpoint: bool) -> TaskEnd {
+    TaskEnd {
+        exit_code: Some(0),
+        signal: 0,
+        reason: None,
+        message: String::new(),
+        at_checkpoint,
+        outputs: None,
+        outputs_manifest: None,
     }
 }
 

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
-use sluice_types::{Digest, Reason};
+use sluice_types::Reason;
 use tokio::time::Instant;
 
 use super::{Done, End, Kind, Task, blocking, launch};
-use crate::depot::{DepotError, Sealed, told};
+use crate::depot::{DepotError, OutputsOwner, Sealed, told};
 use crate::error::Failure;
-use crate::home::{EndedNote, SealedNote};
+use crate::home::{EndedNote, SealedNote, StoredOutputs};
 use crate::metrics::NodeMetrics;
 use crate::reconcile::Goal;
 use crate::supervisor::{CheckpointMode, ExitRecord, Ordered, Outcome, remove_tree};
@@ -124,12 +124,26 @@ impl Task {
             self.record.outputs = Some(None);
             return;
         }
+        let assignment = &self.wanted.assignment;
+        let Ok(job) = assignment.job() else {
+            // Nothing was ever started under an assignment that cannot be read.
+            self.record.outputs = Some(None);
+            return;
+        };
+        let owner = OutputsOwner {
+            job,
+            attempt: assignment.key.attempt,
+            generation: assignment.key.generation,
+            rank: assignment.rank(),
+            world_size: assignment.world_size(),
+            step: self.record.last_step,
+        };
         let Some(depot) = self.shared.depot.borrow().clone() else { return self.back_off() };
         let scratch = self.home.scratch();
-        self.start(Kind::Outputs, async move { Done::Outputs(depot.store_folder(&folder, &scratch).await) });
+        self.start(Kind::Outputs, async move { Done::Outputs(depot.store_outputs(&folder, &scratch, owner).await) });
     }
 
-    pub(super) async fn on_outputs(&mut self, stored: Result<Option<(Digest, u64)>, DepotError>) {
+    pub(super) async fn on_outputs(&mut self, stored: Result<Option<StoredOutputs>, DepotError>) {
         match stored {
             Ok(stored) => self.record.outputs = Some(stored),
             Err(error) if error.is_final() => {

@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use sluice_proto::v1;
 use sluice_proto::v1::task_report::State;
-use sluice_types::{Digest, NodeInstant};
+use sluice_types::NodeInstant;
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
@@ -27,7 +27,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::assignment::Assignment;
 use crate::depot::{DepotError, Sealed};
 use crate::error::{Failure, in_one_line};
-use crate::home::{Home, Phase, Record};
+use crate::home::{Home, Phase, Record, StoredOutputs};
 use crate::meter::Meter;
 use crate::reconcile::{Goal, Local, Stage, reconcile};
 use crate::shared::Shared;
@@ -72,7 +72,7 @@ enum Done {
     Settled(Result<Option<ExitRecord>, Failure>),
     Killed(Result<(), Failure>),
     Sealed(u64, Result<Sealed, DepotError>),
-    Outputs(Result<Option<(Digest, u64)>, DepotError>),
+    Outputs(Result<Option<StoredOutputs>, DepotError>),
     Released(Result<(), Failure>),
 }
 

@@ -118,6 +118,8 @@ fn task(report: v1::TaskReport) -> Result<NodeReport, Refusal> {
         State::Ended(ended) => {
             let reason = (!ended.reason.is_empty())
                 .then(|| ended.reason.parse().map_err(|()| Refusal::field("reason", "not a documented reason")));
+            let outputs_manifest =
+                (!ended.outputs_manifest.is_empty()).then(|| parse("outputs_manifest", &ended.outputs_manifest));
             NodeReport::Ended {
                 key,
                 windows: bounded("windows", ended.windows)?,
@@ -129,6 +131,7 @@ fn task(report: v1::TaskReport) -> Result<NodeReport, Refusal> {
                     message: cut(ended.message, 1024),
                     at_checkpoint: ended.at_checkpoint,
                     outputs: ended.outputs.map(|blob| blob_ref("outputs", blob)).transpose()?,
+                    outputs_manifest: outputs_manifest.transpose()?,
                 },
             }
         }

@@ -116,6 +116,25 @@ CREATE TABLE migrations (
 CREATE INDEX migrations_by_job ON migrations (job, id);
 CREATE INDEX migrations_live ON migrations (id) WHERE live = 1;
 
+CREATE TABLE uploads (
+    project INTEGER NOT NULL,
+    digest TEXT NOT NULL,
+    live INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (project, digest)
+);
+CREATE INDEX uploads_live ON uploads (project, digest) WHERE live = 1;
+
+-- What vaults may delete, and have deleted where live = 0.
+CREATE TABLE discards (
+    site INTEGER NOT NULL,
+    manifest TEXT NOT NULL,
+    live INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (site, manifest)
+);
+CREATE INDEX discards_live ON discards (site, manifest) WHERE live = 1;
+
 -- Billed windows. `at` is when the window was posted.
 CREATE TABLE windows (
     lease INTEGER NOT NULL,

@@ -1,5 +1,6 @@
 //! How each kind of row is written: its table, its columns, its key.
 
+mod blob;
 mod fleet;
 mod job;
 mod money;

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use sluice_ledger::{Account, AccountKey, Books, Hold, Price, PriceBook, Rate, RatingTerms, Remainder, Transfer};
 use sluice_lifecycle::Rows;
 use sluice_lifecycle::model::{
-    Attempt, AttemptState, Budget, BudgetPolicy, Checkpoint, CheckpointPart, ClockPair, Counters, Device, Event, Goal,
-    Job, JobSpec, JobState, JoinKind, JoinToken, Key, Lease, LeaseState, Migration, MigrationCause, MigrationPhase,
-    Node, NodeState, Project, Request, RequestKey, RequestOutcome, RetryPolicy, Role, Secret, Site, TaskRow, TaskState,
-    Tenant, Window,
+    Attempt, AttemptState, Budget, BudgetPolicy, Checkpoint, CheckpointPart, ClockPair, Counters, Device, Discard,
+    Event, Goal, Job, JobSpec, JobState, JoinKind, JoinToken, Key, Lease, LeaseState, Migration, MigrationCause,
+    MigrationPhase, Node, NodeState, Project, Request, RequestKey, RequestOutcome, RetryPolicy, Role, Secret, Site,
+    TaskRow, TaskState, Tenant, Upload, Window,
 };
 use sluice_plan::DeviceView;
 use sluice_types::{
@@ -88,9 +88,23 @@ impl Sample {
             tokens: vec![self.token_row()],
             prices: vec![self.prices_row()],
             budgets: vec![self.budget_row()],
+            uploads: vec![self.upload_row()],
+            discards: vec![self.discard_row()],
             counters: Some(Counters { stale_reports: 3, refused_windows: 4, ..Counters::default() }),
             ..Rows::default()
         }
+    }
+
+    /// An upload of the project.
+    pub fn upload_row(&mut self) -> Upload {
+        let digest = Digest::from_bytes([7; 32]);
+        let used = self.now();
+        Upload { project: self.project, digest, size: 4096, complete: true, used, deleted: false }
+    }
+
+    /// Something that a vault may delete.
+    pub fn discard_row(&mut self) -> Discard {
+        Discard { site: self.site, manifest: Digest::from_bytes([8; 32]), due: self.now(), done: false }
     }
 
     /// A deposit to the tenant.

@@ -68,6 +68,18 @@ pub(crate) async fn what_can_still_change_is_loaded_and_nothing_else(mut fixture
     assert!(loaded.transfers.is_empty() && loaded.events.is_empty());
 }
 
+pub(crate) async fn deleted_uploads_and_done_discards_are_not_loaded(mut fixture: Fixture) {
+    let mut rows = fixture.sample.world();
+    fixture.commit(&rows).await;
+    assert_eq!(fixture.loaded().await.rows.uploads, rows.uploads);
+    rows.uploads[0].deleted = true;
+    rows.discards[0].done = true;
+    let gone = Rows { uploads: rows.uploads, discards: rows.discards, ..Rows::default() };
+    fixture.commit(&gone).await;
+    let loaded = fixture.loaded().await.rows;
+    assert!(loaded.uploads.is_empty() && loaded.discards.is_empty());
+}
+
 pub(crate) async fn the_bounds_of_a_load_hold(mut fixture: Fixture) {
     let mut rows = Rows { tokens: vec![fixture.sample.token_row()], ..Rows::default() };
     rows.requests = (0..10).map(|_| fixture.sample.request_row()).collect();

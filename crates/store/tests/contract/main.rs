@@ -75,6 +75,7 @@ cases! {
     writes::a_newer_schema_is_refused,
     writes::any_text_survives,
     loads::what_can_still_change_is_loaded_and_nothing_else,
+    loads::deleted_uploads_and_done_discards_are_not_loaded,
     loads::the_bounds_of_a_load_hold,
     loads::high_water_marks_are_over_all_tables,
     lists::jobs_are_filtered,

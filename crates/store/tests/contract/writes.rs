@@ -39,6 +39,8 @@ pub(crate) async fn every_kind_of_row_comes_back_as_it_was_written(mut fixture: 
         tokens: world.tokens,
         prices: world.prices,
         budgets: world.budgets,
+        uploads: world.uploads,
+        discards: world.discards,
         counters: world.counters,
         jobs: rows.jobs.clone(),
         attempts: rows.attempts.clone(),

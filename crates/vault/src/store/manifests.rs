@@ -129,6 +129,12 @@ impl BlobStore {
         Ok((Manifest::parse(&bytes)?, bytes))
     }
 
+    /// Digests of the blobs, in no order.
+    #[must_use]
+    pub fn blobs(&self) -> Vec<Digest> {
+        self.state().blobs.keys().copied().collect()
+    }
+
     /// Digests of the sealed manifests, in no order.
     #[must_use]
     pub fn manifests(&self) -> Vec<Digest> {

@@ -60,6 +60,9 @@ pub struct StoreLimits {
     /// How long a blob that somebody asked for or stored is kept from deletion although no manifest names it: time for
     /// the manifest to come.
     pub promise: Duration,
+    /// How long a blob is kept that no manifest names and nobody asked for: an input, which can be fetched again, or what
+    /// is left of a checkpoint that was never sealed. `None` = for ever.
+    pub unnamed: Option<Duration>,
 }
 
 impl Default for StoreLimits {
@@ -72,6 +75,7 @@ impl Default for StoreLimits {
             partials: 4096,
             partial_age: Duration::from_secs(7 * 86_400),
             promise: Duration::from_secs(15 * 60),
+            unnamed: Some(Duration::from_secs(86_400)),
         }
     }
 }
@@ -250,13 +254,21 @@ impl BlobStore {
         Ok(true)
     }
 
-    /// Deletes what was promised when it was to go and is not any more. Called now and then.
+    /// Deletes what was promised when it was to go and is not any more, and what nobody has named or asked for in
+    /// [`StoreLimits::unnamed`]. Called now and then.
     ///
     /// # Errors
     /// The disk.
     pub async fn sweep(&self) -> Result<(), StoreError> {
-        let condemned: Vec<_> = self.state().condemned.iter().copied().collect();
-        for digest in condemned {
+        let now = Instant::now();
+        let gone: BTreeSet<_> = {
+            let state = self.state();
+            let old =
+                |blob: &Blob| self.inner.limits.unnamed.is_some_and(|age| now.duration_since(blob.touched) >= age);
+            let unnamed = state.blobs.iter().filter(|(digest, blob)| !state.refs.contains_key(digest) && old(blob));
+            unnamed.map(|(digest, _)| *digest).chain(state.condemned.iter().copied()).collect()
+        };
+        for digest in gone {
             self.delete(digest).await?;
         }
         Ok(())

@@ -167,7 +167,7 @@ impl SiteService for Door {
                     Up::Failed(failed) => {
                         controller.reports.lock().unwrap().insert(failed.order, Up::Failed(failed));
                     }
-                    Up::Hello(_) | Up::Heartbeat(_) => {}
+                    Up::Hello(_) | Up::Heartbeat(_) | Up::Forgotten(_) => {}
                 }
                 controller.changed.notify_waiters();
             }
