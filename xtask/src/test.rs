@@ -65,14 +65,11 @@ fn cargo_test(counts: &mut Counts) -> anyhow::Result<Outcome> {
     let mut command = place::cargo();
     // The output of tests that passed is shown to us, because some of them say there that they were skipped.
     // End-to-end tests and simulated days run for minutes: `cargo test -p sluice-e2e -p sluice-sim`, `cargo xtask verify`.
-    // The CLI's tests wait for the log decoder to be settled: `cargo test -p sluice-cli`.
     command.args(["test", "--quiet", "--no-fail-fast"]).args(place::ALL).args([
         "--exclude",
         "sluice-e2e",
         "--exclude",
         "sluice-sim",
-        "--exclude",
-        "sluice-cli",
         "--",
         "--show-output",
         "--format=pretty",

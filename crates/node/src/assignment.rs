@@ -233,9 +233,11 @@ fn watched(directory: &v1::WatchedDirectory) -> Result<CheckpointMode, Failure> 
         None => return Err(wrong("spec.checkpoint.directory", "does not declare how a complete set is recognised")),
     };
     let signal = match directory.signal.as_str() {
-        "USR1" => CheckpointSignal::Sigusr1,
-        "TERM" => CheckpointSignal::Sigterm,
-        _ => return Err(wrong("spec.checkpoint.directory.signal", "is neither USR1 nor TERM")),
+        "" => None,
+        "USR1" => Some(CheckpointSignal::Sigusr1),
+        "USR2" => Some(CheckpointSignal::Sigusr2),
+        "TERM" => Some(CheckpointSignal::Sigterm),
+        _ => return Err(wrong("spec.checkpoint.directory.signal", "is none of USR1, USR2 and TERM")),
     };
     let grace = directory.grace.as_ref().and_then(nanos).unwrap_or(DEFAULT_GRACE);
     Ok(CheckpointMode::Directory { path: directory.path.clone(), completion, signal, grace })

@@ -122,7 +122,7 @@ fn whatever_a_task_says_is_answered_with_a_reason_and_never_believed() {
     assert_eq!(manifests.iter().map(|manifest| manifest.step).collect::<Vec<_>>(), [2]);
 }
 
-fn directory(attempt: &mut Attempt<'_>, completion: Completion, signal: CheckpointSignal) {
+fn directory(attempt: &mut Attempt<'_>, completion: Completion, signal: Option<CheckpointSignal>) {
     let (path, grace) = ("ckpt".to_owned(), Nanos::from_secs(10));
     attempt.spec.checkpoint.mode = CheckpointMode::Directory { path, completion, signal, grace };
 }
@@ -136,7 +136,7 @@ fn atomic_renames_in_a_watched_directory_are_taken_and_put_back() {
         trap 'mkdir -p tmp/sub && echo $n > tmp/sub/n && mv tmp ckpt/step-$n && echo saved $n' USR1; \
         while :; do n=$((n+1)); sleep 0.05; done";
     let mut first = node.attempt(script);
-    directory(&mut first, Completion::AtomicRename("step-*".to_owned()), CheckpointSignal::Sigusr1);
+    directory(&mut first, Completion::AtomicRename("step-*".to_owned()), Some(CheckpointSignal::Sigusr1));
     first.start();
     first.wait_status("running", |status| status.phase == Phase::Running);
     std::thread::sleep(Duration::from_millis(300));
@@ -149,7 +149,7 @@ fn atomic_renames_in_a_watched_directory_are_taken_and_put_back() {
     assert_eq!(manifest.entries[0].name, format!("step-{}/sub/n", manifest.step));
 
     let mut second = node.attempt(script);
-    directory(&mut second, Completion::AtomicRename("step-*".to_owned()), CheckpointSignal::Sigusr1);
+    directory(&mut second, Completion::AtomicRename("step-*".to_owned()), Some(CheckpointSignal::Sigusr1));
     resume_of(&first, manifest, &mut second);
     second.start();
     second.wait_status("running", |status| status.log_bytes > 0);
@@ -168,7 +168,7 @@ fn a_completion_file_marks_a_set_and_sets_without_one_are_left() {
          ln -s /etc/passwd ckpt/checkpoint-7/link; ln -s /etc/passwd ckpt/evil/DONE; ln -s ../.. ckpt/up; \
          echo x > ckpt/checkpoint-7/DONE; trap 'echo late > ckpt/checkpoint-9/DONE; exit 0' TERM; while :; do sleep 0.05; done",
     );
-    directory(&mut attempt, Completion::CompletionFile("DONE".to_owned()), CheckpointSignal::Sigterm);
+    directory(&mut attempt, Completion::CompletionFile("DONE".to_owned()), Some(CheckpointSignal::Sigterm));
     attempt.start();
     let status = attempt.wait_status("the first set", |status| !status.staged.is_empty());
     assert_eq!((status.staged.len(), status.staged[0].step), (1, 7));
@@ -181,4 +181,37 @@ fn a_completion_file_marks_a_set_and_sets_without_one_are_left() {
         manifests.iter().map(|manifest| manifest.entries.iter().map(|entry| entry.name.as_str()).collect()).collect();
     assert_eq!(names, [["checkpoint-7/DONE", "checkpoint-7/model"], ["checkpoint-9/DONE", "checkpoint-9/model"]]);
     assert_eq!(std::fs::read(attempt.folder.staged_set(1).join("f00001")).unwrap(), b"a\n");
+}
+
+#[test]
+fn a_program_without_a_signal_ends_after_the_next_set_that_it_writes() {
+    let Some(node) = Node::enforced() else { return };
+    // Signals would end it: it traps none.
+    let script =
+        "mkdir -p ckpt; n=0; while :; do n=$((n+1)); mkdir tmp; echo $n > tmp/n; mv tmp ckpt/step-$n; sleep 0.4; done";
+    let mut attempt = node.attempt(script);
+    directory(&mut attempt, Completion::AtomicRename("step-*".to_owned()), None);
+    attempt.start();
+    let before = attempt.wait_status("a set", |status| !status.staged.is_empty()).staged.len();
+    block_on(attempt.client().checkpoint_and_exit(Duration::from_secs(10))).unwrap();
+    let record = attempt.end();
+    let sets = staged(&attempt);
+    assert_eq!(record.ordered, Some(Ordered::CheckpointAndExit));
+    let fulfilled = sets.iter().position(|set| Some(set.sequence) == record.order_sequence);
+    assert!(fulfilled.is_some_and(|place| place >= before), "{fulfilled:?} of {}, {before} before", sets.len());
+}
+
+#[test]
+fn a_second_user_signal_asks_too() {
+    let Some(node) = Node::enforced() else { return };
+    let script =
+        "mkdir -p ckpt; trap 'mkdir tmp; echo x > tmp/x; mv tmp ckpt/step-5' USR2; while :; do sleep 0.05; done";
+    let mut attempt = node.attempt(script);
+    directory(&mut attempt, Completion::AtomicRename("step-*".to_owned()), Some(CheckpointSignal::Sigusr2));
+    attempt.start();
+    attempt.wait_status("running", |status| status.phase == Phase::Running);
+    std::thread::sleep(Duration::from_millis(300));
+    block_on(attempt.client().checkpoint_and_exit(Duration::from_secs(10))).unwrap();
+    attempt.end();
+    assert_eq!(staged(&attempt).iter().map(|set| set.step).collect::<Vec<_>>(), [5]);
 }

@@ -352,15 +352,19 @@ impl Keeper {
     fn signal(&mut self, now: NodeInstant) {
         let CheckpointMode::Directory { signal, .. } = &self.live.spec().checkpoint.mode else { return };
         let signal = match signal {
-            CheckpointSignal::Sigusr1 => Signal::SIGUSR1,
-            CheckpointSignal::Sigterm => Signal::SIGTERM,
+            None => None,
+            Some(CheckpointSignal::Sigusr1) => Some(Signal::SIGUSR1),
+            Some(CheckpointSignal::Sigusr2) => Some(Signal::SIGUSR2),
+            Some(CheckpointSignal::Sigterm) => Some(Signal::SIGTERM),
         };
         let due = {
             let mut core = self.live.core();
             // Before the program runs, the signal would end whatever runs in its place.
             if core.phase == Phase::Running && core.started_at.is_some() { core.orders.signal_due(now) } else { None }
         };
-        if due.is_some() && !self.live.signal(signal) {
+        if let (Some(_), Some(signal)) = (due, signal)
+            && !self.live.signal(signal)
+        {
             self.live.say("the program could not be asked for a checkpoint: it is gone");
         }
     }

@@ -105,8 +105,8 @@ pub enum CheckpointMode {
         path: String,
         /// How a complete set is recognised.
         completion: Completion,
-        /// What asks the program to write one.
-        signal: CheckpointSignal,
+        /// What asks the program to write one; `None` where it writes on its own, and the next set is waited for.
+        signal: Option<CheckpointSignal>,
         /// How long it may take.
         grace: Nanos,
     },
@@ -128,6 +128,8 @@ pub enum Completion {
 pub enum CheckpointSignal {
     /// The usual choice.
     Sigusr1,
+    /// For programs that use the other for something else.
+    Sigusr2,
     /// For programs that write their state when told to end.
     Sigterm,
 }

@@ -118,7 +118,7 @@ CREATE INDEX migrations_live ON migrations (id) WHERE live = 1;
 
 CREATE TABLE uploads (
     project INTEGER NOT NULL,
-    digest TEXT NOT NULL,
+    digest TEXT COLLATE BINARY NOT NULL,
     live INTEGER NOT NULL,
     body TEXT NOT NULL,
     PRIMARY KEY (project, digest)
@@ -128,7 +128,7 @@ CREATE INDEX uploads_live ON uploads (project, digest) WHERE live = 1;
 -- What vaults may delete, and have deleted where live = 0.
 CREATE TABLE discards (
     site INTEGER NOT NULL,
-    manifest TEXT NOT NULL,
+    manifest TEXT COLLATE BINARY NOT NULL,
     live INTEGER NOT NULL,
     body TEXT NOT NULL,
     PRIMARY KEY (site, manifest)
