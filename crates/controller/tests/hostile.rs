@@ -2,23 +2,19 @@
 //! server goes on serving.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::sync::Arc;
-use std::time::Duration;
+mod support;
 
 use bytes::Bytes;
 use prost::Message as _;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use sluice_controller::{Access, Controller, ControllerConfig, METHODS, SystemClock};
-use sluice_identity::{CONTROLLER_NAME, Lifetimes};
-use sluice_lifecycle::Settings;
+use sluice_controller::{Access, METHODS};
 use sluice_proto::v1;
 use sluice_proto::v1::job_service_client::JobServiceClient;
 use sluice_types::Reason;
+use support::Door;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
-use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
@@ -61,52 +57,15 @@ impl Decoder for Raw {
     }
 }
 
-struct Door {
-    controller: Controller,
-    channel: Channel,
-    key: MetadataValue<Ascii>,
-    _folder: tempfile::TempDir,
-}
-
-impl Door {
-    async fn open() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let config = ControllerConfig {
-            data: folder.path().to_owned(),
-            database: format!("sqlite:{}", folder.path().join("sluice.db").display()),
-            listen: "127.0.0.1:0".parse().unwrap(),
-            names: Vec::new(),
-            settings: Settings::default(),
-            lifetimes: Lifetimes::default(),
-        };
-        // Another test of this binary may have installed it.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let controller = Controller::start(config, Arc::new(SystemClock)).await.unwrap();
-        let ca = std::fs::read(folder.path().join("keys/ca.pem")).unwrap();
-        let tls = ClientTlsConfig::new().domain_name(CONTROLLER_NAME).ca_certificate(Certificate::from_pem(ca));
-        let endpoint = Endpoint::from_shared(format!("https://{}", controller.address)).unwrap();
-        let endpoint = endpoint.tls_config(tls).unwrap().timeout(Duration::from_secs(20));
-        let channel = endpoint.connect().await.unwrap();
-        let secret = std::fs::read_to_string(folder.path().join("admin.key")).unwrap();
-        let key = format!("Bearer {secret}").parse().unwrap();
-        Self { controller, channel, key, _folder: folder }
+async fn call(door: &Door, method: &str, body: Bytes, with_key: bool) -> Result<Bytes, Status> {
+    let mut client = tonic::client::Grpc::new(door.channel.clone());
+    client.ready().await.unwrap();
+    let path: PathAndQuery = format!("/{method}").parse().unwrap();
+    let mut request = Request::new(body);
+    if with_key {
+        request.metadata_mut().insert("authorization", door.key.clone());
     }
-
-    async fn call(&self, method: &str, body: Bytes, with_key: bool) -> Result<Bytes, Status> {
-        let mut client = tonic::client::Grpc::new(self.channel.clone());
-        client.ready().await.unwrap();
-        let path: PathAndQuery = format!("/{method}").parse().unwrap();
-        let mut request = Request::new(body);
-        if with_key {
-            request.metadata_mut().insert("authorization", self.key.clone());
-        }
-        client.unary(request, path, Raw).await.map(tonic::Response::into_inner)
-    }
-
-    async fn close(mut self) {
-        self.controller.stop();
-        self.controller.wait().await.unwrap();
-    }
+    client.unary(request, path, Raw).await.map(tonic::Response::into_inner)
 }
 
 /// A refusal is not INTERNAL or UNKNOWN, and has a reason that is documented.
@@ -141,21 +100,21 @@ async fn damaged_messages_are_refused_with_a_reason_by_every_method() {
             bodies.push(("noise", (0..length).map(|_| random.random()).collect()));
         }
         for (what, body) in bodies {
-            if let Err(status) = door.call(method, body.into(), true).await {
+            if let Err(status) = call(&door, method, body.into(), true).await {
                 check(method, what, &status);
             }
             calls += 1;
         }
         if matches!(access, Access::Roles(_)) {
-            let status = door.call(method, Bytes::new(), false).await.unwrap_err();
+            let status = call(&door, method, Bytes::new(), false).await.unwrap_err();
             assert_eq!(status.code(), Code::Unauthenticated, "{method}");
             check(method, "no key", &status);
         }
     }
     assert!(calls > 1000, "only {calls} calls");
-    let status = door.call("sluice.v1.JobService/Nothing", Bytes::new(), true).await.unwrap_err();
+    let status = call(&door, "sluice.v1.JobService/Nothing", Bytes::new(), true).await.unwrap_err();
     check("an unknown method", "nothing", &status);
-    let status = door.call("sluice.v1.JobService/GetJob", vec![0; 9 << 20].into(), true).await.unwrap_err();
+    let status = call(&door, "sluice.v1.JobService/GetJob", vec![0; 9 << 20].into(), true).await.unwrap_err();
     check("GetJob", "9 MiB", &status);
     door.close().await;
 }
@@ -180,14 +139,14 @@ async fn absurd_specs_are_refused_by_field() {
     let door = Door::open().await;
     let id = "123e4567-e89b-42d3-a456-42661417400";
     let tenant = v1::CreateTenantRequest { request_id: format!("{id}1"), tenant_id: "t".into(), validate_only: false };
-    door.call("sluice.v1.TenantService/CreateTenant", tenant.encode_to_vec().into(), true).await.unwrap();
+    call(&door, "sluice.v1.TenantService/CreateTenant", tenant.encode_to_vec().into(), true).await.unwrap();
     let project = v1::CreateProjectRequest {
         request_id: format!("{id}2"),
         parent: "tenants/t".into(),
         project_id: "p".into(),
         validate_only: false,
     };
-    door.call("sluice.v1.TenantService/CreateProject", project.encode_to_vec().into(), true).await.unwrap();
+    call(&door, "sluice.v1.TenantService/CreateProject", project.encode_to_vec().into(), true).await.unwrap();
     let digest = "0".repeat(64);
     let blob = move |path: &str| v1::BlobRef { digest: digest.clone(), size_bytes: 1, path: path.to_owned() };
     type Change = Box<dyn FnOnce(&mut v1::JobSpec)>;
@@ -223,7 +182,7 @@ async fn absurd_specs_are_refused_by_field() {
     ];
     for (field, change) in cases {
         let body = submit(change).encode_to_vec();
-        let status = door.call("sluice.v1.JobService/SubmitJob", body.into(), true).await.unwrap_err();
+        let status = call(&door, "sluice.v1.JobService/SubmitJob", body.into(), true).await.unwrap_err();
         check("SubmitJob", field, &status);
         let details = status.get_error_details();
         let named = details.error_info().and_then(|info| info.metadata.get("field").cloned()).unwrap_or_default();

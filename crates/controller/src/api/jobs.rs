@@ -43,6 +43,12 @@ impl Api {
         };
         sluice_lifecycle::validate::spec(&spec).map_err(refused)?;
         let preview = sluice_lifecycle::draft(&project, name.clone(), spec.clone(), who.key.id, self.clock.now());
+        if message.validate_only {
+            // What a submit is told by the writer itself.
+            let caller = Caller { key: who.key.id, request: None };
+            let check = UserCommand::Validate(project.id, Box::new(spec.clone()));
+            self.writer.submit(Command::User(caller, check)).await.map_err(refused)?;
+        }
         let view = sluice_lifecycle::draft_view(&preview, &project);
         if let Err(never) = self.planner.admissible(view).await {
             let reason = never.reason.unwrap_or(Reason::NeverFits);
@@ -55,9 +61,6 @@ impl Api {
     async fn submit(&self, who: &Principal, message: &v1::SubmitJobRequest) -> Result<v1::Job, Status> {
         let draft = self.draft(who, message).await?;
         if message.validate_only {
-            let caller = Caller { key: who.key.id, request: None };
-            let check = UserCommand::Validate(draft.preview.project, Box::new(draft.preview.spec.clone()));
-            self.writer.submit(Command::User(caller, check)).await.map_err(refused)?;
             return Ok(self.show_brief(&draft.preview, None));
         }
         let method = "sluice.v1.JobService/SubmitJob";

@@ -1,0 +1,48 @@
+//! A controller of a test's own, and an admin at its door.
+#![allow(dead_code, clippy::unwrap_used, reason = "each test uses its part; a test fails by panicking")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_controller::{Controller, ControllerConfig, SystemClock};
+use sluice_identity::{CONTROLLER_NAME, Lifetimes};
+use sluice_lifecycle::Settings;
+use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+
+pub(crate) struct Door {
+    pub(crate) controller: Controller,
+    pub(crate) channel: Channel,
+    pub(crate) key: MetadataValue<Ascii>,
+    _folder: tempfile::TempDir,
+}
+
+impl Door {
+    pub(crate) async fn open() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let config = ControllerConfig {
+            data: folder.path().to_owned(),
+            database: format!("sqlite:{}", folder.path().join("sluice.db").display()),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            names: Vec::new(),
+            settings: Settings::default(),
+            lifetimes: Lifetimes::default(),
+        };
+        // Another test of this binary may have installed it.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let controller = Controller::start(config, Arc::new(SystemClock)).await.unwrap();
+        let ca = std::fs::read(folder.path().join("keys/ca.pem")).unwrap();
+        let tls = ClientTlsConfig::new().domain_name(CONTROLLER_NAME).ca_certificate(Certificate::from_pem(ca));
+        let endpoint = Endpoint::from_shared(format!("https://{}", controller.address)).unwrap();
+        let endpoint = endpoint.tls_config(tls).unwrap().timeout(Duration::from_secs(20));
+        let channel = endpoint.connect().await.unwrap();
+        let secret = std::fs::read_to_string(folder.path().join("admin.key")).unwrap();
+        let key = format!("Bearer {secret}").parse().unwrap();
+        Self { controller, channel, key, _folder: folder }
+    }
+
+    pub(crate) async fn close(mut self) {
+        self.controller.stop();
+        self.controller.wait().await.unwrap();
+    }
+}
