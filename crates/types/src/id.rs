@@ -12,6 +12,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 const ALPHABET: &[u8; 32] = b"0123456789abcdefghjkmnpqrstvwxyz";
 const DIGITS: usize = 13;
 
+/// What each byte is worth as a digit; 255 for those that are none.
+const WORTH: [u8; 256] = {
+    let mut worth = [u8::MAX; 256];
+    let mut place = 0;
+    while place < ALPHABET.len() {
+        worth[ALPHABET[place] as usize] = place as u8;
+        place += 1;
+    }
+    worth
+};
+
 /// Why a text is not an id of the wanted kind.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum IdError {
@@ -23,17 +34,32 @@ pub enum IdError {
     Digits,
 }
 
-fn encode(value: u64, prefix: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let mut text = [0u8; DIGITS];
-    for (place, slot) in text.iter_mut().rev().enumerate() {
-        *slot = ALPHABET[usize::try_from((value >> (5 * place)) & 31).unwrap_or(0)];
+/// Longest prefix, dash and digits.
+const LONGEST: usize = 4 + 1 + DIGITS;
+
+/// An id's text in a buffer of its own: ids are written by the dozen for every row, so it is made in one piece.
+struct Text {
+    bytes: [u8; LONGEST],
+    length: usize,
+}
+
+impl Text {
+    fn of(value: u64, prefix: &str) -> Self {
+        let mut bytes = [b'-'; LONGEST];
+        let length = prefix.len() + 1 + DIGITS;
+        bytes[..prefix.len()].copy_from_slice(prefix.as_bytes());
+        let mut rest = value;
+        for slot in bytes[prefix.len() + 1..length].iter_mut().rev() {
+            // Five bits are below 32.
+            *slot = ALPHABET[(rest & 31) as usize];
+            rest >>= 5;
+        }
+        Self { bytes, length }
     }
-    f.write_str(prefix)?;
-    f.write_str("-")?;
-    for byte in text {
-        fmt::Write::write_char(f, char::from(byte))?;
+
+    fn as_str(&self) -> &str {
+        str::from_utf8(&self.bytes[..self.length]).expect("invariant: prefix and digits are ASCII")
     }
-    Ok(())
 }
 
 fn decode(text: &str, prefix: &'static str) -> Result<u64, IdError> {
@@ -44,7 +70,10 @@ fn decode(text: &str, prefix: &'static str) -> Result<u64, IdError> {
     }
     let mut value: u64 = 0;
     for (place, digit) in digits.iter().enumerate() {
-        let worth = ALPHABET.iter().position(|letter| letter == digit).ok_or(IdError::Digits)?;
+        let worth = usize::from(WORTH[usize::from(*digit)]);
+        if worth > 31 {
+            return Err(IdError::Digits);
+        }
         // 13 digits carry 65 bits: the first may only use its lowest three, one less for the sign in SQL.
         if place == 0 && worth > 7 {
             return Err(IdError::Digits);
@@ -79,7 +108,7 @@ macro_rules! ids {
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                encode(self.0, $prefix, f)
+                f.write_str(Text::of(self.0, $prefix).as_str())
             }
         }
 
@@ -98,14 +127,13 @@ macro_rules! ids {
 
         impl Serialize for $name {
             fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+                serializer.serialize_str(Text::of(self.0, $prefix).as_str())
             }
         }
 
         impl<'de> Deserialize<'de> for $name {
             fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-                text.parse().map_err(serde::de::Error::custom)
+                deserializer.deserialize_str(crate::text::Parsed::new())
             }
         }
     )+};

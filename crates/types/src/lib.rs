@@ -10,6 +10,7 @@ mod id;
 mod name;
 mod reason;
 mod resources;
+mod text;
 mod time;
 
 pub use amount::{AmountError, Bytes, CoreMilli, Credits, MilliGpu};
