@@ -81,8 +81,9 @@ pub const METHODS: &[(&str, Access)] = &[
 
 /// Whether a role may call a method at all. Unknown methods are denied.
 pub(crate) fn allows(method: &str, role: Role) -> bool {
-    let access = METHODS.iter().find(|(name, _)| *name == method).map(|(_, access)| *access);
-    matches!(access, Some(Access::Roles(roles)) if roles.contains(&role))
+    // In order by name, which a test holds.
+    let known = METHODS.binary_search_by(|(name, _)| (*name).cmp(method)).ok();
+    matches!(known.map(|place| METHODS[place].1), Some(Access::Roles(roles)) if roles.contains(&role))
 }
 
 /// The table as Markdown: role x method.

@@ -21,6 +21,9 @@ pub(crate) struct Inner {
     pub(crate) keys: BTreeMap<KeyId, Key>,
     pub(crate) sites: BTreeMap<SiteId, Site>,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
+    /// Names are looked up by every request and never change.
+    tenant_names: BTreeMap<Name, TenantId>,
+    project_names: BTreeMap<(TenantId, Name), ProjectId>,
     /// Leases whose slice is not free yet, by node.
     pub(crate) held: BTreeMap<NodeId, BTreeMap<LeaseId, Lease>>,
     /// Uploads that are kept, also those under way.
@@ -36,9 +39,10 @@ impl Directory {
             keys: state.keys().map(|row| (row.id, row.clone())).collect(),
             sites: state.sites().map(|row| (row.id, row.clone())).collect(),
             nodes: state.nodes().map(|row| (row.id, row.clone())).collect(),
-            held: BTreeMap::new(),
             uploads: state.uploads().map(|row| (row.digest, row.project)).collect(),
+            ..Inner::default()
         };
+        inner.index(state.tenants(), state.projects());
         state.leases().for_each(|lease| inner.hold(lease));
     }
 
@@ -54,6 +58,7 @@ impl Directory {
             return;
         }
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
+        inner.index(rows.tenants.iter(), rows.projects.iter());
         inner.tenants.extend(rows.tenants.iter().map(|row| (row.id, row.clone())));
         inner.projects.extend(rows.projects.iter().map(|row| (row.id, row.clone())));
         inner.keys.extend(rows.keys.iter().map(|row| (row.id, row.clone())));
@@ -75,6 +80,11 @@ impl Directory {
 }
 
 impl Inner {
+    fn index<'a>(&mut self, tenants: impl Iterator<Item = &'a Tenant>, projects: impl Iterator<Item = &'a Project>) {
+        self.tenant_names.extend(tenants.map(|row| (row.name.clone(), row.id)));
+        self.project_names.extend(projects.map(|row| ((row.tenant, row.name.clone()), row.id)));
+    }
+
     fn hold(&mut self, lease: &Lease) {
         let here = self.held.entry(lease.device.node).or_default();
         match lease.state {
@@ -90,11 +100,11 @@ impl Inner {
     }
 
     pub(crate) fn tenant_named(&self, name: &Name) -> Option<&Tenant> {
-        self.tenants.values().find(|tenant| tenant.name == *name)
+        self.tenants.get(self.tenant_names.get(name)?)
     }
 
     pub(crate) fn project_named(&self, tenant: TenantId, name: &Name) -> Option<&Project> {
-        self.projects.values().find(|project| project.tenant == tenant && project.name == *name)
+        self.projects.get(self.project_names.get(&(tenant, name.clone()))?)
     }
 
     pub(crate) fn site_named(&self, name: &str) -> Option<&Site> {

@@ -14,6 +14,7 @@ mod authz;
 mod clock;
 mod directory;
 mod error;
+mod group;
 mod janitor;
 mod link;
 mod logs;

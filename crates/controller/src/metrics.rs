@@ -6,24 +6,30 @@ use std::time::Duration;
 /// Running figures; read with [`ControllerMetrics::figures`].
 #[derive(Debug, Default)]
 pub struct ControllerMetrics {
-    rounds: AtomicU64,
+    steps: AtomicU64,
     commands: AtomicU64,
     step_micros: AtomicU64,
-    round_micros: AtomicU64,
+    commits: AtomicU64,
+    commit_micros: AtomicU64,
     nodes_connected: AtomicU64,
     vaults_connected: AtomicU64,
     log_bytes: AtomicU64,
 }
 
+fn micros(took: Duration) -> u64 {
+    u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
+}
+
 impl ControllerMetrics {
-    pub(crate) fn round(&self, commands: usize, stepped: Duration, whole: Duration) {
-        let add = |counter: &AtomicU64, value: u128| {
-            counter.fetch_add(u64::try_from(value).unwrap_or(u64::MAX), Ordering::Relaxed);
-        };
-        add(&self.rounds, 1);
-        add(&self.commands, commands as u128);
-        add(&self.step_micros, stepped.as_micros());
-        add(&self.round_micros, whole.as_micros());
+    pub(crate) fn stepped(&self, commands: usize, took: Duration) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+        self.commands.fetch_add(commands as u64, Ordering::Relaxed);
+        self.step_micros.fetch_add(micros(took), Ordering::Relaxed);
+    }
+
+    pub(crate) fn committed(&self, took: Duration) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.commit_micros.fetch_add(micros(took), Ordering::Relaxed);
     }
 
     pub(crate) fn connected(&self, nodes: usize, vaults: usize) {
@@ -40,10 +46,11 @@ impl ControllerMetrics {
     pub fn figures(&self) -> Vec<(&'static str, u64)> {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         vec![
-            ("sluice_writer_rounds_total", get(&self.rounds)),
+            ("sluice_writer_steps_total", get(&self.steps)),
             ("sluice_writer_commands_total", get(&self.commands)),
             ("sluice_writer_step_microseconds_total", get(&self.step_micros)),
-            ("sluice_writer_round_microseconds_total", get(&self.round_micros)),
+            ("sluice_writer_commits_total", get(&self.commits)),
+            ("sluice_writer_commit_microseconds_total", get(&self.commit_micros)),
             ("sluice_nodes_connected", get(&self.nodes_connected)),
             ("sluice_vaults_connected", get(&self.vaults_connected)),
             ("sluice_log_bytes_total", get(&self.log_bytes)),

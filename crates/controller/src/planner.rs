@@ -1,14 +1,24 @@
-//! The scheduler beside the writer: a thread that owns the world, fed with committed deltas.
+//! The scheduler beside the writer: a thread that owns the world, fed with the deltas of every step.
+//!
+//! Questions of users wait behind deltas and decisions: between two decisions at most one is explained, and few may
+//! wait. What was once found to fit somewhere is remembered until the inventory changes, so that most submits ask nobody.
 
+use std::collections::{HashSet, VecDeque};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, PoisonError, RwLock};
 
-use sluice_lifecycle::Command;
+use sluice_lifecycle::{Command, Refusal};
 use sluice_plan::{Delta, Explanation, JobView, Limits, World};
-use sluice_types::JobId;
-use tokio::sync::oneshot;
+use sluice_types::{JobId, Reason, SiteId, TaskResources};
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::error::ControllerError;
 use crate::writer::WriterHandle;
+
+/// Explanations that may wait; beyond it callers are told to come back later. One may take as long as some decisions.
+const QUESTIONS: usize = 16;
+/// Requests that are remembered to fit somewhere.
+const FITTING: usize = 4096;
 
 enum Message {
     Deltas(Vec<Delta>, Vec<JobId>),
@@ -17,11 +27,30 @@ enum Message {
     Pause,
 }
 
-/// The way to the scheduler. Cheap to clone. Its queue is unbounded, but the writer feeds it no faster than commits
-/// and the scheduler only ever has one plan under way.
+/// All of a job that decides whether it could ever run.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Ask {
+    resources: TaskResources,
+    tasks: u32,
+    sites: Vec<SiteId>,
+}
+
+impl Ask {
+    fn of(job: &JobView) -> Self {
+        Self { resources: job.resources.clone(), tasks: job.tasks, sites: job.sites.clone() }
+    }
+}
+
+/// What fits somewhere on the inventory as it is. Filled and cleared by the scheduler's thread alone.
+type Fitting = Arc<RwLock<HashSet<Ask>>>;
+
+/// The way to the scheduler. Cheap to clone. Its queue is unbounded, but the writer feeds it no faster than it steps,
+/// the scheduler only ever has one plan under way, and callers wait for their answers.
 #[derive(Clone, Debug)]
 pub struct PlannerHandle {
     queue: Sender<Message>,
+    questions: Arc<Semaphore>,
+    fitting: Fitting,
 }
 
 impl std::fmt::Debug for Message {
@@ -31,17 +60,23 @@ impl std::fmt::Debug for Message {
 }
 
 impl PlannerHandle {
-    pub(crate) fn committed(&self, deltas: Vec<Delta>, rejected: Vec<JobId>) {
+    pub(crate) fn stepped(&self, deltas: Vec<Delta>, rejected: Vec<JobId>) {
         if !deltas.is_empty() || !rejected.is_empty() {
             let _ = self.queue.send(Message::Deltas(deltas, rejected));
         }
     }
 
     /// Why a job waits; `None` where it does not.
-    pub async fn explain(&self, job: JobId) -> Option<Explanation> {
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`] where too many ask at once.
+    pub async fn explain(&self, job: JobId) -> Result<Option<Explanation>, Refusal> {
+        let busy = |_| Refusal::new(Reason::Overloaded, "too many explanations are being made; try again");
+        let _place = self.questions.try_acquire().map_err(busy)?;
         let (reply, answer) = oneshot::channel();
-        self.queue.send(Message::Explain(job, reply)).ok()?;
-        answer.await.ok().flatten()
+        let gone = || Refusal::new(Reason::Unavailable, "the controller is stopping");
+        self.queue.send(Message::Explain(job, reply)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
     }
 
     /// Whether a job could ever run on what there is.
@@ -49,6 +84,9 @@ impl PlannerHandle {
     /// # Errors
     /// The explanation why not.
     pub async fn admissible(&self, job: JobView) -> Result<(), Explanation> {
+        if self.fitting.read().unwrap_or_else(PoisonError::into_inner).contains(&Ask::of(&job)) {
+            return Ok(());
+        }
         let (reply, answer) = oneshot::channel();
         if self.queue.send(Message::Admissible(Box::new(job), reply)).is_err() {
             return Ok(());
@@ -65,56 +103,101 @@ impl PlannerHandle {
 /// A handle and its queue; the thread starts with [`run`] once the writer exists.
 pub(crate) fn prepare() -> (PlannerHandle, PlannerQueue) {
     let (sender, receiver) = channel();
-    (PlannerHandle { queue: sender }, PlannerQueue(receiver))
+    let fitting = Fitting::default();
+    let handle =
+        PlannerHandle { queue: sender, questions: Arc::new(Semaphore::new(QUESTIONS)), fitting: Arc::clone(&fitting) };
+    (handle, PlannerQueue { messages: receiver, fitting })
 }
 
 /// The receiving end.
-pub(crate) struct PlannerQueue(Receiver<Message>);
+pub(crate) struct PlannerQueue {
+    messages: Receiver<Message>,
+    fitting: Fitting,
+}
 
-/// Starts the thread. It ends when every handle is gone or the writer is.
+/// Starts the thread. It ends when every handle is gone or the writer is; then, or if it panics, the receiver hears.
 ///
 /// # Errors
 /// [`ControllerError::Stopped`] where the system gives no thread.
-pub(crate) fn run(queue: PlannerQueue, writer: WriterHandle) -> Result<std::thread::JoinHandle<()>, ControllerError> {
-    std::thread::Builder::new()
-        .name("planner".to_owned())
-        .spawn(move || decide(&queue.0, &writer))
-        .map_err(|_| ControllerError::Stopped("the planner's thread"))
+pub(crate) fn run(queue: PlannerQueue, writer: WriterHandle) -> Result<oneshot::Receiver<()>, ControllerError> {
+    let (ended, end) = oneshot::channel();
+    let thread = std::thread::Builder::new().name("planner".to_owned()).spawn(move || {
+        // Dropped however the thread ends.
+        let _ended: oneshot::Sender<()> = ended;
+        Planner::new(queue).run(&writer);
+    });
+    // The thread is not joined: it blocks in its queue, and its end is heard through the channel.
+    thread.map(drop).map_err(|_| ControllerError::Stopped("the planner's thread"))?;
+    Ok(end)
 }
 
-fn decide(queue: &Receiver<Message>, writer: &WriterHandle) {
-    let mut world = World::new();
-    let mut paused = false;
-    loop {
-        // With work left over nobody needs to be waited for.
-        if !world.has_more() || paused {
-            match queue.recv() {
-                Ok(message) => take(&mut world, message, &mut paused),
-                Err(_) => return,
+struct Planner {
+    queue: PlannerQueue,
+    world: World,
+    paused: bool,
+    questions: VecDeque<(JobId, oneshot::Sender<Option<Explanation>>)>,
+}
+
+impl Planner {
+    fn new(queue: PlannerQueue) -> Self {
+        Self { queue, world: World::new(), paused: false, questions: VecDeque::new() }
+    }
+
+    fn run(&mut self, writer: &WriterHandle) {
+        loop {
+            // With work left over nobody needs to be waited for.
+            let idle = (self.paused || !self.world.has_more()) && self.questions.is_empty();
+            if idle {
+                match self.queue.messages.recv() {
+                    Ok(message) => self.take(message),
+                    Err(_) => return,
+                }
+            }
+            while let Ok(message) = self.queue.messages.try_recv() {
+                self.take(message);
+            }
+            if let Some((job, reply)) = self.questions.pop_front()
+                && !reply.is_closed()
+            {
+                drop(reply.send(self.world.explain(job)));
+            }
+            if self.paused {
+                continue;
+            }
+            let plan = self.world.decide(Limits::default());
+            let empty = plan.placements.is_empty() && plan.verdicts.is_empty();
+            if !empty && !writer.submit_blocking(Command::Plan(plan)) {
+                return;
             }
         }
-        while let Ok(message) = queue.try_recv() {
-            take(&mut world, message, &mut paused);
-        }
-        if paused {
-            continue;
-        }
-        let plan = world.decide(Limits::default());
-        let empty = plan.placements.is_empty() && plan.verdicts.is_empty();
-        if !empty && !writer.submit_blocking(Command::Plan(plan)) {
-            return;
+    }
+
+    fn take(&mut self, message: Message) {
+        match message {
+            Message::Deltas(deltas, rejected) => {
+                if deltas.iter().any(|delta| matches!(delta, Delta::Node(_) | Delta::NodeGone(_))) {
+                    self.queue.fitting.write().unwrap_or_else(PoisonError::into_inner).clear();
+                }
+                deltas.iter().for_each(|delta| self.world.apply(delta));
+                rejected.into_iter().for_each(|job| self.world.reject(job));
+            }
+            Message::Explain(job, reply) => self.questions.push_back((job, reply)),
+            Message::Admissible(job, reply) => {
+                let answer = self.world.admissible(&job);
+                if answer.is_ok() {
+                    self.remember(Ask::of(&job));
+                }
+                drop(reply.send(answer));
+            }
+            Message::Pause => self.paused = true,
         }
     }
-}
 
-fn take(world: &mut World, message: Message, paused: &mut bool) {
-    match message {
-        Message::Deltas(deltas, rejected) => {
-            deltas.iter().for_each(|delta| world.apply(delta));
-            rejected.into_iter().for_each(|job| world.reject(job));
+    fn remember(&self, ask: Ask) {
+        let mut fitting = self.queue.fitting.write().unwrap_or_else(PoisonError::into_inner);
+        if fitting.len() >= FITTING {
+            fitting.clear();
         }
-        Message::Explain(job, reply) => drop(reply.send(world.explain(job))),
-        Message::Admissible(job, reply) => drop(reply.send(world.admissible(&job))),
-        Message::Pause => *paused = true,
+        fitting.insert(ask);
     }
 }

@@ -10,6 +10,7 @@ use sluice_types::{JobId, NodeId, Timestamp};
 use tokio::sync::watch;
 
 use crate::directory::Directory;
+use crate::group::{Group, Messages};
 use crate::link::Hub;
 use crate::planner::PlannerHandle;
 use crate::secrets::SecretBox;
@@ -33,48 +34,59 @@ impl Publisher {
     /// From nothing, at the start.
     pub(crate) fn start(&self, state: &State, now: Timestamp) {
         self.directory.load(state);
-        self.planner.committed(state.world(now), Vec::new());
+        self.planner.stepped(state.world(now), Vec::new());
         self.events.send_replace(state.last_event());
-        self.copies(state, now);
     }
 
-    /// The directory has the rows already: see [`crate::writer`].
-    pub(crate) fn committed(&self, state: &State, rows: &Rows, rejected: Vec<JobId>, now: Timestamp) {
-        if rows.is_empty() && rejected.is_empty() {
-            return;
+    /// A step: the scheduler goes on from it at once. See [`crate::writer`] for why it may.
+    pub(crate) fn stepped(&self, state: &State, rows: &Rows, rejected: Vec<JobId>, now: Timestamp) {
+        self.planner.stepped(state.deltas(rows, now), rejected);
+    }
+
+    /// What hosts will have to be told once `group` is committed, from a state that has its rows and no later ones.
+    pub(crate) fn messages(&self, state: &State, group: &Group, now: Timestamp) -> Messages {
+        let rows = &group.rows;
+        let mut touched = BTreeSet::new();
+        if self.hub.has_nodes() {
+            touched.extend(rows.attempts.iter().flat_map(|row| row.tasks.iter().map(|task| task.device.node)));
+            touched.extend(rows.nodes.iter().map(|row| row.id));
+            touched.extend(group.refresh.iter().copied());
         }
-        self.planner.committed(state.deltas(rows, now), rejected);
-        let touched = rows.attempts.iter().flat_map(|row| row.tasks.iter().map(|task| task.device.node));
-        let touched: BTreeSet<NodeId> = touched.chain(rows.nodes.iter().map(|row| row.id)).collect();
-        for node in touched {
-            self.refresh(state, node, now);
+        let touched = touched.into_iter().filter(|node| self.hub.is_connected(*node));
+        let desired = touched.map(|node| (node, self.desired(state, node, now))).collect();
+        let moved = !(rows.checkpoints.is_empty() && rows.migrations.is_empty() && rows.sites.is_empty());
+        let mut messages = Messages { desired, ..Messages::default() };
+        if group.copies || moved {
+            let vaults = self.hub.vault_sites();
+            messages.copies = (!vaults.is_empty()).then(|| state.copies());
+            let discards = |site| (site, state.discards(site, now, FORGET_AT_ONCE));
+            messages.discards = vaults.into_iter().map(discards).collect();
         }
-        if !(rows.checkpoints.is_empty() && rows.migrations.is_empty() && rows.sites.is_empty()) {
-            self.copies(state, now);
+        messages
+    }
+
+    /// A group is committed, and the directory has its rows already: hosts and watchers learn of it.
+    pub(crate) fn committed(&self, group: &mut Group) {
+        let messages = std::mem::take(&mut group.messages);
+        for (node, desired) in messages.desired {
+            self.hub.desired(node, desired);
         }
-        if let Some(event) = rows.events.last() {
+        if let Some(copies) = messages.copies {
+            self.hub.copies(copies, &self.directory);
+        }
+        for (site, manifests) in messages.discards {
+            self.hub.forget(site, &manifests);
+        }
+        if let Some(event) = group.rows.events.last() {
             self.events.send_replace(event.sequence);
         }
     }
 
-    /// Everything that a connected node should be doing.
-    pub(crate) fn refresh(&self, state: &State, node: NodeId, now: Timestamp) {
-        if !self.hub.is_connected(node) {
-            return;
-        }
+    /// Everything that a node should be doing.
+    fn desired(&self, state: &State, node: NodeId, now: Timestamp) -> v1::Desired {
         let wishes = state.wishes(node);
         let assignments = wishes.iter().filter_map(|wish| self.assignment(state, wish, now)).collect();
-        self.hub.desired(node, v1::Desired { full: true, assignments });
-    }
-
-    /// Everything that vaults should copy, and what they may delete.
-    pub(crate) fn copies(&self, state: &State, now: Timestamp) {
-        if self.hub.has_vaults() {
-            self.hub.copies(state.copies(), &self.directory);
-        }
-        for site in self.hub.vault_sites() {
-            self.hub.forget(site, &state.discards(site, now, FORGET_AT_ONCE));
-        }
+        v1::Desired { full: true, assignments }
     }
 
     fn assignment(&self, state: &State, wish: &Wish, now: Timestamp) -> Option<v1::Assignment> {

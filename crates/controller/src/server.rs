@@ -122,7 +122,8 @@ impl Controller {
         address: SocketAddr,
     ) -> Result<Self, ControllerError> {
         let stop = CancellationToken::new();
-        let (writer, writer_task, planner, events) = start_writer(&config, &shared, stop.clone()).await?;
+        let WriterStart { writer, task: writer_task, planner, planning, events } =
+            start_writer(&config, &shared, stop.clone()).await?;
         first_admin(&config, &writer).await?;
         let window = config.settings.window;
         let janitor = Janitor {
@@ -141,7 +142,12 @@ impl Controller {
             metrics: shared.metrics,
             directory: shared.directory,
             stop,
-            tasks: vec![("the writer", writer_task), ("the server", server), ("the janitor", janitor)],
+            tasks: vec![
+                ("the writer", writer_task),
+                ("the planner", planning),
+                ("the server", server),
+                ("the janitor", janitor),
+            ],
         })
     }
 
@@ -201,7 +207,14 @@ async fn open_uploads(config: &ControllerConfig) -> Result<BlobStore, Controller
     opened.map_err(|error| ControllerError::Uploads(error.to_string()))
 }
 
-type WriterStart = (WriterHandle, JoinHandle<Result<(), ControllerError>>, PlannerHandle, watch::Receiver<u64>);
+/// A running writer with its planner, and the tasks that end when they do.
+struct WriterStart {
+    writer: WriterHandle,
+    task: JoinHandle<Result<(), ControllerError>>,
+    planner: PlannerHandle,
+    planning: JoinHandle<Result<(), ControllerError>>,
+    events: watch::Receiver<u64>,
+}
 
 async fn start_writer(
     config: &ControllerConfig,
@@ -235,10 +248,17 @@ async fn start_writer(
         secrets: Arc::clone(&shared.secrets),
         events,
     };
-    // The thread ends when the writer's queue closes; nobody waits for it.
-    drop(planner::run(queue, writer.clone())?);
+    let ended = planner::run(queue, writer.clone())?;
+    let stopping = stop.clone();
+    // A planner that is gone places nothing, so the process must end, too.
+    let planning = tokio::spawn(async move {
+        tokio::select! {
+            () = stopping.cancelled() => Ok(()),
+            _ = ended => Err(ControllerError::Stopped("the planner")),
+        }
+    });
     let task = tokio::spawn(make(publisher).run(stop));
-    Ok((writer, task, planner, watched))
+    Ok(WriterStart { writer, task, planner, planning, events: watched })
 }
 
 /// The first platform admin's key, in a file (0600) of the data folder. Made once; a lost file is made anew for a new

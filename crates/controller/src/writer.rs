@@ -1,19 +1,26 @@
-//! The one writer: takes commands of many callers, steps the state, commits one transaction, then lets the world know.
+//! The one writer: takes commands of many callers, steps the state, commits, then lets the world know.
+//!
+//! Steps go on while a commit is under way: what they change gathers in an open [`Group`], which is committed in one
+//! transaction when the one before is on disk. So the scheduler, which is told of every step at once, mostly places a job
+//! in the transaction that brings it. Nobody else learns of a step before its group is committed: answers, what hosts
+//! should do, events and the directory wait for it. What the scheduler makes of a step comes back as a command, so it is
+//! committed behind that step or with it; a commit that fails ends the process, and the scheduler's world with it.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_lifecycle::model::{Job, JobState};
-use sluice_lifecycle::{Answer, Command, Mint, Refusal, Rows, State, step};
-use sluice_store::Store;
-use sluice_types::{Generation, JobId, NodeId, Reason, Timestamp};
+use sluice_lifecycle::model::Job;
+use sluice_lifecycle::{Answer, Command, Mint, Refusal, State, step};
+use sluice_store::{Store, StoreError};
+use sluice_types::{Generation, NodeId, Reason, Timestamp};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::error::ControllerError;
+use crate::group::{Deciding, Group, Waiters};
 use crate::metrics::ControllerMetrics;
 use crate::publish::Publisher;
 
@@ -23,10 +30,13 @@ const QUEUE: usize = 16 * 1024;
 const URGENT: usize = 1024;
 /// Commands in one transaction at most.
 const GROUP: usize = 1024;
+/// While a commit is under way a step waits so long for company: what it changes cannot be committed before anyhow.
+const GATHER: Duration = Duration::from_millis(1);
 /// How often time is told.
 const TICK: Duration = Duration::from_millis(200);
 /// How often, and how many, old requests are deleted.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
+const PRUNE_AGAIN: Duration = Duration::from_millis(500);
 const PRUNE_AT_ONCE: u32 = 10_000;
 
 /// What waits in the writer's queue.
@@ -118,22 +128,33 @@ impl WriterHandle {
 
 /// Everything the loop owns.
 pub(crate) struct Writer {
-    pub(crate) state: State,
-    pub(crate) mint: Mint,
-    pub(crate) store: Arc<dyn Store>,
-    pub(crate) leader: Generation,
-    pub(crate) clock: Arc<dyn Clock>,
-    pub(crate) publisher: Publisher,
-    pub(crate) metrics: Arc<ControllerMetrics>,
+    state: State,
+    mint: Mint,
+    store: Arc<dyn Store>,
+    leader: Generation,
+    clock: Arc<dyn Clock>,
+    publisher: Publisher,
+    metrics: Arc<ControllerMetrics>,
     queue: mpsc::Receiver<Work>,
     urgent: mpsc::Receiver<Work>,
-    deciding: HashMap<JobId, oneshot::Sender<Job>>,
+    /// What was stepped and is not being committed yet.
+    open: Group,
+    commit: Option<JoinHandle<Result<Written, StoreError>>>,
+    deciding: Deciding,
+    next_tick: Instant,
+    next_pruning: Instant,
+    /// Until when the next step waits for company.
+    gather: Instant,
 }
 
-/// Who waits for a command: for its answer, and for the first decision on the job that it submits.
-type Waiters = (Option<oneshot::Sender<Result<Answer, Refusal>>>, Option<oneshot::Sender<Job>>);
+/// What a transaction was about.
+enum Written {
+    Group(Box<Group>),
+    /// So many old requests were deleted.
+    Pruned(u64),
+}
 
-/// What one round took from the queue.
+/// What one step takes from the queues.
 #[derive(Default)]
 struct Batch {
     commands: Vec<Command>,
@@ -153,6 +174,10 @@ impl Batch {
             Work::Copies => self.copies = true,
         }
     }
+
+    fn is_empty(&self) -> bool {
+        self.commands.is_empty() && self.refresh.is_empty() && !self.copies
+    }
 }
 
 /// The parts of a writer beside its queue.
@@ -170,17 +195,25 @@ impl Writer {
     pub(crate) fn prepare(parts: WriterParts) -> (WriterHandle, impl FnOnce(Publisher) -> Self) {
         let (queue, receiver) = mpsc::channel(QUEUE);
         let (urgent, first) = mpsc::channel(URGENT);
-        let make = move |publisher| Self {
-            state: parts.state,
-            mint: parts.mint,
-            store: parts.store,
-            leader: parts.leader,
-            clock: parts.clock,
-            publisher,
-            metrics: parts.metrics,
-            queue: receiver,
-            urgent: first,
-            deciding: HashMap::new(),
+        let make = move |publisher| {
+            let now = Instant::now();
+            Self {
+                state: parts.state,
+                mint: parts.mint,
+                store: parts.store,
+                leader: parts.leader,
+                clock: parts.clock,
+                publisher,
+                metrics: parts.metrics,
+                queue: receiver,
+                urgent: first,
+                open: Group::default(),
+                commit: None,
+                deciding: Deciding::default(),
+                next_tick: now,
+                next_pruning: now + PRUNE_EVERY,
+                gather: now,
+            }
         };
         (WriterHandle { queue, urgent }, make)
     }
@@ -190,105 +223,139 @@ impl Writer {
     /// # Errors
     /// [`ControllerError::Store`]: what became of the last commit is unknown, so the process must end.
     pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), ControllerError> {
-        let mut next_tick = Instant::now();
-        let mut next_pruning = Instant::now() + PRUNE_EVERY;
         let now = self.clock.now();
         self.publisher.start(&self.state, now);
         loop {
             let mut batch = Batch::default();
+            let full = self.open.commands >= GROUP;
+            let waits = self.commit.is_some() && self.gather > Instant::now();
             tokio::select! {
                 biased;
-                () = stop.cancelled() => return Ok(()),
-                Some(work) = self.urgent.recv() => batch.add(work),
-                Some(work) = self.queue.recv() => batch.add(work),
-                () = tokio::time::sleep_until(next_tick) => {}
+                () = stop.cancelled() => return self.finish().await,
+                written = ended(&mut self.commit) => {
+                    self.commit = None;
+                    self.written(written?)?;
+                }
+                () = tokio::time::sleep_until(self.gather), if waits => continue,
+                Some(work) = self.urgent.recv(), if !full && !waits => batch.add(work),
+                Some(work) = self.queue.recv(), if !full && !waits => batch.add(work),
+                () = tokio::time::sleep_until(self.next_tick), if !full && !waits => {}
             }
-            // However much waits: time goes on.
-            if next_tick <= Instant::now() {
-                batch.commands.push(Command::Tick);
-                batch.replies.push((None, None));
-                next_tick = Instant::now() + TICK;
+            let room = GROUP.saturating_sub(self.open.commands);
+            self.fill(&mut batch, room);
+            if !batch.is_empty() {
+                self.step(batch);
             }
-            while batch.commands.len() < GROUP
-                && let Ok(work) = self.urgent.try_recv().or_else(|_| self.queue.try_recv())
-            {
-                batch.add(work);
-            }
-            self.round(batch).await?;
-            if next_pruning <= Instant::now() {
-                self.prune().await?;
-                next_pruning = Instant::now() + PRUNE_EVERY;
-            }
+            self.begin();
         }
     }
 
-    /// Deletes some of the requests that are not remembered any more.
-    async fn prune(&self) -> Result<(), ControllerError> {
-        let remember = self.state.settings().remember;
-        let now = self.clock.now();
-        let before = Timestamp::from_nanos(now.nanos().saturating_sub(remember.get()));
-        let gone = self.store.forget_requests(self.leader, before, PRUNE_AT_ONCE).await?;
-        if gone > 0 {
-            tracing::debug!(gone, "forgot old requests");
+    /// Takes what waits, and tells the time if it is due, however much waits.
+    fn fill(&mut self, batch: &mut Batch, room: usize) {
+        let now = Instant::now();
+        if self.next_tick <= now && room > 0 {
+            batch.commands.push(Command::Tick);
+            batch.replies.push((None, None));
+            self.next_tick = now + TICK;
         }
-        Ok(())
+        while batch.commands.len() < room
+            && let Ok(work) = self.urgent.try_recv().or_else(|_| self.queue.try_recv())
+        {
+            batch.add(work);
+        }
     }
 
-    async fn round(&mut self, batch: Batch) -> Result<(), ControllerError> {
+    /// Steps the state. The scheduler learns of it at once, everybody else when the group is on disk.
+    fn step(&mut self, batch: Batch) {
         let now = self.clock.now();
         let begin = std::time::Instant::now();
         let count = batch.commands.len();
         let (answers, rows) = step(&mut self.state, batch.commands, now, &mut self.mint);
-        let stepped = begin.elapsed();
-        if !rows.is_empty() {
-            self.store.commit(self.leader, &rows).await?;
+        let rejected = answers.iter().flatten().flat_map(|answer| answer.rejected.clone()).collect();
+        self.publisher.stepped(&self.state, &rows, rejected, now);
+        self.open.add(count, rows, answers.into_iter().zip(batch.replies));
+        self.open.refresh.extend(batch.refresh);
+        self.open.copies |= batch.copies;
+        self.metrics.stepped(count, begin.elapsed());
+        self.gather = Instant::now() + GATHER;
+    }
+
+    /// Begins to commit what is open, unless a commit is under way.
+    fn begin(&mut self) {
+        while self.commit.is_none() && !self.open.is_empty() {
+            let mut group = Box::new(std::mem::take(&mut self.open));
+            // The state is now what it will be when this group is on disk, neither more nor less.
+            group.messages = self.publisher.messages(&self.state, &group, self.clock.now());
+            if group.rows.is_empty() {
+                self.tell(*group);
+                continue;
+            }
+            let (store, leader, metrics) = (Arc::clone(&self.store), self.leader, Arc::clone(&self.metrics));
+            self.commit = Some(tokio::spawn(async move {
+                let begin = std::time::Instant::now();
+                store.commit(leader, &group.rows).await?;
+                metrics.committed(begin.elapsed());
+                Ok(Written::Group(group))
+            }));
         }
-        self.metrics.round(count, stepped, begin.elapsed());
-        let rejected: Vec<_> = answers
-            .iter()
-            .filter_map(|answer| answer.as_ref().ok())
-            .flat_map(|answer| answer.rejected.clone())
-            .collect();
-        // Who is answered may ask again at once, as the one that was just made.
-        self.publisher.directory.apply(&rows);
-        self.reply(answers, batch.replies);
-        self.decided(&rows);
-        self.publisher.committed(&self.state, &rows, rejected, now);
-        for node in batch.refresh {
-            self.publisher.refresh(&self.state, node, now);
+        if self.commit.is_none() && self.next_pruning <= Instant::now() {
+            self.prune();
         }
-        if batch.copies {
-            self.publisher.copies(&self.state, now);
+    }
+
+    /// Begins to delete some of the requests that are not remembered any more.
+    fn prune(&mut self) {
+        let remember = self.state.settings().remember;
+        let before = Timestamp::from_nanos(self.clock.now().nanos().saturating_sub(remember.get()));
+        let (store, leader) = (Arc::clone(&self.store), self.leader);
+        self.next_pruning = Instant::now() + PRUNE_EVERY;
+        self.commit = Some(tokio::spawn(async move {
+            store.forget_requests(leader, before, PRUNE_AT_ONCE).await.map(Written::Pruned)
+        }));
+    }
+
+    fn written(&mut self, written: Result<Written, StoreError>) -> Result<(), ControllerError> {
+        match written? {
+            Written::Group(group) => self.tell(*group),
+            Written::Pruned(gone) => {
+                if gone >= u64::from(PRUNE_AT_ONCE) {
+                    // More than a minute brings: there are more of them.
+                    self.next_pruning = Instant::now() + PRUNE_AGAIN;
+                }
+                tracing::debug!(gone, "forgot old requests");
+            }
         }
         Ok(())
     }
 
-    fn reply(&mut self, answers: Vec<Result<Answer, Refusal>>, replies: Vec<Waiters>) {
-        for (answer, (reply, decision)) in answers.into_iter().zip(replies) {
-            if let (Ok(answer), Some(decision)) = (&answer, decision)
-                && let Some(job) = answer.job.as_ref()
-            {
-                self.deciding.insert(job.id, decision);
-            }
-            if let Some(reply) = reply {
-                // The caller may have gone; its request id brings it the same answer.
-                let _ = reply.send(answer);
-            }
-        }
+    /// The group is on disk: those who asked are answered, then everybody else learns of it.
+    fn tell(&mut self, mut group: Group) {
+        // Who is answered may ask again at once, as the one that was just made.
+        self.publisher.directory.apply(&group.rows);
+        // Before answers: a host that is answered may take a new seat, where older messages have no business.
+        self.publisher.committed(&mut group);
+        group.reply(&mut self.deciding);
+        self.deciding.decided(&group.rows.jobs);
     }
 
-    fn decided(&mut self, rows: &Rows) {
-        if self.deciding.is_empty() {
-            return;
+    /// What is being committed is committed and answered; what is only stepped never was.
+    async fn finish(&mut self) -> Result<(), ControllerError> {
+        if self.commit.is_some() {
+            let written = ended(&mut self.commit).await?;
+            self.commit = None;
+            self.written(written)?;
         }
-        for job in &rows.jobs {
-            let decided = job.state != JobState::Pending || job.reason.is_some();
-            if decided && let Some(waiter) = self.deciding.remove(&job.id) {
-                let _ = waiter.send(job.clone());
-            }
-        }
-        if self.deciding.len() > QUEUE {
-            self.deciding.retain(|_, waiter| !waiter.is_closed());
-        }
+        Ok(())
+    }
+}
+
+/// Waits for the commit under way; for ever where there is none.
+async fn ended(
+    commit: &mut Option<JoinHandle<Result<Written, StoreError>>>,
+) -> Result<Result<Written, StoreError>, ControllerError> {
+    match commit {
+        // A commit that panicked leaves its outcome unknown, as one that failed does.
+        Some(task) => task.await.map_err(|_| ControllerError::Stopped("a commit")),
+        None => std::future::pending().await,
     }
 }

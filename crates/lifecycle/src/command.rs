@@ -1,6 +1,7 @@
 //! What the writer is asked to do, and what it answers.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sluice_ledger::Price;
@@ -169,10 +170,10 @@ pub enum UserCommand {
         /// `None` = made from the id.
         name: Option<Name>,
         /// What.
-        spec: Box<JobSpec>,
+        spec: Arc<JobSpec>,
     },
     /// Checks a job as a submit would, and does nothing.
-    Validate(ProjectId, Box<JobSpec>),
+    Validate(ProjectId, Arc<JobSpec>),
     /// Ends a job.
     Cancel(JobId, Option<u64>),
     /// Suspends a job.

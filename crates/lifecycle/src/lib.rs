@@ -6,6 +6,7 @@
 //! IO, clock or randomness: time comes in with each step and ids from a seeded [`Mint`].
 
 pub mod command;
+mod marks;
 mod mint;
 pub mod model;
 mod rows;

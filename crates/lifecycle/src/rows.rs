@@ -1,6 +1,7 @@
 //! What one transaction writes.
 
 use sluice_ledger::{Account, Hold, PriceBook, Transfer};
+use sluice_types::JobId;
 
 use crate::model::{
     Attempt, Budget, Checkpoint, Counters, Discard, Event, Job, JoinToken, Key, Lease, Migration, Node, Project,
@@ -57,6 +58,8 @@ pub struct Rows {
     pub requests: Vec<Request>,
     /// Replaced.
     pub counters: Option<Counters>,
+    /// Not written: waiting jobs for which something changed that is in no row of theirs. For the scheduler.
+    pub retold: Vec<JobId>,
 }
 
 impl Rows {
@@ -64,6 +67,62 @@ impl Rows {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+
+    /// Adds the rows of the next step, to be written in the same transaction. A row that both have stands twice, the
+    /// newer one behind the older.
+    pub fn append(&mut self, next: Self) {
+        // A new field must not be forgotten here.
+        let Self {
+            tenants,
+            projects,
+            keys,
+            secrets,
+            sites,
+            nodes,
+            tokens,
+            jobs,
+            attempts,
+            leases,
+            checkpoints,
+            migrations,
+            windows,
+            uploads,
+            discards,
+            prices,
+            budgets,
+            accounts,
+            holds,
+            transfers,
+            events,
+            requests,
+            counters,
+            retold,
+        } = next;
+        self.tenants.extend(tenants);
+        self.projects.extend(projects);
+        self.keys.extend(keys);
+        self.secrets.extend(secrets);
+        self.sites.extend(sites);
+        self.nodes.extend(nodes);
+        self.tokens.extend(tokens);
+        self.jobs.extend(jobs);
+        self.attempts.extend(attempts);
+        self.leases.extend(leases);
+        self.checkpoints.extend(checkpoints);
+        self.migrations.extend(migrations);
+        self.windows.extend(windows);
+        self.uploads.extend(uploads);
+        self.discards.extend(discards);
+        self.prices.extend(prices);
+        self.budgets.extend(budgets);
+        self.accounts.extend(accounts);
+        self.holds.extend(holds);
+        self.transfers.extend(transfers);
+        self.events.extend(events);
+        self.requests.extend(requests);
+        self.counters = counters.or(self.counters.take());
+        self.retold.extend(retold);
     }
 }
 

@@ -9,6 +9,7 @@ use sluice_types::{
     SiteId, TenantId, Timestamp,
 };
 
+use crate::marks::Marks;
 use crate::model::{
     Attempt, Budget, Checkpoint, Counters, Discard, Event, Job, JoinToken, Key, Lease, LeaseState, Migration, Node,
     NodeState, Project, Request, RequestKey, Secret, Site, Tenant, Upload, Window,
@@ -113,6 +114,7 @@ pub struct State {
     pub(crate) uses: BTreeMap<(ProjectId, Digest), usize>,
     /// Discards of each site by when they are due.
     pub(crate) due: BTreeSet<(SiteId, Timestamp, Digest)>,
+    pub(crate) marks: Marks,
     /// What the running step has produced so far.
     pub(crate) out: Output,
 }
@@ -129,6 +131,8 @@ pub(crate) struct Output {
     pub(crate) ended: BTreeSet<JobId>,
     /// Checkpoints that were superseded in this step.
     pub(crate) retired: Vec<(JobId, CheckpointId)>,
+    /// Waiting jobs for which something else changed.
+    pub(crate) retold: BTreeSet<JobId>,
 }
 
 impl State {
@@ -168,10 +172,12 @@ impl State {
         for job in rows.jobs {
             state.count_uses(&job);
             *state.jobs_of.entry(job.tenant).or_default() += 1;
+            state.marks.job(&job);
             state.jobs.load(job.id, job);
         }
         for attempt in rows.attempts {
             state.attempts_of.entry(attempt.job).or_default().insert(attempt.id);
+            state.marks.attempt(&attempt);
             state.attempts.load(attempt.id, attempt);
         }
         for lease in rows.leases {
@@ -182,10 +188,15 @@ impl State {
         }
         for checkpoint in rows.checkpoints {
             state.checkpoints_of.entry(checkpoint.job).or_default().insert(checkpoint.id);
+            checkpoint.parts.values().for_each(|part| state.marks.sealed(part.manifest, checkpoint.id));
             state.checkpoints.load(checkpoint.id, checkpoint);
         }
-        rows.migrations.into_iter().for_each(|row| state.migrations.load(row.id, row));
+        for migration in rows.migrations {
+            state.marks.migration(&migration);
+            state.migrations.load(migration.id, migration);
+        }
         rows.windows.into_iter().for_each(|row| state.windows.load((row.lease, row.sequence), row));
+        state.mark_copying(None);
         state
     }
 
@@ -386,9 +397,13 @@ impl State {
             events: out.events,
             requests: out.requests,
             counters: out.counters.then_some(self.counters),
+            retold: out.retold.into_iter().collect(),
         };
+        self.mark(&rows);
         for (job, checkpoint) in out.retired {
-            self.checkpoints.evict(&checkpoint);
+            if let Some(row) = self.checkpoints.evict(&checkpoint) {
+                self.marks.forget_checkpoint(&row);
+            }
             if let Some(known) = self.checkpoints_of.get_mut(&job) {
                 known.remove(&checkpoint);
             }
@@ -396,6 +411,39 @@ impl State {
         self.forget(&over);
         self.forget_deleted(&rows);
         rows
+    }
+
+    /// Brings the marks up to date with what a step changed, and drops what was deleted.
+    fn mark(&mut self, rows: &Rows) {
+        rows.jobs.iter().for_each(|row| self.marks.job(row));
+        rows.attempts.iter().for_each(|row| self.marks.attempt(row));
+        rows.migrations.iter().for_each(|row| self.marks.migration(row));
+        for secret in rows.secrets.iter().filter(|row| row.deleted) {
+            self.secrets.evict(&secret.id);
+        }
+        if !(rows.sites.is_empty() && rows.projects.is_empty()) {
+            return self.mark_copying(None);
+        }
+        let copied = rows.checkpoints.iter().map(|row| row.job).chain(rows.migrations.iter().map(|row| row.job));
+        for job in copied.chain(rows.jobs.iter().map(|row| row.id)) {
+            if self.checkpoints_of.contains_key(&job) {
+                self.mark_copying(Some(job));
+            }
+        }
+    }
+
+    /// Finds out whether a job, or any, wants a copy.
+    fn mark_copying(&mut self, only: Option<JobId>) {
+        let jobs: Vec<_> = only.map_or_else(|| self.checkpoints_of.keys().copied().collect(), |job| vec![job]);
+        for job in jobs {
+            let mut copies = Vec::new();
+            self.copies_of(job, &mut copies);
+            if copies.is_empty() {
+                self.marks.copying.remove(&job);
+            } else {
+                self.marks.copying.insert(job);
+            }
+        }
     }
 
     /// Ended jobs whose every lease is settled: nothing of them can change any more.
@@ -422,13 +470,18 @@ impl State {
                     self.leases.evict(&lease);
                 }
                 self.attempts.evict(attempt);
+                self.marks.forget_attempt(*attempt);
             }
             self.attempts_of.remove(id);
             for checkpoint in self.checkpoints_of.remove(id).unwrap_or_default() {
-                self.checkpoints.evict(&checkpoint);
+                if let Some(row) = self.checkpoints.evict(&checkpoint) {
+                    self.marks.forget_checkpoint(&row);
+                }
             }
-            let moves: Vec<_> = self.migrations.values().filter(|row| row.job == *id).map(|row| row.id).collect();
-            moves.iter().for_each(|row| self.migrations.evict(row));
+            for migration in self.marks.moves_of.get(id).into_iter().flatten() {
+                self.migrations.evict(migration);
+            }
+            self.marks.forget_job(*id);
             self.jobs.evict(id);
             if let Some(count) = self.jobs_of.get_mut(&tenant) {
                 *count = count.saturating_sub(1);
@@ -439,7 +492,9 @@ impl State {
     /// Drops windows of a lease below `keep_from` from memory.
     pub(crate) fn forget_windows(&mut self, lease: LeaseId, keep_from: u64) {
         let old: Vec<_> = self.windows.range((lease, 0)..(lease, keep_from)).map(|(key, _)| *key).collect();
-        old.iter().for_each(|key| self.windows.evict(key));
+        for key in &old {
+            self.windows.evict(key);
+        }
     }
 
     /// The deltas from which a scheduler's world is built from nothing.
@@ -468,11 +523,16 @@ impl State {
             Some(view) => Delta::Job(view),
             None => Delta::JobGone(job.id),
         }));
+        let retold = rows.retold.iter().filter_map(|id| self.wanted(self.jobs.get(id)?, now));
+        deltas.extend(retold.map(Delta::Job));
         deltas
     }
 
     /// The accounts of the budgets that cover a project at `now`.
     pub(crate) fn budget_accounts(&self, tenant: TenantId, project: ProjectId, now: Timestamp) -> Vec<AccountKey> {
+        if self.budgets.len() == 0 {
+            return Vec::new();
+        }
         [tenant.to_string(), project.to_string()]
             .iter()
             .filter_map(|scope| self.budgets.get(scope))

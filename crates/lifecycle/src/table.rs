@@ -43,8 +43,8 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
     }
 
     /// Forgets a row in memory; the store keeps it.
-    pub(crate) fn evict(&mut self, key: &K) {
-        self.rows.remove(key);
+    pub(crate) fn evict(&mut self, key: &K) -> Option<V> {
+        self.rows.remove(key)
     }
 
     pub(crate) fn values(&self) -> impl DoubleEndedIterator<Item = &V> {
@@ -70,6 +70,9 @@ impl<K: Ord + Clone, V: Clone> Table<K, V> {
     }
 
     pub(crate) fn take_dirty(&mut self) -> Vec<V> {
+        if self.dirty.is_empty() {
+            return Vec::new();
+        }
         let dirty = std::mem::take(&mut self.dirty);
         dirty.iter().filter_map(|key| self.rows.get(key).cloned()).collect()
     }

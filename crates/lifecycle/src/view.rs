@@ -3,7 +3,7 @@
 //! All of it is computed from committed rows and nothing else, so it can be computed again at any time.
 
 use sluice_plan::{JobView, Purpose};
-use sluice_types::{CheckpointId, Digest, Nanos, NodeId, SiteId, Timestamp};
+use sluice_types::{CheckpointId, Digest, JobId, Nanos, NodeId, SiteId, Timestamp};
 
 use crate::command::TaskKey;
 use crate::model::{
@@ -166,17 +166,21 @@ impl State {
     #[must_use]
     pub fn copies(&self) -> Vec<Copy> {
         let mut copies = Vec::new();
-        for job in self.jobs.values().filter(|job| !job.state.is_terminal()) {
-            let Some(newest) = self.complete_checkpoints(job).next() else { continue };
-            for site in self.copy_targets(job, newest) {
-                for part in newest.parts.values().filter(|part| !part.sealed.contains(&site)) {
-                    copies.push(Copy { to: site, manifest: part.manifest, from: part.sealed.clone() });
-                }
-            }
-        }
+        self.marks.copying.iter().for_each(|job| self.copies_of(*job, &mut copies));
         copies.sort();
         copies.dedup();
         copies
+    }
+
+    /// The copies that are wanted for one job.
+    pub(crate) fn copies_of(&self, job: JobId, copies: &mut Vec<Copy>) {
+        let Some(job) = self.jobs.get(&job).filter(|job| !job.state.is_terminal()) else { return };
+        let Some(newest) = self.complete_checkpoints(job).next() else { return };
+        for site in self.copy_targets(job, newest) {
+            for part in newest.parts.values().filter(|part| !part.sealed.contains(&site)) {
+                copies.push(Copy { to: site, manifest: part.manifest, from: part.sealed.clone() });
+            }
+        }
     }
 
     /// Sites that should get `checkpoint`.

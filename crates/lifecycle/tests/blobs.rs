@@ -17,7 +17,7 @@ fn record(bench: &mut Bench, project: ProjectId, size: u64, complete: bool) -> R
 fn submit_with(bench: &mut Bench, project: ProjectId, size: u64) -> Result<(), String> {
     let mut wanted = spec(None);
     wanted.work_dir = Some(BlobRef { digest: Digest::from_bytes([5; 32]), size, path: String::new() });
-    let command = UserCommand::Submit { project, name: None, spec: Box::new(wanted) };
+    let command = UserCommand::Submit { project, name: None, spec: std::sync::Arc::new(wanted) };
     bench.user(command).map(|_| ()).map_err(|refusal| refusal.field.unwrap_or_default())
 }
 
@@ -128,9 +128,9 @@ fn superseded_and_useless_manifests_are_discarded_and_the_head_never() {
 fn a_validation_checks_as_a_submit_does_and_leaves_nothing() {
     let mut bench = Bench::new();
     let mut wanted = spec(None);
-    bench.user(UserCommand::Validate(bench.project, Box::new(wanted.clone()))).unwrap();
+    bench.user(UserCommand::Validate(bench.project, std::sync::Arc::new(wanted.clone()))).unwrap();
     assert!(bench.rows.is_empty() && bench.state.jobs().next().is_none());
     wanted.network = sluice_types::NetworkMode::Egress;
-    let refused = bench.user(UserCommand::Validate(bench.project, Box::new(wanted))).unwrap_err();
+    let refused = bench.user(UserCommand::Validate(bench.project, std::sync::Arc::new(wanted))).unwrap_err();
     assert_eq!(refused.reason, Reason::NetworkNotAllowed);
 }

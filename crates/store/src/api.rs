@@ -58,6 +58,14 @@ pub trait Store: Send + Sync + 'static {
     async fn list_events(&self, filter: EventFilter, page: Page<u64>) -> Result<Vec<Event>>;
     /// Attempts of a job, oldest first.
     async fn attempts_of(&self, job: JobId, page: Page<AttemptId>) -> Result<Vec<Attempt>>;
+    /// The attempts of these ids that exist, in no order; at most [`MAX_PAGE`](crate::MAX_PAGE) ids count.
+    async fn attempts_by_ids(&self, ids: &[AttemptId]) -> Result<Vec<Attempt>>;
+    /// Attempts of a job whose holds are not closed, newest first; at most [`MAX_PAGE`](crate::MAX_PAGE).
+    async fn open_attempts_of(&self, job: JobId) -> Result<Vec<Attempt>>;
+    /// The newest attempt of a job.
+    async fn latest_attempt(&self, job: JobId) -> Result<Option<Attempt>>;
+    /// Leases of a job that are not settled, newest first; at most [`MAX_PAGE`](crate::MAX_PAGE).
+    async fn open_leases_of(&self, job: JobId) -> Result<Vec<Lease>>;
     /// Leases of a job, oldest first.
     async fn leases_of(&self, job: JobId, page: Page<LeaseId>) -> Result<Vec<Lease>>;
     /// A lease.

@@ -155,6 +155,30 @@ impl<D: Dialect> Store for Engine<D> {
         self.read(&mut query, |row| row.body("attempts")).await
     }
 
+    async fn attempts_by_ids(&self, ids: &[AttemptId]) -> Result<Vec<Attempt>> {
+        let mut query = Query::new("SELECT body FROM attempts");
+        query.bind_list(" WHERE id IN ", bounded(ids).iter().map(|attempt| id(attempt.raw())));
+        self.read(&mut query, |row| row.body("attempts")).await
+    }
+
+    async fn open_attempts_of(&self, job: JobId) -> Result<Vec<Attempt>> {
+        let mut query = by("SELECT body FROM attempts WHERE job = ", id(job.raw()));
+        falling(query.push(" AND live = 1"), None, MAX_PAGE);
+        self.read(&mut query, |row| row.body("attempts")).await
+    }
+
+    async fn latest_attempt(&self, job: JobId) -> Result<Option<Attempt>> {
+        let mut query = by("SELECT body FROM attempts WHERE job = ", id(job.raw()));
+        falling(&mut query, None, 1);
+        self.read_one(&mut query, |row| row.body("attempts")).await
+    }
+
+    async fn open_leases_of(&self, job: JobId) -> Result<Vec<Lease>> {
+        let mut query = by("SELECT body FROM leases WHERE job = ", id(job.raw()));
+        falling(query.push(" AND live = 1"), None, MAX_PAGE);
+        self.read(&mut query, |row| row.body("leases")).await
+    }
+
     async fn leases_of(&self, job: JobId, page: Page<LeaseId>) -> Result<Vec<Lease>> {
         let mut query = by("SELECT body FROM leases WHERE job = ", id(job.raw()));
         rising(&mut query, "id", page.after.map(LeaseId::raw), limit(&page));

@@ -68,8 +68,8 @@ pub(crate) fn exact(number: u64, what: &'static str) -> Result<Value> {
 
 /// A whole row.
 pub(crate) fn body(table: &'static str, row: &impl Serialize) -> Result<Value> {
-    // Most rows have between 200 and 1,000 bytes; the buffer lives only until the commit.
-    let mut text = Vec::with_capacity(512);
+    // Most rows have between 200 and 800 bytes; the buffer lives only until the commit.
+    let mut text = Vec::with_capacity(768);
     serde_json::to_writer(&mut text, row).map_err(|source| StoreError::Encode { table, source })?;
     String::from_utf8(text)
         .map(Value::from)

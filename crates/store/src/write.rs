@@ -34,6 +34,7 @@ pub(crate) fn statements(layout: Layout, rows: &Rows) -> impl Iterator<Item = Re
         events,
         requests,
         counters,
+        retold: _,
     } = rows;
     tables::write(layout, requests)
         .chain(tables::write(layout, transfers))

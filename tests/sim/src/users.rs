@@ -154,7 +154,7 @@ impl Sim {
         self.jobs.push(program);
         let tenant = self.dice.index(self.users.tenants.len());
         let (_, project) = self.users.tenants[tenant];
-        let command = UserCommand::Submit { project, name: None, spec: Box::new(spec) };
+        let command = UserCommand::Submit { project, name: None, spec: std::sync::Arc::new(spec) };
         self.request(command, Some(self.jobs.len() - 1));
     }
 

@@ -80,12 +80,17 @@ impl Api {
     }
 
     pub(super) async fn outputs(&self, job: &Job, rank: u32) -> Result<Answers<v1::DownloadOutputsResponse>, Status> {
-        let attempts = self.store.attempts_of(job.id, Page::first(1000)).await.map_err(store_status)?;
         let of_rank = |row: &sluice_lifecycle::model::Attempt| {
             let task = row.tasks.get(usize::try_from(rank).ok()?)?;
             Some((row.site, task.end.as_ref()?.outputs.clone()?))
         };
-        let found = attempts.iter().rev().find_map(of_rank);
+        let latest = self.store.latest_attempt(job.id).await.map_err(store_status)?;
+        let mut found = latest.as_ref().and_then(of_rank);
+        if found.is_none() {
+            // The newest attempt has left none, yet: those of the last one that did.
+            let attempts = self.store.attempts_of(job.id, Page::first(1000)).await.map_err(store_status)?;
+            found = attempts.iter().rev().find_map(of_rank);
+        }
         let (site, blob) = found
             .ok_or_else(|| refuse(Reason::WrongState, "there are no outputs: the task has not ended, or left none"))?;
         let mut stream = self.blobs.open(blob.digest, 0, Some(site), None).await.map_err(|error| {

@@ -1,5 +1,6 @@
 //! `JobService`: what users do with jobs, and see of them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_lifecycle::model::{Checkpoint, Event, Job, JobState};
@@ -9,7 +10,7 @@ use sluice_proto::convert::{self, SiteNames};
 use sluice_proto::error::{refuse, refuse_field, status};
 use sluice_proto::v1;
 use sluice_proto::v1::job_service_server::JobService;
-use sluice_store::{EventFilter, JobFilter, Page};
+use sluice_store::{EventFilter, JobFilter};
 use sluice_types::{CheckpointId, JobId, Name, Reason, SiteId};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -30,23 +31,24 @@ struct Draft {
 
 impl Api {
     /// Checks a submit as far as it can be checked without the writer.
-    async fn draft(&self, who: &Principal, message: &v1::SubmitJobRequest) -> Result<Draft, Status> {
+    async fn draft(&self, who: &Principal, message: v1::SubmitJobRequest) -> Result<Draft, Status> {
         let project = self.project(who, "parent", &message.parent)?;
         let name: Option<Name> = match message.display_name.as_str() {
             "" => None,
             text => Some(Self::fresh_name("display_name", text)?),
         };
-        let spec = message.spec.clone().ok_or_else(|| refused(convert::missing("spec")))?;
+        let spec = message.spec.ok_or_else(|| refused(convert::missing("spec")))?;
         let spec = {
             let directory = self.directory.read();
             convert::job_spec(spec, &*directory).map_err(refused)?
         };
         sluice_lifecycle::validate::spec(&spec).map_err(refused)?;
-        let preview = sluice_lifecycle::draft(&project, name.clone(), spec.clone(), who.key.id, self.clock.now());
+        let spec = Arc::new(spec);
+        let preview = sluice_lifecycle::draft(&project, name.clone(), Arc::clone(&spec), who.key.id, self.clock.now());
         if message.validate_only {
             // What a submit is told by the writer itself.
             let caller = Caller { key: who.key.id, request: None };
-            let check = UserCommand::Validate(project.id, Box::new(spec.clone()));
+            let check = UserCommand::Validate(project.id, Arc::clone(&spec));
             self.writer.submit(Command::User(caller, check)).await.map_err(refused)?;
         }
         let view = sluice_lifecycle::draft_view(&preview, &project);
@@ -54,19 +56,21 @@ impl Api {
             let reason = never.reason.unwrap_or(Reason::NeverFits);
             return Err(status(&Refusal { field: Some("spec".to_owned()), ..Refusal::new(reason, never.message) }));
         }
-        let command = UserCommand::Submit { project: project.id, name, spec: Box::new(spec) };
+        let command = UserCommand::Submit { project: project.id, name, spec };
         Ok(Draft { command, preview })
     }
 
-    async fn submit(&self, who: &Principal, message: &v1::SubmitJobRequest) -> Result<v1::Job, Status> {
-        let draft = self.draft(who, message).await?;
+    async fn submit(&self, who: &Principal, message: v1::SubmitJobRequest) -> Result<v1::Job, Status> {
         if message.validate_only {
+            let draft = self.draft(who, message).await?;
             return Ok(self.show_brief(&draft.preview, None));
         }
-        let method = "sluice.v1.JobService/SubmitJob";
-        let caller = who.caller(&message.request_id, digest(method, message))?;
+        let means = digest("sluice.v1.JobService/SubmitJob", &message);
+        let (request_id, waits) = (message.request_id.clone(), message.wait_for_decision);
+        let draft = self.draft(who, message).await?;
+        let caller = who.caller(&request_id, means)?;
         let command = Command::User(caller, draft.command);
-        if !message.wait_for_decision {
+        if !waits {
             let answer = self.writer.submit(command).await.map_err(refused)?;
             return self.submitted(answer).await;
         }
@@ -172,7 +176,7 @@ impl JobService for Api {
 
     async fn submit_job(&self, request: Request<v1::SubmitJobRequest>) -> Result<Response<v1::Job>, Status> {
         let who = self.who(&request, "sluice.v1.JobService/SubmitJob")?;
-        Ok(Response::new(self.submit(&who, &request.into_inner()).await?))
+        Ok(Response::new(self.submit(&who, request.into_inner()).await?))
     }
 
     async fn batch_submit_jobs(
@@ -189,7 +193,7 @@ impl JobService for Api {
             return Err(refuse_field("requests.parent", "all jobs of a batch have one parent"));
         }
         // All at once, so that they share the writer's commits.
-        let results = futures::future::join_all(message.requests.iter().map(|one| self.submit(&who, one))).await;
+        let results = futures::future::join_all(message.requests.into_iter().map(|one| self.submit(&who, one))).await;
         let results = results.into_iter().map(|result| v1::SubmitResult {
             result: Some(match result {
                 Ok(job) => v1::submit_result::Result::Job(job),
@@ -215,13 +219,7 @@ impl JobService for Api {
         let page = self.page::<JobId>("jobs", message.page_size, &message.page_token)?;
         let rows = self.store.list_jobs(&filter, page).await.map_err(store_status)?;
         let next_page_token = self.next_token("jobs", page::last(&rows, page.limit, |row| row.id));
-        let mut jobs = Vec::with_capacity(rows.len());
-        for row in &rows {
-            jobs.push(match row.current {
-                Some(_) => self.show_placed(row).await?,
-                None => self.show_brief(row, None),
-            });
-        }
+        let jobs = self.show_placed(&rows).await?;
         Ok(Response::new(v1::ListJobsResponse { jobs, next_page_token }))
     }
 
@@ -274,7 +272,7 @@ impl JobService for Api {
     ) -> Result<Response<v1::ExplainJobResponse>, Status> {
         let who = self.who(&request, "sluice.v1.JobService/ExplainJob")?;
         let job = self.job(&who, "name", &request.into_inner().name).await?;
-        let Some(explanation) = self.planner.explain(job.id).await else {
+        let Some(explanation) = self.planner.explain(job.id).await.map_err(refused)? else {
             let message = format!("the job does not wait for a placement: it is {}", job.state.as_str());
             let reason = job.reason.map(|reason| reason.to_string()).unwrap_or_default();
             return Ok(Response::new(v1::ExplainJobResponse { reason, message, ..v1::ExplainJobResponse::default() }));
@@ -341,15 +339,6 @@ impl JobService for Api {
         let message = request.into_inner();
         let job = self.job(&who, "name", &message.name).await?;
         self.outputs(&job, message.rank).await.map(Response::new)
-    }
-}
-
-impl Api {
-    /// A listed job with where it is.
-    pub(super) async fn show_placed(&self, job: &Job) -> Result<v1::Job, Status> {
-        let attempts = self.store.attempts_of(job.id, Page::first(1000)).await.map_err(store_status)?;
-        let current = attempts.iter().find(|row| Some(row.id) == job.current);
-        Ok(self.show_brief(job, current))
     }
 }
 

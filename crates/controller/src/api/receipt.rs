@@ -103,8 +103,8 @@ impl Api {
 
     /// What is held for a job's attempts now.
     pub(super) async fn held(&self, job: &Job) -> Result<i64, Status> {
-        let attempts = self.store.attempts_of(job.id, Page::first(1000)).await.map_err(store_status)?;
-        let open: Vec<_> = attempts.iter().filter(|row| !row.settled).map(|row| row.funds).collect();
+        let attempts = self.store.open_attempts_of(job.id).await.map_err(store_status)?;
+        let open: Vec<_> = attempts.iter().map(|row| row.funds).collect();
         let holds = self.store.holds(&open).await.map_err(store_status)?;
         Ok(holds.iter().filter(|hold| !hold.closed).map(|hold| hold.remaining).sum())
     }

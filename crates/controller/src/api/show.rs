@@ -1,10 +1,11 @@
 //! Jobs as users see them.
 
+use std::collections::HashMap;
+
 use sluice_ledger::quote;
 use sluice_lifecycle::model::{Attempt, Checkpoint, Job};
 use sluice_proto::convert::{self, JobParts};
 use sluice_proto::v1;
-use sluice_store::Page;
 use sluice_types::{Nanos, SiteId};
 use tonic::Status;
 
@@ -13,8 +14,11 @@ use super::{Api, store_status};
 impl Api {
     /// A job with everything that belongs to it: for one job at a time.
     pub(super) async fn show_job(&self, job: &Job) -> Result<v1::Job, Status> {
-        let attempts = self.store.attempts_of(job.id, Page::first(1000)).await.map_err(store_status)?;
-        let current = attempts.iter().find(|row| Some(row.id) == job.current).or_else(|| attempts.last());
+        let current = match job.current {
+            Some(id) => self.store.attempts_by_ids(&[id]).await.map_err(store_status)?.pop(),
+            None => self.store.latest_attempt(job.id).await.map_err(store_status)?,
+        };
+        let current = current.as_ref();
         let checkpoint = match job.checkpoint {
             Some(id) => self.store.get_checkpoint(id).await.map_err(store_status)?,
             None => None,
@@ -43,6 +47,18 @@ impl Api {
         Ok(convert::job(job, parts, &*directory))
     }
 
+    /// Listed jobs with where they are: one query for all of them.
+    pub(super) async fn show_placed(&self, jobs: &[Job]) -> Result<Vec<v1::Job>, Status> {
+        let ids: Vec<_> = jobs.iter().filter_map(|job| job.current).collect();
+        let attempts = match ids.is_empty() {
+            true => Vec::new(),
+            false => self.store.attempts_by_ids(&ids).await.map_err(store_status)?,
+        };
+        let attempts: HashMap<_, _> = attempts.iter().map(|row| (row.id, row)).collect();
+        let current = |job: &Job| job.current.and_then(|id| attempts.get(&id).copied());
+        Ok(jobs.iter().map(|job| self.show_brief(job, current(job))).collect())
+    }
+
     /// A job from its own row alone: for lists, and for the answer to a submit.
     pub(super) fn show_brief(&self, job: &Job, attempt: Option<&Attempt>) -> v1::Job {
         let directory = self.directory.read();
@@ -52,7 +68,7 @@ impl Api {
 
     /// What a job's leases cost per hour, while it holds some.
     async fn hourly(&self, job: &Job) -> Result<i64, Status> {
-        let leases = self.store.leases_of(job.id, Page::first(1000)).await.map_err(store_status)?;
+        let leases = self.store.open_leases_of(job.id).await.map_err(store_status)?;
         let held = leases.iter().filter(|row| row.state == sluice_lifecycle::model::LeaseState::Held);
         let hour = Nanos::from_secs(3600);
         Ok(held.filter_map(|row| quote(&row.terms, hour).ok()).map(sluice_types::Credits::units).sum())

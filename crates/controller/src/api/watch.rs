@@ -155,16 +155,14 @@ impl Watcher {
         if let Some(only) = self.only {
             let job = self.api.store.get_job(only).await.map_err(store_status)?;
             return match job {
-                Some(job) => self.job(&job, at).await,
+                Some(job) => self.jobs(&[job], at).await,
                 None => Ok(()),
             };
         }
         let mut page = Page::first(500);
         loop {
             let rows = self.api.store.list_jobs(&self.filter, page).await.map_err(store_status)?;
-            for row in &rows {
-                self.job(row, at).await?;
-            }
+            self.jobs(&rows, at).await?;
             match rows.last() {
                 Some(last) if rows.len() == 500 => page = Page::after(last.id, 500),
                 _ => return Ok(()),
@@ -180,19 +178,21 @@ impl Watcher {
             let Some(last) = events.last().map(|event| event.sequence) else { return Ok(at) };
             let changed: BTreeSet<_> = events.iter().map(|event| event.job).collect();
             let changed: Vec<_> = changed.into_iter().collect();
-            for job in self.api.store.jobs_by_ids(&changed).await.map_err(store_status)? {
-                self.job(&job, last).await?;
-            }
+            let jobs = self.api.store.jobs_by_ids(&changed).await.map_err(store_status)?;
+            self.jobs(&jobs, last).await?;
             at = last;
         }
     }
 
-    async fn job(&self, job: &Job, at: u64) -> Result<(), Status> {
-        let shown = match self.only {
-            Some(_) => self.api.show_job(job).await?,
-            None => self.api.show_placed(job).await?,
+    async fn jobs(&self, jobs: &[Job], at: u64) -> Result<(), Status> {
+        let shown = match (self.only, jobs) {
+            (Some(_), [job]) => vec![self.api.show_job(job).await?],
+            _ => self.api.show_placed(jobs).await?,
         };
-        self.tell(Told::Job(shown), at).await
+        for job in shown {
+            self.tell(Told::Job(job), at).await?;
+        }
+        Ok(())
     }
 
     async fn tell(&self, event: Told, at: u64) -> Result<(), Status> {

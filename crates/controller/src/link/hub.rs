@@ -149,8 +149,8 @@ impl Hub {
         self.nodes().contains_key(&node)
     }
 
-    pub(crate) fn has_vaults(&self) -> bool {
-        !self.vaults().is_empty()
+    pub(crate) fn has_nodes(&self) -> bool {
+        !self.nodes().is_empty()
     }
 
     pub(crate) fn is_vault_connected(&self, site: SiteId) -> bool {
@@ -244,8 +244,8 @@ impl Hub {
         let link = vaults.get_mut(&site)?;
         let order = v1::RelayOrder { relay, digest: digest.to_string(), offset, window };
         let message = v1::LinkResponse { message: Some(v1::link_response::Message::Relay(order)) };
-        link.relays.insert(relay, sender);
         link.sender.try_send(Ok(message)).ok()?;
+        link.relays.insert(relay, sender);
         Some((relay, receiver))
     }
 

@@ -110,6 +110,7 @@ pub struct TaskRow {
     /// Where it stands.
     pub state: TaskState,
     /// How it ended.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub end: Option<TaskEnd>,
 }
 
@@ -153,28 +154,37 @@ pub struct Attempt {
     /// Grows with every change of the goal: nodes take the higher one.
     pub revision: u64,
     /// Why it was told to stop at a checkpoint, while it is.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub order: Option<Order>,
     /// Its tasks, by rank.
     pub tasks: Vec<TaskRow>,
     /// The checkpoint it starts from.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub resume: Option<CheckpointId>,
     /// The hold on the tenant's funds.
     pub funds: HoldId,
     /// Holds on budgets, at most one per scope.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub budgets: Vec<BudgetHold>,
     /// Hold on the tenant's quota.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub quota: Option<HoldId>,
     /// The holds are closed.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub settled: bool,
     /// Run time it may use.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub run_limit: Option<Nanos>,
     /// When it was placed.
     pub created: Timestamp,
     /// When all its tasks ran.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub started: Option<Timestamp>,
     /// When it ended or was fenced.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub ended: Option<Timestamp>,
     /// Why.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub reason: Option<Reason>,
 }
 
@@ -210,6 +220,7 @@ pub struct Lease {
     /// Which device.
     pub device: DeviceRef,
     /// Which task.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub rank: u32,
     /// What it holds.
     pub resources: TaskResources,
@@ -222,40 +233,57 @@ pub struct Lease {
     /// Where it stands.
     pub state: LeaseState,
     /// The boot that its windows are measured in; empty before the first.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub boot: BootId,
     /// End of its last window.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub cursor: NodeInstant,
     /// Number of its next window.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub next_window: u64,
     /// Carried to its next window.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub remainder: Remainder,
     /// Time billed.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub billed: Nanos,
     /// Time not measured.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub gaps: Nanos,
     /// Sum of its windows.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub amount: Credits,
     /// Rated but beyond what was held: the platform bears it.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub uncollected: Credits,
     /// Credited back.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub credited: Credits,
     /// Windows refused because they ended after the cut.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub refused: u64,
     /// Windows that end later are refused.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub cut: Option<NodeInstant>,
     /// Windows from this number on are credited back, because their work was lost.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub credit_from: Option<(u64, Reason)>,
     /// Windows that end before the task ran are credited back: the platform chose the move.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub free_preparation: bool,
     /// When the task ran first, on the node's clock.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub started: Option<NodeInstant>,
     /// The lowest window that a loss could still make worthless; the writer keeps those from here on in memory.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub keep_from: u64,
     /// How many windows the node says there are, once its task ended.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub windows: Option<u64>,
     /// When it began.
     pub created: Timestamp,
     /// When its slice was free.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub freed: Option<Timestamp>,
 }
 

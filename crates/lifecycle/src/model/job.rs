@@ -1,6 +1,7 @@
 //! Jobs and what happened to them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sluice_types::{
@@ -87,12 +88,15 @@ pub struct Job {
     /// The name its user chose, not unique.
     pub name: Name,
     /// What was asked.
-    pub spec: JobSpec,
+    #[serde(with = "super::shared")]
+    pub spec: Arc<JobSpec>,
     /// Where it stands.
     pub state: JobState,
     /// Why it stands there, where there is a reason.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub reason: Option<Reason>,
     /// The reason in words.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub message: String,
     /// Grows with every change.
     pub version: u64,
@@ -105,30 +109,41 @@ pub struct Job {
     /// The attempt that owns it.
     pub current: Option<AttemptId>,
     /// Attempts lost to infrastructure.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub losses: u32,
     /// Attempts that failed by themselves.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub failures: u32,
     /// Last step told.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub step: u64,
     /// Last numbers told.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub metrics: BTreeMap<String, f64>,
     /// Newest complete checkpoint.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub checkpoint: Option<CheckpointId>,
     /// The migration under way, or the last one.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub migration: Option<MigrationId>,
     /// Billed so far.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub spent: Credits,
     /// Credited back so far.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub credited: Credits,
     /// Billed time of rank 0 over all attempts.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub run_time: Nanos,
     /// The key that submitted it.
     pub by: KeyId,
     /// When it was submitted.
     pub created: Timestamp,
     /// When it first ran.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub started: Option<Timestamp>,
     /// When it ended.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub ended: Option<Timestamp>,
 }
 
@@ -148,8 +163,10 @@ pub struct Event {
     /// What, one CamelCase word.
     pub kind: String,
     /// Why, where there is a reason.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub reason: Option<Reason>,
     /// In words.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub message: String,
     /// Who: a key, `planner`, a node or `controller`.
     pub actor: String,

@@ -6,6 +6,7 @@ mod fleet;
 mod job;
 mod money;
 mod people;
+mod shared;
 mod spec;
 
 pub use attempt::{
@@ -18,3 +19,8 @@ pub use job::{Event, Job, JobState};
 pub use money::{Budget, BudgetPolicy, BudgetShare, Counters, Request, RequestKey, RequestOutcome, Window};
 pub use people::{Key, Project, Role, Secret, Tenant};
 pub use spec::{BlobRef, Capture, CheckpointPolicy, Completion, JobSpec, RetryPolicy, SecretRef, WatchSignal};
+
+/// Fields that mostly have nothing in them are left out of a row's body: it is written with every change of the row.
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}

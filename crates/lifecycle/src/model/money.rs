@@ -119,7 +119,23 @@ pub struct RequestKey {
     /// The caller's key.
     pub by: KeyId,
     /// The UUID.
+    #[serde(with = "uuid")]
     pub id: [u8; 16],
+}
+
+/// A UUID's bytes as one hexadecimal number.
+mod uuid {
+    use serde::de::Error;
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    pub(super) fn serialize<S: Serializer>(id: &[u8; 16], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:032x}", u128::from_be_bytes(*id)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 16], D::Error> {
+        let text = String::deserialize(deserializer)?;
+        u128::from_str_radix(&text, 16).map(u128::to_be_bytes).map_err(D::Error::custom)
+    }
 }
 
 /// What a remembered request did: enough to give the same answer again.

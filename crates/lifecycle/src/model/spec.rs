@@ -94,29 +94,38 @@ pub struct JobSpec {
     /// Program and arguments.
     pub command: Vec<String>,
     /// Environment.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub env: BTreeMap<String, String>,
     /// The working directory.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub work_dir: Option<BlobRef>,
     /// Read-only data.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub inputs: Vec<BlobRef>,
     /// Tasks, all or none.
     pub tasks: u32,
     /// What each task gets.
     pub resources: TaskResources,
     /// Higher goes first.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub priority: i32,
     /// Over all attempts; `None` = no limit.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub max_run_time: Option<Nanos>,
     /// What happens after failures.
     pub retry: RetryPolicy,
     /// How its state is captured.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub checkpoint: Option<CheckpointPolicy>,
     /// Secrets by reference.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub secrets: Vec<SecretRef>,
     /// What its tasks may reach.
     pub network: NetworkMode,
     /// Sites it may run at, sorted; empty = any that the project may use.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub sites: Vec<SiteId>,
     /// Free labels.
+    #[serde(default, skip_serializing_if = "super::is_default")]
     pub labels: BTreeMap<String, String>,
 }

@@ -140,8 +140,8 @@ impl State {
 
     /// Whether a checkpoint in memory has this part.
     pub(crate) fn names_manifest(&self, manifest: Digest) -> bool {
-        let mut parts = self.checkpoints.values().filter(|row| !row.retired).flat_map(|row| row.parts.values());
-        parts.any(|part| part.manifest == manifest)
+        let known = self.marks.by_manifest.get(&manifest).into_iter().flatten();
+        known.filter_map(|id| self.checkpoints.get(id)).any(|row| !row.retired)
     }
 
     /// What a job that is over leaves in vaults goes after a while.

@@ -32,7 +32,7 @@ impl Step<'_> {
         let budget = Budget { scope: scope.clone(), tenant, project, amount, period_seconds, policy };
         self.adjust_budget(&budget).map_err(|error| money_refusal(&error))?;
         self.state.budgets.insert(scope.clone(), budget);
-        self.mark_pending();
+        self.retell(|_, job| job.tenant == tenant);
         self.cover_running(tenant);
         Ok(Answer { object: scope, ..Answer::default() })
     }
@@ -84,7 +84,7 @@ impl Step<'_> {
         }
         granted.dedup();
         if !granted.is_empty() {
-            self.mark_pending();
+            self.retell(|_, job| granted.contains(&job.tenant));
         }
         granted.into_iter().for_each(|tenant| self.cover_running(tenant));
     }

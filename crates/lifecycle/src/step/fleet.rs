@@ -127,7 +127,6 @@ impl Step<'_> {
     ) -> Result<Answer, Refusal> {
         let row = self.state.nodes.get_mut(&node).ok_or_else(|| Refusal::not_found("node"))?;
         (row.cordoned, row.draining, row.reason) = (cordoned, draining, reason);
-        self.mark_pending();
         Ok(Answer { object: node.to_string(), ..Answer::default() })
     }
 
@@ -135,6 +134,8 @@ impl Step<'_> {
     pub(super) fn hello(&mut self, node: NodeId, inventory: Inventory) -> Result<Answer, Refusal> {
         let now = self.now;
         self.lose_former_boot(node, &inventory.boot);
+        let site = self.state.nodes.get(&node).ok_or_else(|| Refusal::not_found("node"))?.site;
+        let wakes = !self.state.is_site_alive(site);
         let row = self.state.nodes.get_mut(&node).ok_or_else(|| Refusal::not_found("node"))?;
         row.generation = row.generation.next();
         if row.state == NodeState::Lost && !row.cordoned {
@@ -148,7 +149,9 @@ impl Step<'_> {
         row.clock = Some(ClockPair { controller: now, node: inventory.clock });
         row.last_seen = now;
         let generation = row.generation;
-        self.mark_pending();
+        if wakes {
+            self.retell_resumable();
+        }
         Ok(Answer { object: node.to_string(), generation, ..Answer::default() })
     }
 
@@ -197,7 +200,14 @@ impl Step<'_> {
             }
         }
         self.abandon_shipping();
-        self.mark_pending();
+        if !self.state.is_site_alive(site) {
+            self.retell_resumable();
+        }
+    }
+
+    /// A site came or went: jobs that start from a checkpoint may find theirs elsewhere.
+    fn retell_resumable(&mut self) {
+        self.retell(|state, job| state.checkpoints_of.contains_key(&job.id));
     }
 
     /// Moves whose last checkpoint is at no site alive cannot be waited for.

@@ -1,6 +1,7 @@
 //! What users do with jobs.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use sluice_plan::{JobView, Purpose};
 use sluice_types::{
@@ -23,7 +24,7 @@ impl Step<'_> {
         caller: &Caller,
         project: ProjectId,
         name: Option<Name>,
-        spec: JobSpec,
+        spec: Arc<JobSpec>,
     ) -> Result<Answer, Refusal> {
         let tenant = self.check_submit(project, &spec)?;
         let id = JobId::from_raw(self.id());
@@ -260,7 +261,7 @@ fn new_job(
     id: JobId,
     (tenant, project): (TenantId, ProjectId),
     name: Name,
-    spec: JobSpec,
+    spec: Arc<JobSpec>,
     by: KeyId,
     now: Timestamp,
 ) -> Job {
@@ -325,7 +326,7 @@ impl crate::State {
 
 /// A job as it would be submitted, for checks that need one.
 #[must_use]
-pub fn draft(project: &Project, name: Option<Name>, spec: JobSpec, by: KeyId, now: Timestamp) -> Job {
+pub fn draft(project: &Project, name: Option<Name>, spec: Arc<JobSpec>, by: KeyId, now: Timestamp) -> Job {
     let id = JobId::from_raw(u64::MAX);
     let name = name.unwrap_or_else(|| id.to_string().parse().expect("invariant: an id's text is a name"));
     new_job(id, (project.tenant, project.id), name, spec, by, now)

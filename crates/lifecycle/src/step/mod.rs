@@ -117,7 +117,7 @@ impl Step<'_> {
             UserCommand::SetNode { node, cordoned, draining, reason } => {
                 self.set_node(node, cordoned, draining, reason)
             }
-            UserCommand::Submit { project, name, spec } => self.submit(caller, project, name, *spec),
+            UserCommand::Submit { project, name, spec } => self.submit(caller, project, name, spec),
             UserCommand::Validate(project, spec) => {
                 self.check_submit(project, &spec)?;
                 Ok(Answer::default())

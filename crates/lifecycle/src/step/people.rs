@@ -4,7 +4,8 @@ use sluice_types::{Digest, KeyId, Name, NetworkMode, ProjectId, Reason, SecretId
 
 use super::Step;
 use crate::command::{Answer, Refusal};
-use crate::model::{Key, Project, Role, Secret, Tenant};
+use crate::model::{Job, Key, Project, Role, Secret, Tenant};
+use crate::state::State;
 
 const MAX_TENANTS: usize = 10_000;
 const MAX_PROJECTS_PER_TENANT: usize = 1_000;
@@ -54,7 +55,7 @@ impl Step<'_> {
         sites.dedup();
         let row = self.state.projects.get_mut(&project).ok_or_else(|| Refusal::not_found("project"))?;
         (row.networks, row.sites) = (networks, sites);
-        self.mark_pending();
+        self.retell(|_, job| job.project == project);
         Ok(made(project))
     }
 
@@ -132,11 +133,12 @@ impl Step<'_> {
         if self.state.tenants.contains(&tenant) { Ok(()) } else { Err(Refusal::not_found("tenant")) }
     }
 
-    /// Waiting jobs are shown to the scheduler again, because something they depend on changed.
-    pub(super) fn mark_pending(&mut self) {
-        let waiting = |job: &&crate::model::Job| self.state.wanted(job, self.now).is_some();
-        let waiting: Vec<_> = self.state.jobs.values().filter(waiting).map(|job| job.id).collect();
-        waiting.iter().for_each(|id| self.state.jobs.mark(id));
+    /// Waiting jobs are shown to the scheduler again, because something they depend on changed that is no row of theirs.
+    /// Nothing of them is written. Those that this step changed are shown anyway.
+    pub(super) fn retell(&mut self, which: impl Fn(&State, &Job) -> bool) {
+        let waiting = self.state.marks.waiting.iter().filter_map(|id| self.state.jobs.get(id));
+        let retold: Vec<_> = waiting.filter(|job| which(self.state, job)).map(|job| job.id).collect();
+        self.state.out.retold.extend(retold);
     }
 }
 

@@ -4,15 +4,13 @@ use std::collections::BTreeMap;
 
 use sluice_ledger::{AccountKey, Rate, RatingTerms, Remainder, quote};
 use sluice_plan::{Footprint, Placement, Plan, Purpose, Verdict, footprint};
-use sluice_types::{
-    AttemptId, BootId, Bytes, Credits, DeviceRef, HoldId, LeaseId, MilliGpu, Nanos, NodeId, NodeInstant,
-};
+use sluice_types::{AttemptId, BootId, Credits, DeviceRef, HoldId, LeaseId, MilliGpu, Nanos, NodeId, NodeInstant};
 
 use super::Step;
 use crate::command::{Answer, Refusal};
 use crate::model::{
-    Attempt, AttemptState, BudgetHold, Goal, Job, JobState, Lease, LeaseState, MigrationCause, MigrationPhase, TaskRow,
-    TaskState,
+    Attempt, AttemptState, BudgetHold, Goal, Job, JobState, Lease, LeaseState, MigrationCause, MigrationPhase, Node,
+    TaskRow, TaskState,
 };
 use crate::state::Happened;
 
@@ -28,12 +26,48 @@ struct Accepted {
     free_preparation: bool,
 }
 
+/// What is taken of the nodes that a plan places on: added up once per node and plan, because thousands of small leases
+/// share a node. Within a plan nothing but its own placements changes what is leased.
+#[derive(Default)]
+struct Loads(BTreeMap<NodeId, Load>);
+
+impl Loads {
+    /// The placement came to nothing: its nodes are added up again when they are next asked for.
+    fn forget(&mut self, placement: &Placement) {
+        for task in &placement.tasks {
+            self.0.remove(&task.device.node);
+        }
+    }
+}
+
+/// What is taken of one node.
+#[derive(Default)]
+struct Load {
+    /// Thousandths and bytes by device.
+    devices: BTreeMap<u16, (u64, u64)>,
+    cores: u64,
+    memory: u64,
+}
+
+impl Load {
+    fn add(&mut self, device: u16, print: &Footprint) {
+        let (milli, memory) = self.devices.entry(device).or_default();
+        *milli += u64::from(print.milli.get());
+        *memory = memory.saturating_add(print.memory.get());
+        self.cores += u64::from(print.host_cores.get());
+        self.memory = self.memory.saturating_add(print.host_memory.get());
+    }
+}
+
 impl Step<'_> {
     pub(super) fn plan(&mut self, plan: Plan) -> Result<Answer, Refusal> {
         let mut rejected = Vec::new();
+        let mut loads = Loads::default();
         for placement in plan.placements {
-            let placed = self.revalidate(&placement).is_some_and(|accepted| self.place(&placement, accepted));
+            let accepted = self.revalidate(&placement, &mut loads);
+            let placed = accepted.is_some_and(|accepted| self.place(&placement, accepted));
             if !placed {
+                loads.forget(&placement);
                 self.state.count(|counters| &mut counters.rejected_placements);
                 rejected.push(placement.job);
             }
@@ -60,7 +94,7 @@ impl Step<'_> {
 
     /// Checks a placement against the rows as they are now: the job's version, every device, the money. `None` where
     /// anything differs; the job simply stays in the queue.
-    fn revalidate(&self, placement: &Placement) -> Option<Accepted> {
+    fn revalidate(&self, placement: &Placement, loads: &mut Loads) -> Option<Accepted> {
         let job = self.state.jobs.get(&placement.job).filter(|job| job.version == placement.version)?;
         let wanted = self.state.wanted(job, self.now)?;
         let tasks = usize::try_from(job.spec.tasks).ok()?;
@@ -70,7 +104,7 @@ impl Step<'_> {
         if !wanted.state_at.is_empty() && !wanted.state_at.contains(&placement.site) {
             return None;
         }
-        self.check_devices(job, placement)?;
+        self.check_devices(job, placement, loads)?;
         let terms = self.terms(job, placement)?;
         let quoted = terms.iter().map(|terms| quote(terms, wanted.hold_time).ok()).sum::<Option<Credits>>()?;
         let books = &self.state.books;
@@ -95,9 +129,9 @@ impl Step<'_> {
         })
     }
 
-    /// Every slice fits its device beside all that is leased there already, counting the placement's own tasks.
-    fn check_devices(&self, job: &Job, placement: &Placement) -> Option<()> {
-        let mut taken: BTreeMap<NodeId, Vec<(u16, Footprint)>> = BTreeMap::new();
+    /// Every slice fits its device beside all that is leased there already, counting the placement's own tasks, which are
+    /// in `loads` after it.
+    fn check_devices(&self, job: &Job, placement: &Placement, loads: &mut Loads) -> Option<()> {
         for task in &placement.tasks {
             let node = self.state.nodes.get(&task.device.node)?;
             if !node.is_open() || node.site != placement.site {
@@ -111,19 +145,13 @@ impl Step<'_> {
             if !right {
                 return None;
             }
-            let mine = footprint(&job.spec.resources, device);
-            let own = taken.entry(node.id).or_insert_with(|| self.footprints(node.id));
-            own.push((task.device.index, mine));
-            let on_device = own.iter().filter(|(index, _)| *index == task.device.index).map(|(_, print)| print);
-            let (milli, memory) = on_device.fold((MilliGpu::ZERO, Bytes::ZERO), |(milli, memory), print| {
-                (milli.plus(print.milli), memory.plus(print.memory))
-            });
-            let cores: u64 = own.iter().map(|(_, print)| u64::from(print.host_cores.get())).sum();
-            let host: u64 = own.iter().map(|(_, print)| print.host_memory.get()).sum();
-            let fits = milli <= MilliGpu::WHOLE
-                && memory <= device.memory
-                && cores <= u64::from(node.host_cores.get())
-                && host <= node.host_memory.get();
+            let load = loads.0.entry(node.id).or_insert_with(|| self.load(node));
+            load.add(task.device.index, &footprint(&job.spec.resources, device));
+            let (milli, memory) = load.devices.get(&task.device.index).copied()?;
+            let fits = milli <= u64::from(MilliGpu::WHOLE.get())
+                && memory <= device.memory.get()
+                && load.cores <= u64::from(node.host_cores.get())
+                && load.memory <= node.host_memory.get();
             if !fits {
                 return None;
             }
@@ -132,17 +160,18 @@ impl Step<'_> {
     }
 
     /// What is leased on a node, or not yet proven to be free.
-    fn footprints(&self, node: NodeId) -> Vec<(u16, Footprint)> {
-        let Some(row) = self.state.nodes.get(&node) else { return Vec::new() };
-        let leases = self.state.leases_on.get(&node).into_iter().flatten();
-        leases
-            .filter_map(|id| self.state.leases.get(id))
-            .filter(|lease| matches!(lease.state, LeaseState::Held | LeaseState::Ending))
-            .filter_map(|lease| {
-                let device = row.devices.get(usize::from(lease.device.index))?;
-                Some((lease.device.index, footprint(&lease.resources, &device.view)))
-            })
-            .collect()
+    fn load(&self, node: &Node) -> Load {
+        let mut load = Load::default();
+        let leases = self.state.leases_on.get(&node.id).into_iter().flatten();
+        for lease in leases.filter_map(|id| self.state.leases.get(id)) {
+            if !matches!(lease.state, LeaseState::Held | LeaseState::Ending) {
+                continue;
+            }
+            if let Some(device) = node.devices.get(usize::from(lease.device.index)) {
+                load.add(lease.device.index, &footprint(&lease.resources, &device.view));
+            }
+        }
+        load
     }
 
     fn terms(&self, job: &Job, placement: &Placement) -> Option<Vec<RatingTerms>> {
@@ -175,7 +204,7 @@ impl Step<'_> {
 
     /// Writes attempt, leases and holds. False, with nothing changed, where the ledger cannot take the holds.
     fn place(&mut self, placement: &Placement, accepted: Accepted) -> bool {
-        let job = accepted.job.clone();
+        let job = &accepted.job;
         let id = AttemptId::from_raw(self.id());
         let generation = job.last_generation.next();
         let tasks: Vec<_> = placement
@@ -201,7 +230,7 @@ impl Step<'_> {
             revision: 1,
             order: None,
             tasks: tasks.clone(),
-            resume: self.state.resumable_at(&job, placement.site),
+            resume: self.state.resumable_at(job, placement.site),
             funds,
             budgets,
             quota,
@@ -213,7 +242,7 @@ impl Step<'_> {
             reason: None,
         };
         for ((rank, task), terms) in (0u32..).zip(&tasks).zip(&accepted.terms) {
-            let lease = self.lease(&attempt, &job, placement, rank, task, *terms, accepted.free_preparation);
+            let lease = self.lease(&attempt, job, placement, rank, task, *terms, accepted.free_preparation);
             self.state.leases_on.entry(task.device.node).or_default().insert(lease.id);
             self.state.leases.insert(lease.id, lease);
         }
@@ -226,7 +255,7 @@ impl Step<'_> {
                 (row.generation, row.current) = (generation, Some(id));
             }
         }
-        self.placed(&job, id, placement, run);
+        self.placed(job, id, placement, run);
         true
     }
 

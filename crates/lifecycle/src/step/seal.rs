@@ -43,7 +43,9 @@ impl Step<'_> {
             return self.discard_unnamed(job.id, node, manifest);
         }
         row.parts.insert(rank, part);
-        if row.is_complete() {
+        let complete = row.is_complete();
+        self.state.marks.sealed(manifest, id);
+        if complete {
             self.completed(&job, id);
         }
     }
@@ -98,10 +100,9 @@ impl Step<'_> {
 
     /// A vault has a manifest now, with all that it names.
     pub(super) fn copied(&mut self, site: SiteId, manifest: Digest) -> Result<Answer, Refusal> {
-        let touched = self
-            .state
-            .checkpoints
-            .values()
+        let known = self.state.marks.by_manifest.get(&manifest).into_iter().flatten();
+        let known = known.filter_map(|id| self.state.checkpoints.get(id));
+        let touched = known
             .filter(|row| row.parts.values().any(|part| part.manifest == manifest && !part.sealed.contains(&site)));
         let touched: Vec<_> = touched.map(|row| (row.id, row.job)).collect();
         if touched.is_empty() && !self.state.names_manifest(manifest) {

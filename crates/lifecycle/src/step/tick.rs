@@ -52,7 +52,8 @@ impl Step<'_> {
 
     /// A phase took longer than its deadline: back.
     fn late_migrations(&mut self) {
-        let late = self.state.migrations.values().filter(|row| row.is_open() && row.deadline < self.now);
+        let moving = self.state.marks.moving.iter().filter_map(|id| self.state.migrations.get(id));
+        let late = moving.filter(|row| row.is_open() && row.deadline < self.now);
         let late: Vec<_> = late.map(|row| (row.job, row.phase, row.target)).collect();
         for (job, phase, target) in late {
             match (phase, target) {
@@ -65,8 +66,8 @@ impl Step<'_> {
 
     /// A checkpoint did not come in time: the job goes on, unless money forbids it.
     fn late_orders(&mut self) {
-        let late =
-            self.state.attempts.values().filter(|row| row.state != AttemptState::Ended && row.goal == Goal::Checkpoint);
+        let stopping = self.state.marks.stopping.iter().filter_map(|id| self.state.attempts.get(id));
+        let late = stopping.filter(|row| row.state != AttemptState::Ended && row.goal == Goal::Checkpoint);
         let late = late.filter_map(|row| Some((row.id, row.job, row.order?)));
         let late: Vec<_> = late.filter(|(_, _, order)| order.deadline < self.now).collect();
         for (attempt, job, order) in late {
@@ -88,9 +89,11 @@ impl Step<'_> {
 
     fn late_starts(&mut self) {
         let deadline = self.state.settings.start_deadline;
-        let late =
-            self.state.attempts.values().filter(|row| row.state == AttemptState::Assigned && row.goal == Goal::Run);
-        let late: Vec<_> = late.filter(|row| self.now.since(row.created) > deadline).map(|row| row.id).collect();
+        let starting = self.state.marks.starting.iter().filter_map(|id| self.state.attempts.get(id));
+        // Ids grow with time, so the first that is not late ends the search.
+        let late = starting.take_while(|row| self.now.since(row.created) > deadline);
+        let late = late.filter(|row| row.state == AttemptState::Assigned && row.goal == Goal::Run);
+        let late: Vec<_> = late.map(|row| row.id).collect();
         for attempt in late {
             let job = self.state.attempts.get(&attempt).map(|row| row.job);
             // A migration's hand-over has a deadline of its own, counted from the hand-over.
@@ -144,7 +147,8 @@ impl Step<'_> {
     /// Windows of a lost node that never came: what is left of the hold is given back.
     fn late_windows(&mut self) {
         let wait = self.state.settings.late_windows;
-        let ended = self.state.attempts.values().filter(|row| row.state == AttemptState::Ended && !row.settled);
+        let unsettled = self.state.marks.unsettled.iter().filter_map(|id| self.state.attempts.get(id));
+        let ended = unsettled.filter(|row| row.state == AttemptState::Ended && !row.settled);
         let late = ended.filter(|row| row.ended.is_some_and(|at| self.now.since(at) > wait));
         let leases: Vec<_> = late.flat_map(|row| row.tasks.iter().map(|task| task.lease)).collect();
         for id in leases {
@@ -168,7 +172,9 @@ impl Step<'_> {
         self.state.requests.retain(|_, row| now.since(row.at) <= remember);
         let old = self.state.tokens.values().filter(|row| now.since(row.expires) > remember);
         let old: Vec<_> = old.map(|row| row.hash).collect();
-        old.iter().for_each(|hash| self.state.tokens.evict(hash));
+        for hash in &old {
+            self.state.tokens.evict(hash);
+        }
         self.forget_uploads();
     }
 

@@ -105,6 +105,39 @@ impl Bench {
         answers.remove(0)
     }
 
+    /// The world that was advanced step by step is the one that a restart would build.
+    pub(crate) fn check_world(&self) {
+        let mut rebuilt = World::new();
+        self.state.world(self.now).iter().for_each(|delta| rebuilt.apply(delta));
+        assert!(rebuilt == self.world, "the world differs from the one rebuilt from rows");
+    }
+
+    /// Time passes and this node alone is silent.
+    pub(crate) fn silence(&mut self, silent: NodeId, seconds: u64) {
+        for _ in 0..seconds {
+            self.now = self.now.after(Nanos::from_secs(1));
+            for (node, generation) in self.nodes.clone() {
+                if node != silent {
+                    self.command(Command::Node(node, generation, NodeReport::Heartbeat(self.clock()))).unwrap();
+                }
+            }
+            self.command(Command::Tick).unwrap();
+        }
+    }
+
+    /// A node connects again, in the same boot.
+    pub(crate) fn hello(&mut self, node: NodeId) {
+        let hello = NodeReport::Hello {
+            boot: BootId("boot".to_owned()),
+            devices: (0..4).map(device).collect(),
+            host_cores: CoreMilli::ZERO,
+            host_memory: Bytes::ZERO,
+            advisory: false,
+            clock: self.clock(),
+        };
+        self.command(Command::Node(node, Generation::ZERO, hello)).unwrap();
+    }
+
     pub(crate) fn user(&mut self, command: UserCommand) -> Result<Answer, Refusal> {
         self.command(Command::User(Caller { key: KeyId::from_raw(1), request: None }, command))
     }
@@ -138,7 +171,7 @@ impl Bench {
         let command = UserCommand::Submit {
             project: self.project,
             name: None,
-            spec: Box::new(spec(limit.map(Nanos::from_secs))),
+            spec: std::sync::Arc::new(spec(limit.map(Nanos::from_secs))),
         };
         self.user(command).unwrap().object.parse().unwrap()
     }

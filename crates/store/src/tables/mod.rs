@@ -69,7 +69,10 @@ impl Table {
 
     fn values_text(&self, rows: usize) -> String {
         let row = format!("({})", vec!["?"; self.columns.len()].join(", "));
-        let head = format!("INSERT INTO {} ({}) VALUES ", self.name, self.columns.join(", "));
+        // The whole transaction is given up for one row that is refused, so SQLite need not be able to take back the
+        // statement alone: it would copy every page that the statement changes.
+        let verb = if self.on_conflict == OnConflict::Refuse { "INSERT OR FAIL" } else { "INSERT" };
+        let head = format!("{verb} INTO {} ({}) VALUES ", self.name, self.columns.join(", "));
         head + &vec![row; rows].join(", ") + &self.replace_text()
     }
 

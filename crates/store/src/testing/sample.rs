@@ -148,7 +148,7 @@ impl Sample {
             tenant: self.tenant,
             project: self.project,
             name: name(named),
-            spec: spec(),
+            spec: std::sync::Arc::new(spec()),
             state: JobState::Pending,
             reason: Some(Reason::NoFreeShare),
             message: "waits for a \"slice\" – größer".to_owned(),

@@ -1,10 +1,12 @@
 //! Queries: filters, pages, order.
 
+use std::sync::Arc;
+
 use sluice_ledger::AccountKey;
 use sluice_lifecycle::Rows;
-use sluice_lifecycle::model::JobState;
+use sluice_lifecycle::model::{JobState, LeaseState};
 use sluice_store::{EventFilter, JobFilter, Page, WindowPlace, WindowScope};
-use sluice_types::{JobId, KeyId, ProjectId, TenantId, Timestamp};
+use sluice_types::{AttemptId, JobId, KeyId, ProjectId, TenantId, Timestamp};
 
 use super::Fixture;
 
@@ -16,8 +18,8 @@ pub(crate) async fn jobs_are_filtered(mut fixture: Fixture) {
     jobs[2].state = JobState::Failed;
     jobs[3].tenant = TenantId::from_raw(900);
     jobs[4].project = ProjectId::from_raw(901);
-    jobs[5].spec.labels.insert("team".to_owned(), "100%".to_owned());
-    jobs[6].spec.labels.insert("x.\"y'".to_owned(), String::new());
+    Arc::make_mut(&mut jobs[5].spec).labels.insert("team".to_owned(), "100%".to_owned());
+    Arc::make_mut(&mut jobs[6].spec).labels.insert("x.\"y'".to_owned(), String::new());
     fixture.commit(&Rows { jobs: jobs.clone(), ..Rows::default() }).await;
 
     let ours = JobFilter { tenant: Some(fixture.sample.tenant), ..JobFilter::default() };
@@ -96,6 +98,15 @@ pub(crate) async fn histories_of_a_job_are_listed(mut fixture: Fixture) {
     assert_eq!(moves, rows.migrations.iter().rev().cloned().collect::<Vec<_>>());
     assert_eq!(store.get_migration(moves[0].id).await.unwrap().as_ref(), moves.first());
     assert_eq!(store.attempts_of(other, Page::first(9)).await.unwrap(), rows.attempts[1..]);
+    let mut found =
+        store.attempts_by_ids(&[rows.attempts[1].id, rows.attempts[0].id, AttemptId::from_raw(1)]).await.unwrap();
+    found.sort_by_key(|row| row.id);
+    assert_eq!(found, rows.attempts[..2]);
+    assert_eq!(store.latest_attempt(other).await.unwrap(), rows.attempts.last().cloned());
+    let open: Vec<_> = rows.attempts[1..].iter().rev().filter(|row| !row.settled).cloned().collect();
+    assert_eq!(store.open_attempts_of(other).await.unwrap(), open);
+    let open: Vec<_> = rows.leases[1..].iter().rev().filter(|row| row.state != LeaseState::Settled).cloned().collect();
+    assert_eq!(store.open_leases_of(other).await.unwrap(), open);
     assert_eq!(store.leases_of(other, Page::first(9)).await.unwrap(), rows.leases[1..]);
     assert_eq!(store.get_lease(rows.leases[1].id).await.unwrap().as_ref(), rows.leases.last());
 

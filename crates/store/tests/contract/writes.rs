@@ -214,8 +214,9 @@ pub(crate) async fn any_text_survives(mut fixture: Fixture) {
     let mut rows = fixture.sample.submits(texts.len() + 1);
     for (job, text) in rows.jobs.iter_mut().zip(texts) {
         job.message = text.clone();
-        job.spec.env.insert(text.clone(), text.clone());
-        job.spec.labels.insert(text.clone(), text);
+        let spec = std::sync::Arc::make_mut(&mut job.spec);
+        spec.env.insert(text.clone(), text.clone());
+        spec.labels.insert(text.clone(), text);
     }
     rows.jobs.last_mut().unwrap().message = "\0 \u{1f} ' \" \\ $1 ?1 ; -- \u{fffd} \u{10ffff}".to_owned();
     rows.leases[0].state = LeaseState::Ending;
