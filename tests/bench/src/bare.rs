@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
 use sluice_lifecycle::model::RequestKey;
 use sluice_lifecycle::{Caller, Command, Mint, Rows, State, UserCommand, step};
 use sluice_plan::{Limits, World};
@@ -11,13 +10,13 @@ use sluice_store::{LoadBounds, Store};
 use sluice_types::Digest;
 
 use crate::database::Fresh;
-use crate::{server, world};
+use crate::{client, server, world};
 
 /// Groups whose rows are in memory at once.
 const AHEAD: usize = 64;
 
-/// A writer without a world around it: every group submits `size` jobs and places those of the group before.
-struct Rehearsal {
+/// A writer without anything around it.
+pub(crate) struct Rehearsal {
     state: State,
     world: World,
     mint: Mint,
@@ -25,7 +24,7 @@ struct Rehearsal {
 }
 
 impl Rehearsal {
-    fn new(snapshot: sluice_lifecycle::Snapshot) -> Self {
+    pub(crate) fn new(snapshot: sluice_lifecycle::Snapshot) -> Self {
         let now = server::now();
         let mint = Mint::new(snapshot.last_id, 1);
         let state = State::load(snapshot, world::settings(), now);
@@ -34,22 +33,29 @@ impl Rehearsal {
         Self { state, world, mint, number: 0 }
     }
 
-    fn group(&mut self, size: usize) -> anyhow::Result<Rows> {
-        let now = server::now();
-        let plan = self.world.decide(Limits::default());
-        let mut commands = vec![Command::Plan(plan)];
+    /// A group as the controller commits it: `size` jobs submitted and placed.
+    pub(crate) fn group(&mut self, size: usize) -> anyhow::Result<Rows> {
+        let mut submits = Vec::with_capacity(size);
         for _ in 0..size {
-            let mut id = [0; 16];
-            getrandom::fill(&mut id).context("no randomness")?;
+            let id = client::request_id()?;
             let request = (
                 RequestKey { by: world::KEY, id },
                 Digest::from_bytes([id, id].concat().try_into().unwrap_or([0; 32])),
             );
             let caller = Caller { key: world::KEY, request: Some(request) };
-            let spec = Box::new(world::spec(self.number));
-            commands.push(Command::User(caller, UserCommand::Submit { project: world::PROJECT, name: None, spec }));
+            let spec = Arc::new(world::spec(self.number));
+            submits.push(Command::User(caller, UserCommand::Submit { project: world::PROJECT, name: None, spec }));
             self.number += 1;
         }
+        let mut rows = self.step(submits)?;
+        let plan = self.world.decide(Limits::default());
+        anyhow::ensure!(plan.placements.len() == size, "{} of {size} jobs were placed", plan.placements.len());
+        rows.append(self.step(vec![Command::Plan(plan)])?);
+        Ok(rows)
+    }
+
+    fn step(&mut self, commands: Vec<Command>) -> anyhow::Result<Rows> {
+        let now = server::now();
         let (answers, rows) = step(&mut self.state, commands, now, &mut self.mint);
         for answer in answers {
             let answer = answer.map_err(|refusal| anyhow::anyhow!("{}", refusal.message))?;

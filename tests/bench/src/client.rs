@@ -16,7 +16,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Request, Status};
 
-use crate::world;
+use crate::{server, world};
 
 /// The largest answer that is read: a page of 1000 jobs.
 const LARGEST_ANSWER: usize = 16 << 20;
@@ -77,14 +77,21 @@ impl Door {
     }
 }
 
-/// A new random UUID (RFC 9562, version 4), as the command line client makes them.
-pub(crate) fn request_id() -> anyhow::Result<String> {
+/// A new UUID that begins with the time (RFC 9562, version 7), as the command line client makes them.
+pub(crate) fn request_id() -> anyhow::Result<[u8; 16]> {
     let mut bytes = [0_u8; 16];
     getrandom::fill(&mut bytes).context("no randomness")?;
-    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    let millis = server::now().millis();
+    bytes[..6].copy_from_slice(&millis.to_be_bytes()[2..]);
+    bytes[6] = (bytes[6] & 0x0f) | 0x70;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    Ok(bytes)
+}
+
+/// The usual text form of a UUID.
+pub(crate) fn uuid_text(bytes: [u8; 16]) -> String {
     let text = hex::encode(bytes);
-    Ok([&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]].join("-"))
+    [&text[..8], &text[8..12], &text[12..16], &text[16..20], &text[20..]].join("-")
 }
 
 /// A submit that waits for its decision.
@@ -107,7 +114,7 @@ pub(crate) fn submit(number: u64) -> anyhow::Result<v1::SubmitJobRequest> {
         ..v1::JobSpec::default()
     };
     Ok(v1::SubmitJobRequest {
-        request_id: request_id()?,
+        request_id: uuid_text(request_id()?),
         parent: world::PARENT.to_owned(),
         spec: Some(spec),
         wait_for_decision: true,

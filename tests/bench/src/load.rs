@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use sluice_proto::v1;
+use sluice_types::JobId;
 use tokio::task::JoinSet;
+use tonic::Status;
 
 use crate::client::{self, Jobs};
 
@@ -21,6 +23,17 @@ pub(crate) struct Outcome {
     calls: Vec<u32>,
     /// How long it was measured.
     pub(crate) took: Duration,
+    /// Every job that a client was told is placed, measured or not.
+    pub(crate) told: Vec<JobId>,
+    /// Calls that the controller's end cut off.
+    pub(crate) cut: u64,
+}
+
+/// How long a phase takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Length {
+    pub(crate) warm_up: Duration,
+    pub(crate) span: Duration,
 }
 
 impl Outcome {
@@ -45,6 +58,8 @@ impl Outcome {
         self.decided += other.decided;
         self.placed += other.placed;
         self.calls.extend(other.calls);
+        self.told.extend(other.told);
+        self.cut += other.cut;
     }
 }
 
@@ -65,15 +80,14 @@ struct Pace {
     ending: AtomicBool,
 }
 
-/// Runs `in_flight` workers on each connection: warm-up first, then `span` that is measured. `begin` and `end` are
-/// called at both ends of it.
+/// Runs `in_flight` workers on each connection: warm-up first, then what is measured. `look` is called at both ends of
+/// it, and may end the controller.
 pub(crate) async fn run(
     clients: &[Jobs],
     in_flight: usize,
     call: Call,
-    warm_up: Duration,
-    span: Duration,
-    mut look: impl FnMut(),
+    length: Length,
+    mut look: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Outcome> {
     let pace =
         Arc::new(Pace { next: AtomicU64::new(0), measuring: AtomicBool::new(false), ending: AtomicBool::new(false) });
@@ -83,14 +97,14 @@ pub(crate) async fn run(
             workers.spawn(work(client.clone(), call, Arc::clone(&pace)));
         }
     }
-    tokio::time::sleep(warm_up).await;
-    look();
+    tokio::time::sleep(length.warm_up).await;
+    look()?;
     pace.measuring.store(true, Ordering::SeqCst);
     let begin = Instant::now();
-    tokio::time::sleep(span).await;
+    tokio::time::sleep(length.span).await;
     pace.measuring.store(false, Ordering::SeqCst);
     let took = begin.elapsed();
-    look();
+    look()?;
     pace.ending.store(true, Ordering::SeqCst);
     let mut all = Outcome { took, ..Outcome::default() };
     while let Some(worker) = workers.join_next().await {
@@ -110,8 +124,8 @@ pub(crate) async fn fill(clients: &[Jobs], jobs: u64) -> anyhow::Result<Duration
         workers.spawn(async move {
             while left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok() {
                 let first = left.load(Ordering::SeqCst) * 100;
-                let (jobs, _) = one(&mut client, Call::Batch(100), first).await?;
-                anyhow::ensure!(jobs == 100, "{jobs} of a batch of 100 were accepted");
+                let jobs = one(&mut client, Call::Batch(100), first).await??;
+                anyhow::ensure!(jobs.len() == 100, "{} of a batch of 100 were accepted", jobs.len());
             }
             Ok(())
         });
@@ -131,34 +145,52 @@ async fn work(mut client: Jobs, call: Call, pace: Arc<Pace>) -> anyhow::Result<O
     while !pace.ending.load(Ordering::Relaxed) {
         let number = pace.next.fetch_add(size, Ordering::Relaxed);
         let begin = Instant::now();
-        let (decided, placed) = one(&mut client, call, number).await?;
+        let jobs = match one(&mut client, call, number).await? {
+            Ok(jobs) => jobs,
+            // The controller was killed: what was in flight is not known to anybody.
+            Err(status) if status.code() == tonic::Code::Unavailable || pace.ending.load(Ordering::SeqCst) => {
+                seen.cut += 1;
+                return Ok(seen);
+            }
+            Err(status) => return Err(status.into()),
+        };
+        let before = seen.told.len();
+        for job in jobs.iter().filter(|job| is_placed(job)) {
+            let id = job.name.rsplit('/').next().unwrap_or_default();
+            seen.told.push(id.parse()?);
+        }
         if pace.measuring.load(Ordering::Relaxed) {
-            seen.decided += decided;
-            seen.placed += placed;
+            seen.decided += jobs.len() as u64;
+            seen.placed += (seen.told.len() - before) as u64;
             seen.calls.push(u32::try_from(begin.elapsed().as_micros()).unwrap_or(u32::MAX));
         }
     }
     Ok(seen)
 }
 
-/// One call; how many jobs were decided and how many of them placed.
-async fn one(client: &mut Jobs, call: Call, number: u64) -> anyhow::Result<(u64, u64)> {
+/// One call: the jobs that it brought, or how it was refused.
+async fn one(client: &mut Jobs, call: Call, number: u64) -> anyhow::Result<Result<Vec<v1::Job>, Status>> {
     match call {
         Call::Single => {
-            let job = client.submit_job(client::submit(number)?).await?.into_inner();
-            Ok((1, u64::from(is_placed(&job))))
+            let answer = client.submit_job(client::submit(number)?).await;
+            Ok(answer.map(|job| vec![job.into_inner()]))
         }
         Call::Batch(size) => {
             let requests = (0..size as u64).map(|each| client::submit(number + each)).collect::<Result<_, _>>()?;
-            let answer = client.batch_submit_jobs(v1::BatchSubmitJobsRequest { requests }).await?.into_inner();
-            let jobs = answer.results.iter().filter_map(|result| match &result.result {
-                Some(v1::submit_result::Result::Job(job)) => Some(job),
-                _ => None,
-            });
-            let (decided, placed) =
-                jobs.fold((0, 0), |(all, placed), job| (all + 1, placed + u64::from(is_placed(job))));
-            anyhow::ensure!(decided == size as u64, "{decided} of a batch of {size} were accepted");
-            Ok((decided, placed))
+            let answer = match client.batch_submit_jobs(v1::BatchSubmitJobsRequest { requests }).await {
+                Ok(answer) => answer.into_inner(),
+                Err(status) => return Ok(Err(status)),
+            };
+            let jobs: Vec<_> = answer
+                .results
+                .into_iter()
+                .filter_map(|result| match result.result {
+                    Some(v1::submit_result::Result::Job(job)) => Some(job),
+                    _ => None,
+                })
+                .collect();
+            anyhow::ensure!(jobs.len() == size, "{} of a batch of {size} were accepted", jobs.len());
+            Ok(Ok(jobs))
         }
     }
 }

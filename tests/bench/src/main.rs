@@ -9,6 +9,8 @@
 mod bare;
 mod client;
 mod database;
+mod judge;
+mod kill;
 mod load;
 mod many;
 mod process;
@@ -22,6 +24,10 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+/// As in the `sluice` binary.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Measures the controller.
 #[derive(Debug, Parser)]
 #[command(name = "sluice-bench")]
@@ -34,6 +40,9 @@ struct Cli {
 enum Command {
     /// Durable submit-to-decision over gRPC on a world of 5,000 nodes, beside a bare loop that writes the same rows
     Submit(SubmitArgs),
+    /// A controller by itself, for `submit` to kill
+    #[command(hide = true)]
+    Serve(kill::ServeArgs),
 }
 
 /// What to measure, and for how long.
@@ -51,6 +60,9 @@ pub(crate) struct SubmitArgs {
     /// How long each rate is measured, after warm-up
     #[arg(long, default_value_t = 10)]
     seconds: u64,
+    /// Only the laws: every job that a client was told of is placed and survives kill -9. No rate is judged
+    #[arg(long)]
+    quick: bool,
     /// Measure batches of 100 too
     #[arg(long)]
     batch: bool,
@@ -72,8 +84,11 @@ pub(crate) struct SubmitArgs {
 }
 
 fn main() -> ExitCode {
-    let Command::Submit(arguments) = Cli::parse().command;
-    match submit::run(&arguments) {
+    let done = match Cli::parse().command {
+        Command::Submit(arguments) => submit::run(&arguments),
+        Command::Serve(arguments) => kill::serve(&arguments),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

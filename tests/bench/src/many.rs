@@ -28,7 +28,7 @@ pub(crate) fn run(
     let kind = source.name();
     let fresh = calling.block_on(source.fresh(arguments.folder.as_deref()))?;
     calling.block_on(server::furnish(&fresh, arguments.nodes))?;
-    let server = server::start(serving, &fresh)?;
+    let server = server::start(serving, fresh.folder.path(), &fresh.url)?;
     let door = Door::new(server.address, fresh.folder.path())?;
     let clients = calling.block_on(door.enter_all(32))?;
     let took = calling.block_on(load::fill(&clients, JOBS))?;
@@ -42,7 +42,7 @@ pub(crate) fn run(
     server.stop(serving)?;
 
     let begin = Instant::now();
-    let server = server::start(serving, &fresh)?;
+    let server = server::start(serving, fresh.folder.path(), &fresh.url)?;
     let started = begin.elapsed();
     let door = Door::new(server.address, fresh.folder.path())?;
     let name = names.first().context("no job")?.clone();
@@ -125,7 +125,11 @@ async fn cancel(clients: &[Jobs], in_flight: usize, names: Vec<String>) -> anyho
             workers.spawn(async move {
                 loop {
                     let Some(name) = left.lock().await.pop() else { return Ok(()) };
-                    let request = v1::CancelJobRequest { request_id: client::request_id()?, name, etag: String::new() };
+                    let request = v1::CancelJobRequest {
+                        request_id: client::uuid_text(client::request_id()?),
+                        name,
+                        etag: String::new(),
+                    };
                     let job = client.cancel_job(request).await?.into_inner();
                     let ends = matches!(job.state(), v1::JobState::Cancelling | v1::JobState::Cancelled);
                     anyhow::ensure!(ends, "{} is {:?} after its cancel", job.name, job.state());

@@ -53,10 +53,7 @@ impl Report {
 
     /// A figure that is to be at least, or at most, something.
     pub(crate) fn goal(&mut self, metric: impl Into<String>, value: f64, unit: &'static str, goal: Goal) {
-        let (text, holds) = match goal {
-            Goal::AtLeast(bound) => (format!("at least {}", number(bound, unit)), value >= bound),
-            Goal::AtMost(bound) => (format!("at most {}", number(bound, unit)), value <= bound),
-        };
+        let (text, holds) = goal.judge(value, unit);
         self.add(Line { value: Some(value), unit, goal: Some(text), holds: Some(holds), ..empty(metric.into()) });
     }
 
@@ -72,6 +69,32 @@ impl Report {
             holds: Some(value >= least),
             ..empty(metric.into())
         });
+    }
+
+    /// A law: a figure with a goal, which holds only if its control does what it must.
+    pub(crate) fn law(
+        &mut self,
+        metric: impl Into<String>,
+        value: f64,
+        unit: &'static str,
+        goal: Goal,
+        holds: bool,
+        control: String,
+    ) {
+        let (text, reached) = goal.judge(value, unit);
+        self.add(Line {
+            value: Some(value),
+            unit,
+            goal: Some(text),
+            holds: Some(reached && holds),
+            peer: control,
+            ..empty(metric.into())
+        });
+    }
+
+    /// Whether every law and goal so far holds.
+    pub(crate) fn holds(&self) -> bool {
+        self.lines.iter().all(|line| line.holds != Some(false))
     }
 
     /// A figure that cannot be taken here.
@@ -91,6 +114,16 @@ impl Report {
 pub(crate) enum Goal {
     AtLeast(f64),
     AtMost(f64),
+}
+
+impl Goal {
+    /// The goal in words, and whether it is reached.
+    fn judge(self, value: f64, unit: &str) -> (String, bool) {
+        match self {
+            Self::AtLeast(bound) => (format!("at least {}", number(bound, unit)), value >= bound),
+            Self::AtMost(bound) => (format!("at most {}", number(bound, unit)), value <= bound),
+        }
+    }
 }
 
 fn empty(metric: String) -> Line {

@@ -1,6 +1,7 @@
 //! The controller under test.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 
 use sluice_controller::{Clock as _, Controller, ControllerConfig, SystemClock};
@@ -35,10 +36,10 @@ pub(crate) async fn furnish(fresh: &Fresh, nodes: u64) -> anyhow::Result<()> {
 }
 
 /// Starts the controller on a runtime.
-pub(crate) fn start(runtime: &Runtime, fresh: &Fresh) -> anyhow::Result<Server> {
+pub(crate) fn start(runtime: &Runtime, data: &Path, database: &str) -> anyhow::Result<Server> {
     let config = ControllerConfig {
-        data: fresh.folder.path().to_owned(),
-        database: fresh.url.clone(),
+        data: data.to_owned(),
+        database: database.to_owned(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         names: Vec::new(),
         settings: world::settings(),
@@ -49,11 +50,11 @@ pub(crate) fn start(runtime: &Runtime, fresh: &Fresh) -> anyhow::Result<Server> 
 }
 
 impl Server {
-    /// The writer's rounds and commands so far.
+    /// The writer's commits and commands so far.
     pub(crate) fn rounds(&self) -> (u64, u64) {
         let figures = self.controller.metrics().figures();
         let get = |name: &str| figures.iter().find(|(known, _)| *known == name).map_or(0, |(_, value)| *value);
-        (get("sluice_writer_rounds_total"), get("sluice_writer_commands_total"))
+        (get("sluice_writer_commits_total"), get("sluice_writer_commands_total"))
     }
 
     /// Stops it and waits until all its parts have ended.

@@ -6,9 +6,9 @@ use tokio::runtime::{Builder, Runtime};
 
 use crate::client::Door;
 use crate::database::{self, Source};
-use crate::load::{self, Call, Outcome};
+use crate::load::{self, Call, Length, Outcome};
 use crate::report::{Goal, Report};
-use crate::{SubmitArgs, bare, many, process, server};
+use crate::{SubmitArgs, bare, judge, kill, many, process, server};
 
 const WARM_UP: Duration = Duration::from_secs(2);
 /// Jobs in one batch.
@@ -38,10 +38,11 @@ pub(crate) fn run(arguments: &SubmitArgs) -> anyhow::Result<()> {
     if let Some(path) = &arguments.json {
         report.write(path)?;
     }
+    anyhow::ensure!(!arguments.quick || report.holds(), "a law does not hold");
     Ok(())
 }
 
-fn runtime(name: &str) -> anyhow::Result<Runtime> {
+pub(crate) fn runtime(name: &str) -> anyhow::Result<Runtime> {
     Ok(Builder::new_multi_thread().thread_name(name).enable_all().build()?)
 }
 
@@ -52,6 +53,9 @@ fn measure(
     report: &mut Report,
 ) -> anyhow::Result<()> {
     let kind = source.name();
+    if arguments.quick {
+        return kill::run(arguments, source, runtimes.1, report);
+    }
     let (single, group) = phase(arguments, source, runtimes, arguments.clients, arguments.in_flight, Call::Single)?;
     let bare = control(arguments, source, runtimes.1, group)?;
     if kind == "sqlite" {
@@ -64,6 +68,7 @@ fn measure(
     latencies(report, kind, "single submits", &single);
     report.figure(format!("{kind}: jobs in one commit"), group as f64, "jobs");
     report.ratio(format!("{kind}: single submits beside the bare loop"), single.rate(), bare, 0.5);
+    kill::run(arguments, source, runtimes.1, report)?;
     if arguments.batch {
         let clients = BATCH_CLIENTS.min(arguments.clients);
         let (batch, group) = phase(arguments, source, runtimes, clients, 1, Call::Batch(BATCH))?;
@@ -98,19 +103,24 @@ fn phase(
 ) -> anyhow::Result<(Outcome, usize)> {
     let fresh = calling.block_on(source.fresh(arguments.folder.as_deref()))?;
     calling.block_on(server::furnish(&fresh, arguments.nodes))?;
-    let server = server::start(serving, &fresh)?;
+    let server = server::start(serving, fresh.folder.path(), &fresh.url)?;
     let door = Door::new(server.address, fresh.folder.path())?;
     let clients = calling.block_on(door.enter_all(clients))?;
     let mut looks = Vec::new();
-    let look = || looks.push((server.rounds(), process::processor_time()));
-    let span = Duration::from_secs(arguments.seconds);
-    let outcome = calling.block_on(load::run(&clients, in_flight, call, WARM_UP, span, look))?;
+    let look = || {
+        looks.push((server.rounds(), process::processor_time()));
+        Ok(())
+    };
+    let length = Length { warm_up: WARM_UP, span: Duration::from_secs(arguments.seconds) };
+    let outcome = calling.block_on(load::run(&clients, in_flight, call, length, look))?;
     drop(clients);
     let [((rounds_before, _), before), ((rounds_after, _), after)] = &looks[..] else {
         anyhow::bail!("the load was not looked at twice");
     };
     println!("{}", process::per_job(before, after, outcome.decided));
     server.stop(serving)?;
+    let verdict = judge::judge(&calling.block_on(judge::read(&fresh.url))?, &outcome.told);
+    anyhow::ensure!(verdict.holds(), "the database does not have what clients were told: {verdict:?}");
     let rounds = rounds_after.saturating_sub(*rounds_before).max(1);
     let group = usize::try_from(outcome.decided / rounds)?.max(1);
     Ok((outcome, group))
