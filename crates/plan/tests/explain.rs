@@ -174,7 +174,22 @@ const KINDS: [ChangeKind; 10] = [
     ChangeKind::OpenNodes,
 ];
 
-fn check(seed: u64, every: u64, found: &mut BTreeMap<ChangeKind, u32>, reasons: &mut BTreeMap<Reason, u32>) {
+/// What was seen over all worlds.
+#[derive(Default)]
+struct Seen {
+    found: BTreeMap<ChangeKind, u32>,
+    reasons: BTreeMap<Reason, u32>,
+    /// Waiting jobs whose explanation was checked.
+    jobs: u32,
+    /// Of them those that could run some day and that no single change admits.
+    unchanged: u32,
+    /// Smaller changes that brute force tried in vain.
+    smaller: u64,
+    /// Named changes that were tried with one unit less, in vain.
+    one_less: u32,
+}
+
+fn check(seed: u64, every: u64, seen: &mut Seen) {
     let mut case = Case::new(seed);
     let jobs: Vec<JobView> = case.rows.jobs.values().cloned().collect();
     for job in jobs {
@@ -190,18 +205,29 @@ fn check(seed: u64, every: u64, found: &mut BTreeMap<ChangeKind, u32>, reasons: 
         if !(seed + job.id.raw()).is_multiple_of(if why.never { 4 * every } else { every }) {
             continue;
         }
-        *reasons.entry(reason).or_default() += 1;
+        *seen.reasons.entry(reason).or_default() += 1;
+        seen.jobs += 1;
+        seen.unchanged += u32::from(why.changes.is_empty() && !why.never);
         assert!(why.changes.is_sorted_by(|left, right| left.kind < right.kind));
         let named: BTreeMap<_, _> = why.changes.iter().map(|change| (change.kind, change.amount)).collect();
         for kind in KINDS {
             let below = match named.get(&kind) {
                 Some(amount) => {
-                    *found.entry(kind).or_default() += 1;
+                    *seen.found.entry(kind).or_default() += 1;
                     assert!(
                         case.enough(&job, kind, *amount),
                         "seed {seed} {}: {kind:?} {amount} is not enough",
                         job.id
                     );
+                    // The control: with a unit less the job goes on waiting. A site has no size.
+                    if kind != ChangeKind::OtherSite {
+                        assert!(
+                            *amount == 1 || !case.enough(&job, kind, *amount - 1),
+                            "seed {seed} {}: {kind:?} {amount} is one more than is needed",
+                            job.id
+                        );
+                        seen.one_less += 1;
+                    }
                     *amount
                 }
                 None => case.most(&job, kind) + 1,
@@ -209,6 +235,7 @@ fn check(seed: u64, every: u64, found: &mut BTreeMap<ChangeKind, u32>, reasons: 
             // What can never run on empty, open devices gets no room from money or nodes.
             let hopeless = why.never && kind >= ChangeKind::MoreFunds && kind != ChangeKind::OtherSite;
             for amount in case.amounts(&job, kind, if hopeless { below.min(2) } else { below }) {
+                seen.smaller += 1;
                 assert!(
                     !case.enough(&job, kind, amount),
                     "seed {seed} {}: {kind:?} {amount} is enough, named {:?}",
@@ -244,11 +271,12 @@ fn check_verdict(case: &Case, job: &JobView, why: &Explanation, seed: u64) {
 }
 
 fn check_all(seeds: std::ops::Range<u64>, every: u64) {
-    let (mut found, mut reasons) = (BTreeMap::new(), BTreeMap::new());
-    for seed in seeds {
-        check(seed, every, &mut found, &mut reasons);
-    }
+    let mut seen = Seen::default();
+    seeds.for_each(|seed| check(seed, every, &mut seen));
+    let Seen { found, reasons, jobs, unchanged, smaller, one_less } = seen;
     println!("changes checked: {found:?}\nreasons seen: {reasons:?}");
+    let named: u32 = found.values().sum();
+    println!("explained: jobs={jobs} named={named} one_less={one_less} smaller={smaller} unchanged={unchanged}");
     assert_eq!(found.len(), KINDS.len(), "some kind was never named: {found:?}");
 }
 
