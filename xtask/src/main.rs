@@ -7,6 +7,7 @@ mod bench;
 mod check;
 mod collect;
 mod demo;
+mod dice;
 mod generate;
 mod judge;
 mod place;

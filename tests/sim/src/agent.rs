@@ -85,6 +85,7 @@ impl Sim {
     /// Takes a list of what should be.
     pub(crate) fn apply_desired(&mut self, host: usize, list: Vec<Assignment>) {
         let listed: BTreeSet<LeaseId> = list.iter().map(|wanted| wanted.key.lease).collect();
+        self.hosts[host].proofs.retain(|lease, _| listed.contains(lease));
         let gone: Vec<_> = self.hosts[host].tasks.keys().filter(|lease| !listed.contains(lease)).copied().collect();
         for wanted in list {
             self.apply_one(host, wanted);
@@ -136,9 +137,11 @@ impl Sim {
         }
     }
 
+    /// A task that was never here is gone. Told once per stream, however often it is asked for.
     fn prove(&mut self, host: usize, key: TaskKey) {
-        let end = end_with(Some(Reason::Signalled), "was never here");
-        self.send_up(host, NodeReport::Ended { key, end, windows: 0, step: 0 });
+        if self.hosts[host].proofs.insert(key.lease, key) != Some(key) {
+            self.send_up(host, never_here(key));
+        }
     }
 
     /// Does the next thing for one task, as far as nothing has to be waited for.
@@ -201,6 +204,7 @@ impl Sim {
         let Some(task) = self.hosts[host].tasks.get_mut(&lease) else { return };
         task.stage = Stage::Prepared;
         let key = task.wanted.key;
+        self.oracle.prepared(key.lease);
         self.send_up(host, NodeReport::Prepared(key));
         self.act(host, lease);
     }
@@ -389,6 +393,7 @@ impl Sim {
             task.sealed.push(report.clone());
             let wanted = task.wanted.clone();
             self.sites[site].seal(name);
+            self.oracle.stored(self.sites[site].id, name);
             self.oracle.sealed(name, &wanted, staged.step, next_window);
             self.send_up(host, report);
         }
@@ -408,8 +413,14 @@ impl Sim {
                 _ => None,
             });
         }
+        reports.extend(self.hosts[host].proofs.values().copied().map(never_here));
         reports.into_iter().for_each(|report| self.send_up(host, report));
     }
+}
+
+fn never_here(key: TaskKey) -> NodeReport {
+    let end = end_with(Some(Reason::Signalled), "was never here");
+    NodeReport::Ended { key, end, windows: 0, step: 0 }
 }
 
 fn running(task: &Task) -> Option<NodeReport> {

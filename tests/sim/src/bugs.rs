@@ -3,86 +3,141 @@
 //! The patches are applied one at a time to a copy of the pure rooms and of the simulator, so that the working tree is
 //! never touched.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 
 /// What the copy needs.
 const ROOMS: [&str; 5] = ["crates/types", "crates/ledger", "crates/plan", "crates/lifecycle", "tests/sim"];
 
-/// Checks all patches; returns how many were caught, and how many there are.
+/// Checks all patches; returns how many were caught, and how many there are. The copy stays in the target folder, so that
+/// the next check builds little.
 ///
 /// # Errors
-/// Where a patch does not apply or the copy does not build.
+/// Where a patch does not apply, the copy does not build, or the system fails without any of them.
 pub fn check(within: u64, only: Option<&str>) -> Result<(usize, usize)> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the workspace's folder")?;
-    let copy = std::env::temp_dir().join(format!("sluice-sim-bugs-{}", std::process::id()));
-    let result = check_in(root, &copy, within, only);
-    if copy.exists() {
-        std::fs::remove_dir_all(&copy).context("removing the copy")?;
-    }
-    result
-}
-
-fn check_in(root: &Path, copy: &Path, within: u64, only: Option<&str>) -> Result<(usize, usize)> {
-    let (mut caught, mut all) = (0, 0);
-    ensure!(caught_within(root, copy, None, within.min(10))?.is_none(), "the simulator fails without any planted bug");
-    for patch in patches(root)? {
-        let name = patch.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned();
-        if only.is_some_and(|only| !name.contains(only)) {
-            continue;
-        }
-        all += 1;
-        match caught_within(root, copy, Some(&patch), within)? {
+    let place = Place::open()?;
+    let patches: Vec<_> =
+        patches()?.into_iter().filter(|patch| only.is_none_or(|only| name(patch).contains(only))).collect();
+    // The control: what is caught below is caught because of the patch.
+    let without = place.caught_within(None, within)?;
+    ensure!(without.is_none(), "the simulator fails without any planted bug: {}", without.unwrap_or_default());
+    let mut caught = 0;
+    for patch in &patches {
+        let begin = Instant::now();
+        let found = place.caught_within(Some(patch), within)?;
+        let (name, took) = (name(patch), begin.elapsed().as_secs());
+        match found {
             Some(how) => {
                 caught += 1;
-                println!("caught  {name}: {how}");
+                println!("caught  {name} ({took} s): {how}");
             }
-            None => println!("MISSED  {name}"),
+            None => println!("MISSED  {name} ({took} s)"),
         }
     }
-    Ok((caught, all))
+    Ok((caught, patches.len()))
 }
 
-fn patches(root: &Path) -> Result<Vec<PathBuf>> {
-    let entries = std::fs::read_dir(root.join("tests/sim/bugs")).context("reading the patches")?;
+/// The names of the patches that do not apply to the working tree any more.
+///
+/// # Errors
+/// Where the tree cannot be read.
+pub fn stale() -> Result<Vec<String>> {
+    let mut stale = Vec::new();
+    for path in patches()? {
+        let status = patch(&path, &root()?, &["--dry-run"])?;
+        if !status {
+            stale.push(name(&path));
+        }
+    }
+    Ok(stale)
+}
+
+/// How many there are.
+///
+/// # Errors
+/// Where the folder cannot be read.
+pub fn count() -> Result<usize> {
+    Ok(patches()?.len())
+}
+
+fn root() -> Result<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).context("the workspace's folder")?;
+    Ok(root.to_owned())
+}
+
+fn patches() -> Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(root()?.join("tests/sim/bugs")).context("reading the patches")?;
     let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     paths.retain(|path| path.extension().is_some_and(|end| end == "patch"));
     paths.sort();
     Ok(paths)
 }
 
-/// Builds a fresh copy with the patch and runs it; the first failure, if any.
-fn caught_within(root: &Path, copy: &Path, patch: Option<&Path>, within: u64) -> Result<Option<String>> {
-    lay_out(root, copy)?;
-    if let Some(patch) = patch {
-        let file = std::fs::File::open(patch).context("opening the patch")?;
-        let status = Command::new("patch").args(["-p1", "--quiet"]).current_dir(copy).stdin(Stdio::from(file)).status();
-        ensure!(status.context("running patch")?.success(), "{} does not apply", patch.display());
+fn name(patch: &Path) -> String {
+    patch.file_stem().and_then(|name| name.to_str()).unwrap_or_default().to_owned()
+}
+
+/// Whether a patch applies.
+fn patch(patch: &Path, to: &Path, options: &[&str]) -> Result<bool> {
+    let file = File::open(patch).context("opening the patch")?;
+    let mut command = Command::new("patch");
+    command.args(["-p1", "--quiet", "--force"]).args(options).current_dir(to).stdin(Stdio::from(file));
+    Ok(command.stdout(Stdio::null()).status().context("running patch")?.success())
+}
+
+/// Where the copy is and is built. One check at a time.
+struct Place {
+    root: PathBuf,
+    copy: PathBuf,
+    target: PathBuf,
+    _lock: File,
+}
+
+impl Place {
+    fn open() -> Result<Self> {
+        let root = root()?;
+        let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from);
+        let folder = target.join("sim-bugs");
+        std::fs::create_dir_all(&folder).context("creating the folder of the copy")?;
+        let lock = File::create(folder.join("lock")).context("creating the lock")?;
+        lock.try_lock().context("another check of the planted bugs runs")?;
+        Ok(Self { root, copy: folder.join("copy"), target: folder.join("target"), _lock: lock })
     }
-    let target =
-        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root.join("target"), PathBuf::from).join("sim-bugs");
-    let build = Command::new("cargo")
-        .args(["build", "--quiet", "--offline", "--release", "-p", "sluice-sim"])
-        .env("CARGO_TARGET_DIR", &target)
-        .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
-        .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
-        .env("CARGO_INCREMENTAL", "1")
-        .env("RUSTFLAGS", "-Awarnings")
-        .current_dir(copy)
-        .status()
-        .context("running cargo")?;
-    if !build.success() {
-        bail!("the copy with {patch:?} does not build");
+
+    /// Builds the copy with the patch and runs it; the first failure, if any.
+    fn caught_within(&self, bug: Option<&Path>, within: u64) -> Result<Option<String>> {
+        lay_out(&self.root, &self.copy)?;
+        if let Some(bug) = bug {
+            ensure!(patch(bug, &self.copy, &["--no-backup-if-mismatch"])?, "{} does not apply", bug.display());
+        }
+        // Between debug, whose days are slow, and release, whose builds are.
+        let build = Command::new("cargo")
+            .args(["build", "--quiet", "--offline", "--release", "-p", "sluice-sim"])
+            .env("CARGO_TARGET_DIR", &self.target)
+            .env("CARGO_PROFILE_RELEASE_DEBUG", "0")
+            .env("CARGO_PROFILE_RELEASE_OPT_LEVEL", "1")
+            .env("CARGO_INCREMENTAL", "1")
+            .env("RUSTFLAGS", "-Awarnings")
+            .current_dir(&self.copy)
+            .status()
+            .context("running cargo")?;
+        if !build.success() {
+            bail!("the copy with {bug:?} does not build");
+        }
+        let output = Command::new(self.target.join("release/sluice-sim"))
+            .args(["--small", "--first-failure", "--seeds", &format!("0..{within}")])
+            .stderr(Stdio::null())
+            .output()
+            .context("running the copy")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let failure = text.lines().find(|line| line.contains(" fails: "));
+        ensure!(output.status.success() == failure.is_none(), "the copy ended with {}", output.status);
+        Ok(failure.map(|line| line.chars().take(200).collect()))
     }
-    let output = Command::new(target.join("release/sluice-sim"))
-        .args(["--small", "--first-failure", "--seeds", &format!("0..{within}")])
-        .stderr(Stdio::null())
-        .output()
-        .context("running the copy")?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().find(|line| line.contains(" fails: ")).map(|line| line.chars().take(200).collect()))
 }
 
 /// The pure rooms and the simulator in a workspace of their own.
@@ -96,15 +151,24 @@ fn lay_out(root: &Path, copy: &Path) -> Result<()> {
     let members: Vec<_> = ROOMS.iter().map(|room| format!("\"{room}\"")).collect();
     let manifest = format!("{}members = [{}]{}", &manifest[..begin], members.join(", "), &manifest[end..]);
     write_if_changed(&copy.join("Cargo.toml"), manifest.as_bytes())?;
-    let lock = copy.join("Cargo.lock");
-    if !lock.exists() {
-        std::fs::copy(root.join("Cargo.lock"), lock).context("copying the lock file")?;
+    // Cargo takes out of the lock file what the copy does not need, so it is compared with what was copied.
+    let lock = std::fs::read(root.join("Cargo.lock")).context("reading the lock file")?;
+    let copied = copy.join("Cargo.lock.copied");
+    if std::fs::read(&copied).is_ok_and(|old| old == lock) {
+        return Ok(());
     }
-    Ok(())
+    write_if_changed(&copy.join("Cargo.lock"), &lock)?;
+    write_if_changed(&copied, &lock)
 }
 
 fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     std::fs::create_dir_all(to).with_context(|| format!("creating {}", to.display()))?;
+    for entry in std::fs::read_dir(to).with_context(|| format!("reading {}", to.display()))? {
+        let old = entry?.path();
+        if old.is_file() && old.file_name().is_none_or(|name| !from.join(name).exists()) {
+            std::fs::remove_file(&old).with_context(|| format!("removing {}", old.display()))?;
+        }
+    }
     for entry in std::fs::read_dir(from).with_context(|| format!("reading {}", from.display()))? {
         let entry = entry?;
         let (source, target) = (entry.path(), to.join(entry.file_name()));

@@ -163,6 +163,7 @@ impl Sim {
             connecting: false,
             ghosts: Vec::new(),
             tasks: BTreeMap::new(),
+            proofs: BTreeMap::new(),
             journal: Vec::new(),
             next_journal: 1,
             class,

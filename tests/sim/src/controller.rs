@@ -1,6 +1,8 @@
 //! The controller: state, world, store and inbox, and everything that a crash of it takes away.
 
-use sluice_lifecycle::{Answer, Command, Mint, Refusal, State, step};
+use std::rc::Rc;
+
+use sluice_lifecycle::{Answer, Command, Copy, Mint, Refusal, Rows, State, step};
 use sluice_plan::{Limits, World};
 use sluice_types::{NodeId, Timestamp};
 
@@ -35,6 +37,8 @@ pub(crate) struct Memory {
     /// The stream that is seated for each host.
     pub(crate) seats: Vec<Option<u64>>,
     pub(crate) rounds: u64,
+    /// The copies that are wanted, until rows change that they follow from.
+    copies: Option<Rc<[Copy]>>,
 }
 
 /// The controller's host.
@@ -77,6 +81,7 @@ impl Sim {
             decide_planned: false,
             seats: vec![None; self.hosts.len()],
             rounds: 0,
+            copies: None,
         });
         self.agenda.plan(self.now + 1, Event::Tick { incarnation });
         self.plan_decide();
@@ -90,7 +95,7 @@ impl Sim {
         if self.controller.memory.take().is_some() {
             self.oracle.crashed();
         }
-        self.trace(|| "controller crashed".to_owned());
+        self.trace.line(self.now, || "controller crashed".to_owned());
         self.controller.incarnation += 1;
         self.controller.armed = None;
         for host in 0..self.hosts.len() {
@@ -138,6 +143,9 @@ impl Sim {
             self.oracle.heard(self.now, &commands, &answers);
         }
         let Some(memory) = self.controller.memory.as_mut() else { return };
+        if moves_copies(&rows) {
+            memory.copies = None;
+        }
         let rejected = answers.iter().flatten().flat_map(|answer| answer.rejected.clone());
         let deltas = memory.state.deltas(&rows, now);
         deltas.iter().for_each(|delta| memory.world.apply(delta));
@@ -155,21 +163,17 @@ impl Sim {
     }
 
     fn crash_in_commit(&mut self, when: &str) {
-        self.trace(|| format!("crash {when} the commit"));
+        self.fault_count += 1;
+        self.trace.line(self.now, || format!("crash {when} the commit"));
         let down = self.dice.range(SECOND, 20 * SECOND);
         self.crash_controller(down);
     }
 
-    fn judge_commit(
-        &mut self,
-        commands: &[Command],
-        answers: &[Result<Answer, Refusal>],
-        rows: &sluice_lifecycle::Rows,
-    ) {
+    fn judge_commit(&mut self, commands: &[Command], answers: &[Result<Answer, Refusal>], rows: &Rows) {
         if let Err(broken) = self.controller.store.commit(rows) {
             self.oracle.fail(self.now, broken);
         }
-        self.trace_rows(rows);
+        self.trace.committed(self.now, rows);
         self.oracle.committed(self.now, commands, answers, rows, &self.hosts);
     }
 
@@ -187,6 +191,10 @@ impl Sim {
         if rebuilt != memory.world {
             self.oracle.fail(self.now, "the world differs from the one rebuilt from rows".to_owned());
         }
+        assert!(
+            memory.copies.as_ref().is_none_or(|known| **known == *memory.state.copies()),
+            "copies are kept too long"
+        );
         let loaded = State::load(self.controller.store.load(), settings(), now);
         if let Some(what) = crate::oracle::difference(&memory.state, &loaded, now) {
             self.oracle.fail(self.now, format!("the state loaded from the store differs: {what}"));
@@ -237,7 +245,7 @@ impl Sim {
     }
 
     /// Tells nodes and vaults what is committed.
-    fn publish(&mut self, rows: &sluice_lifecycle::Rows) {
+    fn publish(&mut self, rows: &Rows) {
         let touched = rows.attempts.iter().flat_map(|row| row.tasks.iter().map(|task| task.device.node));
         let touched: std::collections::BTreeSet<NodeId> = touched.chain(rows.nodes.iter().map(|row| row.id)).collect();
         for node in touched {
@@ -261,16 +269,22 @@ impl Sim {
     }
 
     pub(crate) fn send_copies(&mut self, site: usize) {
-        let copies = self.controller.memory.as_ref().map(|memory| memory.state.copies()).unwrap_or_default();
+        let copies = self.copies();
         self.send_copies_of(site, &copies);
     }
 
+    fn copies(&mut self) -> Rc<[Copy]> {
+        let Some(memory) = self.controller.memory.as_mut() else { return Rc::default() };
+        let state = &memory.state;
+        Rc::clone(memory.copies.get_or_insert_with(|| state.copies().into()))
+    }
+
     fn send_all_copies(&mut self) {
-        let copies = self.controller.memory.as_ref().map(|memory| memory.state.copies()).unwrap_or_default();
+        let copies = self.copies();
         (0..self.sites.len()).for_each(|site| self.send_copies_of(site, &copies));
     }
 
-    fn send_copies_of(&mut self, site: usize, copies: &[sluice_lifecycle::Copy]) {
+    fn send_copies_of(&mut self, site: usize, copies: &[Copy]) {
         let id = self.sites[site].id;
         let copies: Vec<_> = copies.iter().filter(|copy| copy.to == id).cloned().collect();
         if !copies.is_empty() && !self.sites[site].cut {
@@ -280,7 +294,7 @@ impl Sim {
     }
 
     fn plan_decide(&mut self) {
-        let longest = if self.controller.slow_planner { 40 * SECOND } else { 8 * SECOND };
+        let longest = if self.controller.slow_planner { 60 * SECOND } else { 15 * SECOND };
         let at = self.now + self.dice.range(MILLI, longest);
         let incarnation = self.controller.incarnation;
         let Some(memory) = self.controller.memory.as_mut() else { return };
@@ -296,7 +310,9 @@ impl Sim {
         let plan = memory.world.decide(Limits::default());
         let more = memory.world.has_more();
         if !(plan.placements.is_empty() && plan.verdicts.is_empty()) {
-            let longest = if self.controller.slow_planner { 10 * SECOND } else { 20 * MILLI };
+            // Now and then a plan comes late, and what it rests on has changed.
+            let late = self.controller.slow_planner || self.dice.chance(300);
+            let longest = if late { 10 * SECOND } else { 20 * MILLI };
             let at = self.now + self.dice.range(MILLI, longest);
             self.agenda.plan(at, Event::Planned { incarnation: self.controller.incarnation, plan });
         }
@@ -312,6 +328,7 @@ impl Sim {
         let Some(memory) = self.controller.memory.as_mut() else { return Answer::default() };
         let (mut answers, rows) = step(&mut memory.state, commands.clone(), now, &mut memory.mint);
         memory.state.deltas(&rows, now).iter().for_each(|delta| memory.world.apply(delta));
+        memory.copies = None;
         self.judge_commit(&commands, &answers, &rows);
         match answers.pop() {
             Some(Ok(answer)) => answer,
@@ -321,4 +338,14 @@ impl Sim {
             }
         }
     }
+}
+
+/// Whether other copies may be wanted after these rows.
+fn moves_copies(rows: &Rows) -> bool {
+    let still = rows.checkpoints.is_empty()
+        && rows.migrations.is_empty()
+        && rows.sites.is_empty()
+        && rows.projects.is_empty()
+        && rows.events.is_empty();
+    !still
 }

@@ -33,6 +33,16 @@ pub(crate) enum Fault {
     FastSite(usize),
 }
 
+/// What came of a fault.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Struck {
+    /// It met something that was down already.
+    Nothing,
+    Once,
+    /// Until this comes.
+    Until(Fault),
+}
+
 impl Sim {
     pub(crate) fn plan_faults(&mut self) {
         let end = self.day.busy_hours * HOUR;
@@ -68,59 +78,69 @@ impl Sim {
     }
 
     pub(crate) fn on_fault(&mut self, fault: Fault) {
-        self.trace(|| format!("fault {fault:?}"));
+        self.trace.line(self.now, || format!("fault {fault:?}"));
         let span = self.outage();
         let host = self.faults.index(self.hosts.len());
         let site = self.faults.index(self.sites.len());
-        let undo = match fault {
+        let struck = self.strike(fault, host, site);
+        self.fault_count += usize::from(struck != Struck::Nothing);
+        if let Struck::Until(undo) = struck {
+            self.agenda.plan(self.now + span, Event::Fault(undo));
+        }
+    }
+
+    /// What is down already is not struck again.
+    fn strike(&mut self, fault: Fault, host: usize, site: usize) -> Struck {
+        let until = |strikes: bool, undo| if strikes { Struck::Until(undo) } else { Struck::Nothing };
+        let once = |strikes: bool| if strikes { Struck::Once } else { Struck::Nothing };
+        match fault {
             Fault::ControllerCrash => {
-                if self.controller.memory.is_some() {
+                let strikes = self.controller.memory.is_some();
+                if strikes {
                     let down = self.faults.range(SECOND, 2 * MINUTE);
                     self.check_restart();
                     self.crash_controller(down);
                 }
-                None
+                once(strikes)
             }
             Fault::CommitCrash(point) => {
+                // Counted when it goes off.
                 self.controller.armed = Some(point);
-                None
+                Struck::Nothing
             }
-            Fault::AgentCrash => self.crash_agent(host).then_some(Fault::AgentBack(host)),
-            Fault::Reboot => self.power_off(host).then_some(Fault::PowerOn(host, false)),
-            Fault::Rebuild => self.power_off(host).then_some(Fault::PowerOn(host, true)),
-            Fault::HostGone => return self.lose_host(host),
+            Fault::AgentCrash => until(self.crash_agent(host), Fault::AgentBack(host)),
+            Fault::Reboot => until(self.power_off(host), Fault::PowerOn(host, false)),
+            Fault::Rebuild => until(self.power_off(host), Fault::PowerOn(host, true)),
+            Fault::HostGone => once(self.lose_host(host)),
             Fault::CutHost => {
-                self.hosts[host].cut = true;
-                Some(Fault::HealHost(host))
+                let row = &mut self.hosts[host];
+                let strikes = row.power && !std::mem::replace(&mut row.cut, true);
+                until(strikes, Fault::HealHost(host))
             }
-            Fault::CutSite => {
-                self.sites[site].cut = true;
-                Some(Fault::HealSite(site))
-            }
+            Fault::CutSite => until(!std::mem::replace(&mut self.sites[site].cut, true), Fault::HealSite(site)),
             Fault::Slow => {
-                self.hosts[host].slow = self.faults.range(SECOND, 20 * SECOND);
-                Some(Fault::FastHost(host))
+                let slow = self.faults.range(SECOND, 20 * SECOND);
+                let row = &mut self.hosts[host];
+                let strikes = row.power && row.slow == 0;
+                if strikes {
+                    row.slow = slow;
+                }
+                until(strikes, Fault::FastHost(host))
             }
             Fault::SlowPlanner => {
-                self.controller.slow_planner = true;
-                Some(Fault::FastPlanner)
+                until(!std::mem::replace(&mut self.controller.slow_planner, true), Fault::FastPlanner)
             }
-            Fault::VaultDown => {
-                self.sites[site].up = false;
-                Some(Fault::VaultUp(site))
-            }
-            Fault::SlowSite => {
-                self.sites[site].slow = true;
-                Some(Fault::FastSite(site))
-            }
+            Fault::VaultDown => until(std::mem::replace(&mut self.sites[site].up, false), Fault::VaultUp(site)),
+            Fault::SlowSite => until(!std::mem::replace(&mut self.sites[site].slow, true), Fault::FastSite(site)),
             Fault::StreamReset => {
+                let strikes = self.hosts[host].stream.is_some();
                 self.break_stream(host);
-                None
+                once(strikes)
             }
-            back => return self.undo(back),
-        };
-        if let Some(undo) = undo {
-            self.agenda.plan(self.now + span, Event::Fault(undo));
+            back => {
+                self.undo(back);
+                Struck::Nothing
+            }
         }
     }
 
@@ -154,6 +174,7 @@ impl Sim {
             return false;
         }
         self.hosts[host].agent = false;
+        self.hosts[host].proofs.clear();
         self.break_stream(host);
         true
     }
@@ -207,6 +228,7 @@ impl Sim {
             return false;
         }
         self.hosts[host].power = false;
+        self.hosts[host].proofs.clear();
         self.break_stream(host);
         self.hosts[host].tasks.values_mut().for_each(|task| task.process = false);
         true
@@ -235,14 +257,15 @@ impl Sim {
     }
 
     /// Gone for good. An operator puts a fresh host in its place.
-    fn lose_host(&mut self, host: usize) {
+    fn lose_host(&mut self, host: usize) -> bool {
         let gone = self.hosts.iter().filter(|row| row.gone).count();
         if gone >= 2 || !self.power_off(host) {
-            return;
+            return false;
         }
         self.hosts[host].gone = true;
         let at = self.now + self.faults.range(MINUTE, 10 * MINUTE);
         let (site, class) = (self.hosts[host].site, self.hosts[host].class);
         self.agenda.plan(at, Event::FreshHost { site, class });
+        true
     }
 }

@@ -129,6 +129,8 @@ pub(crate) struct Host {
     /// Reports of broken streams that are still somewhere in the network.
     pub(crate) ghosts: Vec<(u64, Generation, NodeReport)>,
     pub(crate) tasks: BTreeMap<LeaseId, Task>,
+    /// Proofs for tasks that were never here, until a list asks no more; in the agent's memory only.
+    pub(crate) proofs: BTreeMap<LeaseId, TaskKey>,
     pub(crate) journal: Vec<WindowReport>,
     pub(crate) next_journal: u64,
     pub(crate) class: &'static str,

@@ -5,9 +5,13 @@
 //! its reply. Nodes, vaults, the network and users are models with their own files. The judge ([`Outcome`]) rebuilds what
 //! must be true from those files, and reads the system's rows only as claims to be checked.
 //!
+//! `cargo run -p sluice-sim --release -- --seeds 0..500` runs many days, `-- --seed N --trace` one with its trace, and
+//! `-- bugs` plants each bug of `tests/sim/bugs` in a copy of the workspace and says whether the judge notices. A seed that
+//! fails fails again: chance and time come from the seed alone, and [`Outcome::digest`] tells two runs apart.
+//!
 //! Modules: `agenda`, `dice`, `params` (the frame), `cluster` and `users` (who is there and what they want), `host`,
 //! `agent`, `process` (nodes), `vault`, `network`, `faults`, `controller` and `store` (the system under test), `sim` (the
-//! loop), `oracle` (the judge).
+//! loop), `trace` (its record), `oracle` (the judge).
 
 mod agenda;
 mod agent;
@@ -23,6 +27,7 @@ mod params;
 mod process;
 mod sim;
 mod store;
+mod trace;
 mod users;
 mod vault;
 
@@ -41,7 +46,9 @@ pub struct Outcome {
     pub jobs: usize,
     /// Of them ended with success.
     pub succeeded: usize,
-    /// Faults.
+    /// Of them taken by the system, as its store has it.
+    pub accepted: usize,
+    /// Faults that struck; healing is none.
     pub faults: usize,
     /// Transactions.
     pub commits: u64,
@@ -55,6 +62,10 @@ pub struct Outcome {
     pub replayed: u64,
     /// Credits that were due and beyond what was held.
     pub uncollected: i64,
+    /// Of the whole trace: two runs of a seed have the same.
+    pub digest: u64,
+    /// Length of the simulated time.
+    pub hours: u64,
     /// What was refused.
     pub refused: String,
 }
@@ -74,11 +85,12 @@ fn simulate(seed: u64, day: Day, tracing: bool) -> Outcome {
     let mut sim = sim::Sim::new(seed, day, tracing);
     sim.run();
     let oracle = &sim.oracle;
-    let failures = oracle.failures().iter().map(|(at, what)| format!("{} {what}", sim::clock(*at))).collect();
+    let failures = oracle.failures().iter().map(|(at, what)| format!("{} {what}", trace::clock(*at))).collect();
     Outcome {
         seed,
         failures,
         jobs: sim.jobs.len(),
+        accepted: sim.controller.store.jobs.len(),
         succeeded: oracle.succeeded,
         faults: sim.fault_count,
         commits: oracle.commits,
@@ -87,6 +99,8 @@ fn simulate(seed: u64, day: Day, tracing: bool) -> Outcome {
         steps: oracle.steps,
         replayed: oracle.replayed,
         uncollected: oracle.uncollected,
+        digest: sim.trace.digest(),
+        hours: sim.now / params::HOUR,
         refused: format!("{:?}", sim.controller.store.counters),
     }
 }

@@ -1,5 +1,6 @@
 //! Runs simulated days: many seeds on all cores, or one with its trace.
 
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,6 +10,9 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use sluice_sim::{Day, Outcome, bugs, run};
+
+/// What a seed fails by that does not replay.
+const DIFFERS: &str = "its trace differs when it is run again";
 
 #[derive(Parser)]
 #[command(about = "Simulated days of Sluice with faults and a judge")]
@@ -28,6 +32,9 @@ struct Options {
     /// No faults.
     #[arg(long)]
     calm: bool,
+    /// Run each seed twice; a seed whose traces differ fails.
+    #[arg(long)]
+    twice: bool,
     /// Stop at the first seed that fails.
     #[arg(long)]
     first_failure: bool,
@@ -62,6 +69,7 @@ fn main() -> anyhow::Result<ExitCode> {
     if let Some(Extra::Bugs { within, only }) = &options.command {
         let (caught, all) = bugs::check(*within, only.as_deref()).context("checking the planted bugs")?;
         println!("{caught}/{all} planted bugs caught");
+        println!("figures: bugs={all} caught={caught}");
         return Ok(if caught * 10 >= all * 9 { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     let day = if options.small { Day::SMALL } else { Day::FULL };
@@ -72,9 +80,25 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(report(&outcomes, begin, &options))
 }
 
-fn run_all(seeds: Range<u64>, day: Day, options: &Options) -> Vec<Outcome> {
+fn threads(options: &Options) -> usize {
     let cores = std::thread::available_parallelism().map_or(2, usize::from);
-    let threads = if options.trace { 1 } else { [options.threads, cores][usize::from(options.threads == 0)] };
+    match options.threads {
+        _ if options.trace => 1,
+        0 => cores,
+        threads => threads,
+    }
+}
+
+fn run_one(seed: u64, day: Day, options: &Options) -> Outcome {
+    let mut outcome = run(seed, day, options.trace);
+    if options.twice && outcome.digest != run(seed, day, false).digest {
+        outcome.failures.insert(0, DIFFERS.to_owned());
+    }
+    outcome
+}
+
+fn run_all(seeds: Range<u64>, day: Day, options: &Options) -> Vec<Outcome> {
+    let threads = threads(options);
     let next = AtomicU64::new(seeds.start);
     let (sender, receiver) = mpsc::channel();
     std::thread::scope(|scope| {
@@ -83,7 +107,7 @@ fn run_all(seeds: Range<u64>, day: Day, options: &Options) -> Vec<Outcome> {
             scope.spawn(move || {
                 loop {
                     let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= end || sender.send(run(seed, day, options.trace)).is_err() {
+                    if seed >= end || sender.send(run_one(seed, day, options)).is_err() {
                         return;
                     }
                 }
@@ -109,6 +133,14 @@ fn run_all(seeds: Range<u64>, day: Day, options: &Options) -> Vec<Outcome> {
     })
 }
 
+/// Time on processors of this process so far, from the kernel's ticks of 10 ms.
+fn cpu_seconds() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit_once(") ").map_or("", |(_, rest)| rest).split(' ');
+    let ticks: u32 = fields.skip(11).take(2).filter_map(|field| field.parse::<u32>().ok()).sum();
+    f64::from(ticks) / 100.0
+}
+
 fn report(outcomes: &[Outcome], begin: Instant, options: &Options) -> ExitCode {
     if options.seed.is_some() {
         for outcome in outcomes {
@@ -118,12 +150,13 @@ fn report(outcomes: &[Outcome], begin: Instant, options: &Options) -> ExitCode {
     }
     let failed = outcomes.iter().filter(|outcome| !outcome.failures.is_empty()).count();
     let sum = |figure: fn(&Outcome) -> u64| outcomes.iter().map(figure).sum::<u64>();
-    let spent = begin.elapsed().as_secs_f64();
+    let least = |figure: fn(&Outcome) -> u64| outcomes.iter().map(figure).min().unwrap_or_default();
     println!(
-        "{} seeds in {spent:.1} s ({:.2}/s), {failed} failed: {} jobs ({} succeeded), {} faults, {} crashes, {} commits, {} windows, \
-         {} steps ({} replayed)",
+        "{} seeds in {:.1} s ({:.1} CPU s), {failed} failed: {} jobs ({} succeeded), {} faults, {} crashes, {} commits, \
+         {} windows, {} steps ({} replayed)",
         outcomes.len(),
-        outcomes.len() as f64 / spent.max(0.001),
+        begin.elapsed().as_secs_f64(),
+        cpu_seconds(),
         sum(|outcome| outcome.jobs as u64),
         sum(|outcome| outcome.succeeded as u64),
         sum(|outcome| outcome.faults as u64),
@@ -132,6 +165,20 @@ fn report(outcomes: &[Outcome], begin: Instant, options: &Options) -> ExitCode {
         sum(|outcome| outcome.windows),
         sum(|outcome| outcome.steps),
         sum(|outcome| outcome.replayed),
+    );
+    let differ = outcomes.iter().filter(|outcome| outcome.failures.iter().any(|failure| failure == DIFFERS)).count();
+    let traces: BTreeSet<_> = outcomes.iter().map(|outcome| outcome.digest).collect();
+    println!(
+        "figures: seeds={} failed={failed} differ={differ} traces={} threads={} seconds={:.1} cpu_seconds={:.1} \
+         least_jobs={} least_faults={} least_hours={}",
+        outcomes.len(),
+        traces.len(),
+        threads(options),
+        begin.elapsed().as_secs_f64(),
+        cpu_seconds(),
+        least(|outcome| outcome.accepted as u64),
+        least(|outcome| outcome.faults as u64),
+        least(|outcome| outcome.hours),
     );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

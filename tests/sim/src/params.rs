@@ -12,7 +12,7 @@ pub(crate) const HOUR: u64 = 60 * MINUTE;
 pub(crate) const EPOCH: u64 = 1_767_225_600 * SECOND;
 
 /// Nodes tell that they are alive this often.
-pub(crate) const HEARTBEAT: u64 = 10 * SECOND;
+pub(crate) const HEARTBEAT: u64 = 15 * SECOND;
 /// The writer is told the time this often.
 pub(crate) const TICK: u64 = 5 * SECOND;
 /// How long a node tries to seal what an ended task left.
@@ -23,10 +23,12 @@ pub(crate) const FINISH: u64 = 10 * MINUTE;
 pub struct Day {
     /// Jobs that users submit.
     pub jobs: usize,
-    /// Faults.
+    /// Faults that are tried; some meet what is down already.
     pub faults: usize,
     /// Until when users and faults act, in hours.
     pub busy_hours: u64,
+    /// How long it lasts at least, in hours.
+    pub least_hours: u64,
     /// Until when everything must have settled, in hours.
     pub hours: u64,
     /// Nodes per site.
@@ -35,9 +37,10 @@ pub struct Day {
 
 impl Day {
     /// The day of the runner.
-    pub const FULL: Self = Self { jobs: 210, faults: 60, busy_hours: 17, hours: 32, hosts_per_site: 3 };
+    pub const FULL: Self =
+        Self { jobs: 210, faults: 80, busy_hours: 20, least_hours: 24, hours: 36, hosts_per_site: 3 };
     /// A shorter one, for tests.
-    pub const SMALL: Self = Self { jobs: 50, faults: 24, busy_hours: 5, hours: 20, hosts_per_site: 2 };
+    pub const SMALL: Self = Self { jobs: 50, faults: 32, busy_hours: 5, least_hours: 7, hours: 20, hosts_per_site: 2 };
 
     /// The same without faults.
     #[must_use]
@@ -48,7 +51,7 @@ impl Day {
 
 pub(crate) fn settings() -> Settings {
     Settings {
-        loss_timeout: Nanos::from_secs(30),
+        loss_timeout: Nanos::from_secs(45),
         window: Nanos::from_secs(60),
         hold_windows: 6,
         prepare_deadline: Nanos::from_secs(120),

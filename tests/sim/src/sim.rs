@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sluice_lifecycle::{Command, Copy, NodeReport, Rows, TaskKey};
+use sluice_lifecycle::{Command, Copy, NodeReport, TaskKey};
 use sluice_plan::Plan;
 use sluice_types::{AttemptId, Digest, Generation, LeaseId, NodeId};
 
@@ -11,9 +11,10 @@ use crate::controller::{Controller, Reply};
 use crate::dice::Dice;
 use crate::faults::Fault;
 use crate::host::{Assignment, Host};
-use crate::oracle::Oracle;
+use crate::oracle::{EVERY, Oracle, Sight};
 use crate::params::{Day, HOUR, SECOND};
 use crate::process::{Gang, Program};
+use crate::trace::Trace;
 use crate::users::{Act, Users};
 use crate::vault::SiteSim;
 
@@ -36,31 +37,107 @@ pub(crate) enum ToVault {
 #[derive(Debug)]
 pub(crate) enum Event {
     StartController,
-    Tick { incarnation: u64 },
-    Round { incarnation: u64 },
-    Decide { incarnation: u64 },
-    Planned { incarnation: u64, plan: Plan },
-    Connect { host: usize },
-    Hello { host: usize, stream: u64, incarnation: u64 },
-    Up { host: usize, stream: u64, generation: Generation, report: NodeReport, incarnation: u64 },
-    Down { host: usize, stream: u64, message: ToHost },
-    Beat { host: usize, boot: u64 },
-    Prepared { host: usize, lease: LeaseId, epoch: u64 },
-    Launched { host: usize, lease: LeaseId, epoch: u64 },
-    Kill { host: usize, lease: LeaseId, boot: u64 },
-    RunLimit { host: usize, lease: LeaseId, boot: u64 },
-    Step { attempt: AttemptId },
-    SealDone { host: usize, lease: LeaseId, epoch: u64 },
-    VaultBeat { site: usize, incarnation: u64 },
-    VaultDown { site: usize, message: ToVault },
-    VaultUp { site: usize, manifest: Digest, incarnation: u64 },
-    CopyDone { site: usize, from: usize, manifest: Digest },
+    Tick {
+        incarnation: u64,
+    },
+    Round {
+        incarnation: u64,
+    },
+    Decide {
+        incarnation: u64,
+    },
+    Planned {
+        incarnation: u64,
+        plan: Plan,
+    },
+    Connect {
+        host: usize,
+    },
+    Hello {
+        host: usize,
+        stream: u64,
+        incarnation: u64,
+    },
+    Up {
+        host: usize,
+        stream: u64,
+        generation: Generation,
+        report: NodeReport,
+        incarnation: u64,
+    },
+    Down {
+        host: usize,
+        stream: u64,
+        message: ToHost,
+    },
+    Beat {
+        host: usize,
+        boot: u64,
+    },
+    Prepared {
+        host: usize,
+        lease: LeaseId,
+        epoch: u64,
+    },
+    Launched {
+        host: usize,
+        lease: LeaseId,
+        epoch: u64,
+    },
+    Kill {
+        host: usize,
+        lease: LeaseId,
+        boot: u64,
+    },
+    RunLimit {
+        host: usize,
+        lease: LeaseId,
+        boot: u64,
+    },
+    Step {
+        attempt: AttemptId,
+    },
+    SealDone {
+        host: usize,
+        lease: LeaseId,
+        epoch: u64,
+    },
+    VaultBeat {
+        site: usize,
+        incarnation: u64,
+    },
+    VaultDown {
+        site: usize,
+        message: ToVault,
+    },
+    VaultUp {
+        site: usize,
+        manifest: Digest,
+        incarnation: u64,
+    },
+    CopyDone {
+        site: usize,
+        from: usize,
+        manifest: Digest,
+    },
     User(Act),
-    Uncordon { node: NodeId },
-    SendRequest { request: usize },
-    RequestArrives { request: usize, incarnation: u64 },
+    Uncordon {
+        node: NodeId,
+    },
+    SendRequest {
+        request: usize,
+    },
+    RequestArrives {
+        request: usize,
+        incarnation: u64,
+    },
     Fault(Fault),
-    FreshHost { site: usize, class: &'static str },
+    /// The judge looks whether everything moves.
+    Look,
+    FreshHost {
+        site: usize,
+        class: &'static str,
+    },
 }
 
 /// The world of one seed.
@@ -79,7 +156,7 @@ pub(crate) struct Sim {
     pub(crate) faults: Dice,
     pub(crate) next_stream: u64,
     pub(crate) fault_count: usize,
-    tracing: bool,
+    pub(crate) trace: Trace,
 }
 
 impl Sim {
@@ -99,11 +176,12 @@ impl Sim {
             faults: Dice::new(seed, 1),
             next_stream: 0,
             fault_count: 0,
-            tracing,
+            trace: Trace::new(tracing),
         };
         sim.set_up();
         sim.plan_users();
         sim.plan_faults();
+        sim.agenda.plan(EVERY, Event::Look);
         sim
     }
 
@@ -115,6 +193,7 @@ impl Sim {
                 break;
             }
             self.now = at;
+            self.trace.word(at);
             self.handle(event);
             if self.is_over() {
                 break;
@@ -129,7 +208,7 @@ impl Sim {
     /// After the busy part: nothing is left to happen to any job.
     fn is_over(&self) -> bool {
         let Some(memory) = self.controller.memory.as_ref() else { return false };
-        self.now > self.day.busy_hours * HOUR + 2 * HOUR
+        self.now > self.day.least_hours * HOUR
             && memory.state.jobs().next().is_none()
             && self.users.requests.iter().all(|request| request.answer.is_some())
     }
@@ -166,10 +245,8 @@ impl Sim {
             Event::Uncordon { node } => self.uncordon(node),
             Event::SendRequest { request } => self.send_request(request),
             Event::RequestArrives { request, .. } => self.request_arrives(request),
-            Event::Fault(fault) => {
-                self.fault_count += 1;
-                self.on_fault(fault);
-            }
+            Event::Fault(fault) => self.on_fault(fault),
+            Event::Look => self.look(),
             Event::FreshHost { site, class } => self.fresh_host(site, class),
         }
     }
@@ -190,6 +267,18 @@ impl Sim {
         }
     }
 
+    fn look(&mut self) {
+        self.agenda.plan(self.now + EVERY, Event::Look);
+        let controller = &self.controller;
+        let sight = Sight {
+            incarnation: controller.memory.as_ref().map(|_| controller.incarnation),
+            store: &controller.store,
+            hosts: &self.hosts,
+            sites: &self.sites,
+        };
+        self.oracle.look(self.now, &sight);
+    }
+
     fn fresh_host(&mut self, site: usize, class: &'static str) {
         if self.controller.memory.is_some() {
             self.add_host(site, class);
@@ -201,27 +290,4 @@ impl Sim {
     pub(crate) fn host_of(&self, node: NodeId) -> Option<usize> {
         self.hosts.iter().position(|host| host.node == node)
     }
-
-    pub(crate) fn trace(&self, what: impl FnOnce() -> String) {
-        if self.tracing {
-            println!("{} {}", clock(self.now), what());
-        }
-    }
-
-    pub(crate) fn trace_rows(&self, rows: &Rows) {
-        if !self.tracing {
-            return;
-        }
-        for event in &rows.events {
-            let reason = event.reason.map_or("", |reason| reason.as_str());
-            println!("{} {} {} {reason} {}", clock(self.now), event.job, event.kind, event.message);
-        }
-    }
-}
-
-/// Virtual time in words.
-pub(crate) fn clock(now: u64) -> String {
-    let seconds = now / SECOND;
-    let millis = now % SECOND / 1_000_000;
-    format!("{:02}:{:02}:{:02}.{millis:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }

@@ -61,10 +61,12 @@ impl Sim {
     pub(crate) fn plan_users(&mut self) {
         let end = self.day.busy_hours * HOUR;
         let mut at = 0;
+        let mut submits = Vec::new();
         for _ in 0..self.day.jobs {
             // Bursts: half of the jobs come close behind the one before.
             let apart = 2 * end / self.day.jobs as u64;
             at += if self.dice.chance(500) { self.dice.range(0, 20 * SECOND) } else { self.dice.range(0, 2 * apart) };
+            submits.push(MINUTE + at.min(end));
             self.agenda.plan(MINUTE + at.min(end), Event::User(Act::Submit));
         }
         let kinds = [
@@ -73,15 +75,20 @@ impl Sim {
             (Act::Resume, self.day.jobs / 3),
             (Act::Migrate, self.day.jobs / 2),
             (Act::Deposit, 6),
-            (Act::Prices, 4),
-            (Act::Cordon { draining: false }, 4),
+            (Act::Prices, 8),
+            (Act::Cordon { draining: false }, 8),
             (Act::Cordon { draining: true }, 5),
-            (Act::Quota, 3),
-            (Act::Budget, 3),
+            (Act::Quota, 6),
+            (Act::Budget, 6),
         ];
         for (act, count) in kinds {
             for _ in 0..count {
-                let at = self.dice.range(10 * MINUTE, end);
+                // Half of them close behind a submit, while a plan for it is made or on its way.
+                let submit = self.dice.pick(&submits).copied().filter(|at| *at > 10 * MINUTE);
+                let at = match submit.filter(|_| self.dice.chance(500)) {
+                    Some(submit) => submit + self.dice.range(0, 20 * SECOND),
+                    None => self.dice.range(10 * MINUTE, end),
+                };
                 self.agenda.plan(at, Event::User(act));
             }
         }

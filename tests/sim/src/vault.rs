@@ -9,6 +9,9 @@ use crate::controller::Reply;
 use crate::params::{MILLI, SECOND};
 use crate::sim::{Event, Sim};
 
+/// Manifests that a vault deletes at a time.
+const DELETE_AT_ONCE: usize = 64;
+
 /// A site with its vault.
 #[derive(Debug)]
 pub(crate) struct SiteSim {
@@ -52,6 +55,22 @@ impl Sim {
             self.enqueue(command, Reply::Nobody);
         }
         self.send_copies(site);
+        self.delete(site);
+    }
+
+    /// Deletes what the controller says may go, and tells so.
+    fn delete(&mut self, site: usize) {
+        let (now, id) = (self.stamp(), self.sites[site].id);
+        let Some(memory) = self.controller.memory.as_ref() else { return };
+        let manifests = memory.state.discards(id, now, DELETE_AT_ONCE);
+        if manifests.is_empty() {
+            return;
+        }
+        for manifest in &manifests {
+            self.sites[site].has.remove(manifest);
+            self.oracle.deleted(self.now, id, *manifest, &self.controller.store);
+        }
+        self.enqueue(Command::Forgotten { site: id, manifests }, Reply::Nobody);
     }
 
     pub(crate) fn on_copies(&mut self, site: usize, copies: Vec<Copy>) {
@@ -81,6 +100,7 @@ impl Sim {
         let works = |row: &SiteSim| row.up && !row.cut;
         if works(&self.sites[site]) && works(&self.sites[from]) {
             self.sites[site].seal(manifest);
+            self.oracle.stored(self.sites[site].id, manifest);
             self.tell_copied(site, manifest);
         }
     }

@@ -16,8 +16,34 @@ use crate::params::{EPOCH, settings};
 #[derive(Debug, Default)]
 pub(crate) struct Capacity {
     held: BTreeMap<NodeId, BTreeMap<LeaseId, Lease>>,
+    /// How often a slice of the node was taken or given back.
+    changes: BTreeMap<NodeId, u64>,
     pub(crate) prices: BTreeMap<PriceVersion, PriceBook>,
     pub(crate) edition: Option<PriceVersion>,
+}
+
+impl Capacity {
+    pub(crate) fn changes(&self, node: NodeId) -> u64 {
+        self.changes.get(&node).copied().unwrap_or(0)
+    }
+
+    /// What is leased of each device of a node in thousandths and bytes; host cores; host bytes.
+    pub(crate) fn used(&self, node: NodeId, cpu: bool) -> (BTreeMap<DeviceRef, (u64, u64)>, u64, u64) {
+        let mut sums: BTreeMap<DeviceRef, (u64, u64)> = BTreeMap::new();
+        let (mut cores, mut memory) = (0u64, 0u64);
+        for lease in self.held.get(&node).into_iter().flat_map(BTreeMap::values) {
+            let wanted = &lease.resources;
+            let (host_cores, host_memory) = (u64::from(wanted.host_cores.get()), wanted.host_memory.get());
+            let sum = sums.entry(lease.device).or_default();
+            sum.0 += u64::from(wanted.milli.get()) + if cpu { host_cores } else { 0 };
+            sum.1 += wanted.memory.get() + if cpu { host_memory } else { 0 };
+            if !cpu {
+                cores += host_cores;
+                memory += host_memory;
+            }
+        }
+        (sums, cores, memory)
+    }
 }
 
 impl Oracle {
@@ -29,11 +55,11 @@ impl Oracle {
             self.check_cut(now, row);
             self.check_bill(now, row);
             let on = self.capacity.held.entry(row.device.node).or_default();
-            if matches!(row.state, LeaseState::Held | LeaseState::Ending) {
-                on.insert(row.id, row.clone());
-            } else {
-                on.remove(&row.id);
-            }
+            let changed = match matches!(row.state, LeaseState::Held | LeaseState::Ending) {
+                true => on.insert(row.id, row.clone()).is_none(),
+                false => on.remove(&row.id).is_some(),
+            };
+            *self.capacity.changes.entry(row.device.node).or_default() += u64::from(changed);
             touched.insert(row.device.node);
         }
         for node in touched {
@@ -66,20 +92,7 @@ impl Oracle {
 
     fn check_node(&mut self, now: u64, node: NodeId, hosts: &[Host]) {
         let Some(host) = hosts.iter().find(|host| host.node == node) else { return };
-        let cpu = host.class == "cpu";
-        let mut sums: BTreeMap<DeviceRef, (u64, u64)> = BTreeMap::new();
-        let (mut cores, mut memory) = (0u64, 0u64);
-        for lease in self.capacity.held.get(&node).into_iter().flat_map(BTreeMap::values) {
-            let wanted = &lease.resources;
-            let (host_cores, host_memory) = (u64::from(wanted.host_cores.get()), wanted.host_memory.get());
-            let sum = sums.entry(lease.device).or_default();
-            sum.0 += u64::from(wanted.milli.get()) + if cpu { host_cores } else { 0 };
-            sum.1 += wanted.memory.get() + if cpu { host_memory } else { 0 };
-            if !cpu {
-                cores += host_cores;
-                memory += host_memory;
-            }
-        }
+        let (sums, cores, memory) = self.capacity.used(node, host.class == "cpu");
         // Tenants and idle make up the whole exactly when tenants are at most the whole.
         let oversold = sums.values().any(|(milli, bytes)| *milli > 1000 || *bytes > DEVICE_MEMORY)
             || cores > u64::from(host.host_cores)

@@ -33,6 +33,12 @@ impl Ledger {
         self.holds.get(&hold).map_or(0, |hold| hold.2)
     }
 
+    /// What an account may still promise; nothing where it is not known.
+    pub(crate) fn available(&self, key: &AccountKey) -> i128 {
+        let sums = self.accounts.get(key).copied().unwrap_or_default();
+        sums.credits + sums.line - sums.debits - sums.debits_pending
+    }
+
     pub(crate) fn is_open(&self, hold: HoldId) -> bool {
         self.holds.contains_key(&hold)
     }

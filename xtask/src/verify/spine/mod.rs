@@ -2,6 +2,7 @@
 
 mod explain;
 mod fractions;
+mod moves;
 mod outside;
 mod simulation;
 
@@ -13,7 +14,7 @@ pub(super) fn lines() -> Vec<Line> {
     vec![
         line(1, "the two commands of the README on a fresh Debian 12, and a machine with cgroup v2"),
         Line {
-            run: Some(outside::moves),
+            run: Some(moves::rows),
             ..line(2, "moved and lost training jobs have the curve of the uninterrupted run")
         },
         Line {

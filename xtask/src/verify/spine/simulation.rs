@@ -1,31 +1,73 @@
-//! Line 9: simulated days with faults, and bugs planted to see whether the judge would notice.
+//! Line 9: simulated days with faults, seeds that replay, and bugs planted to see whether the judge would notice.
 
+use std::collections::BTreeMap;
 use std::process::Command;
-use std::time::Instant;
+
+use anyhow::Context as _;
 
 use crate::verify::{Row, Setting};
 use crate::{place, run};
 
 /// What 500 simulated days may take.
 const MOST_SECONDS: f64 = 360.0;
+/// What a day must have at least.
+const LEAST_JOBS: f64 = 200.0;
+const LEAST_FAULTS: f64 = 50.0;
+/// Of 20 planted bugs.
+const LEAST_CAUGHT: f64 = 18.0;
+/// The line by which the simulator tells its figures.
+const FIGURES: &str = "figures: ";
 
 pub(super) fn rows(setting: Setting) -> anyhow::Result<Vec<Row>> {
-    let seeds = if setting.quick { "0..10" } else { "0..500" };
-    let days = Row::new("seeds of one simulated day without a broken law", "all; 500 of them in 360 s");
-    let bugs = Row::new("planted bugs that the judge catches", ">= 18 of 20");
-    if !place::has_program("sluice-sim", "sluice-sim")? {
-        return Ok(vec![days, bugs]);
-    }
     if setting.quick {
-        // As the tests have it built, so the day is a small one.
-        let mut command = Command::new(place::target().join("debug/sluice-sim"));
-        let (fine, _, told) = ran(command.args(["--seeds", seeds, "--small"]))?;
-        return Ok(vec![days.measured(told, "", fine), bugs.skipped("the long form only")]);
+        // As the tests have it built, so the days are small ones.
+        let small = || Command::new(place::target().join("debug/sluice-sim"));
+        let days = ran(small().args(["--small", "--seeds", "0..6"]))?;
+        let twice = ran(small().args(["--small", "--twice", "--seeds", "0..2"]))?;
+        return Ok(vec![days_row(&days), replay_row(&twice)]);
     }
-    let (fine, seconds, told) = ran(simulator().args(["--seeds", seeds]))?;
-    let days = days.measured(format!("{told} ({seconds:.0} s)"), "", fine && seconds <= MOST_SECONDS);
-    let (fine, _, told) = ran(simulator().arg("bugs"))?;
-    Ok(vec![days, bugs.measured(told, "", fine).peer("the unbroken system, which has no broken law")])
+    let days = ran(simulator().args(["--seeds", "0..500"]))?;
+    let twice = ran(simulator().args(["--twice", "--seeds", "0..4"]))?;
+    let bugs = ran(simulator().arg("bugs"))?;
+    let cores = days.figure("threads").max(1.0);
+    let seconds = days.figure("seconds");
+    let time = Row::new(
+        format!("500 seeds on {cores} cores; {:.0} CPU s of {:.0} s", days.figure("cpu_seconds"), seconds * cores),
+        format!("<= {MOST_SECONDS} s"),
+    );
+    let caught = bugs.figure("caught");
+    let judged = Row::new("planted bugs that the judge catches", format!(">= {LEAST_CAUGHT} of 20"));
+    Ok(vec![
+        days_row(&days).control(format!("with a planted bug {caught} of {} fail", bugs.figure("bugs")), caught > 0.0),
+        least(&days, "least_jobs", "jobs that a seed submits, least", LEAST_JOBS),
+        least(&days, "least_faults", "faults that strike in a seed, least", LEAST_FAULTS),
+        least(&days, "least_hours", "simulated time of a seed, least", 24.0),
+        time.measured(format!("{seconds:.0}"), "s", seconds <= MOST_SECONDS),
+        replay_row(&twice),
+        judged
+            .measured(caught.to_string(), "bugs", bugs.fine && caught >= LEAST_CAUGHT)
+            .control("without a patch the same seeds break no law", bugs.fine)
+            .peer("the unbroken system"),
+    ])
+}
+
+fn days_row(days: &Told) -> Row {
+    let (seeds, failed) = (days.figure("seeds"), days.figure("failed"));
+    let row = Row::new("seeds of a simulated day in which no law is broken", format!("all of {seeds}"));
+    row.measured((seeds - failed).to_string(), "seeds", days.fine && failed == 0.0)
+}
+
+/// Seeds run twice; the control is that different seeds have different traces, so a trace tells something.
+fn replay_row(twice: &Told) -> Row {
+    let (seeds, differ, traces) = (twice.figure("seeds"), twice.figure("differ"), twice.figure("traces"));
+    let row = Row::new("seeds whose trace is the same when they are run again", format!("all of {seeds}"));
+    row.measured((seeds - differ).to_string(), "seeds", twice.fine && differ == 0.0)
+        .control(format!("{seeds} seeds have {traces} different traces"), traces == seeds && seeds > 1.0)
+}
+
+fn least(days: &Told, figure: &str, metric: &str, goal: f64) -> Row {
+    let value = days.figure(figure);
+    Row::new(metric, format!(">= {goal}")).measured(value.to_string(), "", value >= goal)
 }
 
 fn simulator() -> Command {
@@ -34,13 +76,27 @@ fn simulator() -> Command {
     command
 }
 
-/// Whether it succeeded, how long it took, and its last line.
-fn ran(command: &mut Command) -> anyhow::Result<(bool, f64, String)> {
-    let begin = Instant::now();
-    let mut last = String::new();
+/// What a run told.
+struct Told {
+    fine: bool,
+    figures: BTreeMap<String, f64>,
+}
+
+impl Told {
+    /// A figure; one that was not told meets no goal and equals nothing.
+    fn figure(&self, name: &str) -> f64 {
+        self.figures.get(name).copied().unwrap_or(f64::NAN)
+    }
+}
+
+fn ran(command: &mut Command) -> anyhow::Result<Told> {
+    let mut figures = None;
     let fine = run::lines(command, |line| {
         println!("  | {line}");
-        last = line.to_owned();
+        figures = line.strip_prefix(FIGURES).map(str::to_owned).or(figures.take());
     })?;
-    Ok((fine, begin.elapsed().as_secs_f64(), last))
+    let figures = figures.context("the simulator told no figures")?;
+    let pairs = figures.split(' ').filter_map(|pair| pair.split_once('='));
+    let figures = pairs.map(|(name, value)| Ok((name.to_owned(), value.parse::<f64>().context("a figure")?)));
+    Ok(Told { fine, figures: figures.collect::<anyhow::Result<_>>()? })
 }
