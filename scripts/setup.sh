@@ -2,7 +2,7 @@
 # Installs what Sluice needs on Debian 12 and fetches the text of the example. Quick when all is there.
 #
 #   scripts/setup.sh                   what the main job needs
-#   scripts/setup.sh --tests           also what the tests need (buf)
+#   scripts/setup.sh --tests           also what the tests need (buf, nftables, iproute2)
 #   scripts/setup.sh --with-postgres   also PostgreSQL, so that the tests of the store run on it too
 set -euo pipefail
 
@@ -21,6 +21,10 @@ command -v cc >/dev/null || packages+=(gcc libc6-dev)
 command -v bwrap >/dev/null || packages+=(bubblewrap)
 { command -v setpriv && command -v setsid; } >/dev/null || packages+=(util-linux)
 [ -x /usr/bin/python3 ] || packages+=(python3)
+if [ "$tests" = yes ]; then
+    command -v nft >/dev/null || [ -x /usr/sbin/nft ] || packages+=(nftables)
+    command -v ip >/dev/null || [ -x /usr/sbin/ip ] || packages+=(iproute2)
+fi
 
 text="$cache/text/shakespeare.txt"
 text_sha256=da68ca4e8201d41a12c1d5e82d967bda85105f1dabe823d5735138bccabdd387

@@ -7,7 +7,6 @@ mod bench;
 mod check;
 mod collect;
 mod demo;
-mod dice;
 mod generate;
 mod judge;
 mod place;

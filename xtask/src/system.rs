@@ -237,14 +237,6 @@ impl System {
         job(self.json(&["migrate", id, "--to", site])?)
     }
 
-    /// The step of a job's newest checkpoint that is durable at another site too; 0 where there is none.
-    pub(crate) fn newest_durable(&self, id: &str) -> anyhow::Result<u64> {
-        let list = self.json(&["checkpoints", id])?;
-        let items = list["items"].as_array().cloned().unwrap_or_default();
-        let durable = items.iter().filter(|item| item["durable"] == Value::Bool(true));
-        Ok(durable.filter_map(|item| item["step"].as_u64()).max().unwrap_or(0))
-    }
-
     /// Looks at a job until `done` says so; it is shown each look.
     pub(crate) fn watch(
         &self,
@@ -262,13 +254,6 @@ impl System {
             anyhow::ensure!(begin.elapsed() < patience, "{} after {patience:?}, at step {}", job.why(), job.step);
             std::thread::sleep(PAUSE);
         }
-    }
-
-    /// Waits until a job succeeded.
-    pub(crate) fn wait_success(&self, id: &str, patience: Duration) -> anyhow::Result<Job> {
-        let job = self.watch(id, patience, Job::ended)?;
-        anyhow::ensure!(job.state == "SUCCEEDED", "{}", job.why());
-        Ok(job)
     }
 
     /// Kills a whole node as a power cut would: its agent, its supervisors and all processes of its jobs.

@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use crate::run::{self, Outcome, Report};
-use crate::{check, place};
+use crate::{check, place, verify};
 
 /// `cargo xtask test`
 pub(crate) fn command() -> anyhow::Result<()> {
@@ -16,6 +16,7 @@ pub(crate) fn command() -> anyhow::Result<()> {
     let mut counts = Counts::default();
     report.part("cargo test", || cargo_test(&mut counts));
     report.part("python client", python);
+    report.part("verify spine --quick", || verify::quick().map(|()| Outcome::Passed));
     println!("\ncargo test: {} passed, {} failed, {} ignored", counts.passed, counts.failed, counts.ignored);
     for reason in &counts.skipped {
         println!("{reason}");
@@ -64,14 +65,12 @@ impl Counts {
 fn cargo_test(counts: &mut Counts) -> anyhow::Result<Outcome> {
     let mut command = place::cargo();
     // The output of tests that passed is shown to us, because some of them say there that they were skipped.
-    // End-to-end tests run for minutes: `cargo test -p sluice-e2e`, `cargo xtask verify`.
     command.args(["test", "--quiet", "--no-fail-fast"]).args(place::ALL).args([
-        "--exclude",
-        "sluice-e2e",
         "--",
         "--show-output",
         "--format=pretty",
     ]);
+    place::name_programs(&mut command, place::Profile::Debug);
     let mut inside = false;
     let fine = run::lines(&mut command, |line| {
         if counts.line(line, &mut inside) {

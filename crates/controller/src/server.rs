@@ -322,6 +322,7 @@ fn serve(
         directory: Arc::clone(&shared.directory),
         hub: Arc::clone(&shared.hub),
         blobs,
+        loss_timeout: Duration::from_nanos(config.settings.loss_timeout.get()),
     };
     let hosts = IdentityApi {
         authority: Arc::clone(&shared.authority),

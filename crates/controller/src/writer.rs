@@ -225,6 +225,7 @@ impl Writer {
     pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), ControllerError> {
         let now = self.clock.now();
         self.publisher.start(&self.state, now);
+        self.metrics.refused(*self.state.counters());
         loop {
             let mut batch = Batch::default();
             let full = self.open.commands >= GROUP;
@@ -330,6 +331,9 @@ impl Writer {
 
     /// The group is on disk: those who asked are answered, then everybody else learns of it.
     fn tell(&mut self, mut group: Group) {
+        if let Some(counters) = group.rows.counters {
+            self.metrics.refused(counters);
+        }
         // Who is answered may ask again at once, as the one that was just made.
         self.publisher.directory.apply(&group.rows);
         // Before answers: a host that is answered may take a new seat, where older messages have no business.

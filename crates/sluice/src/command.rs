@@ -28,8 +28,8 @@ pub(crate) enum Role {
     Controller(ControllerArgs),
     /// Runs the vault of a site.
     Vault(VaultArgs),
-    /// Runs a node agent, joining first where a token is given.
-    Node(NodeArgs),
+    /// Runs a node agent; `node join TOKEN` makes this machine a node of a site first.
+    Node(NodeRole),
     /// Supervises one task (started by a node agent).
     #[command(hide = true)]
     Supervise {
@@ -80,8 +80,8 @@ impl TimeArgs {
 
 #[derive(Debug, Clone, Args)]
 pub(crate) struct UpArgs {
-    /// How many sites, named a, b, c …
-    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=26))]
+    /// How many sites, named a, b, c …; 0 = a controller that hosts join (`sluice node join TOKEN`).
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(0..=26))]
     pub(crate) sites: u16,
     /// How many nodes per site.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=64))]
@@ -164,14 +164,49 @@ pub(crate) struct VaultArgs {
     pub(crate) process: ProcessArgs,
 }
 
+/// `node …` and `node join TOKEN …`.
+#[derive(Debug, Clone, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct NodeRole {
+    #[command(subcommand)]
+    join: Option<NodeCommand>,
+    #[command(flatten)]
+    run: NodeArgs,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+enum NodeCommand {
+    /// Joins a site with a one-time token (`sluice token create --site SITE`) and runs the node; once joined, it only runs it.
+    Join {
+        /// The token.
+        #[arg(id = "join_token", value_name = "TOKEN")]
+        token: String,
+        #[command(flatten)]
+        run: NodeArgs,
+    },
+}
+
+impl NodeRole {
+    /// The node to run, with the token where one was given.
+    pub(crate) fn arguments(self) -> NodeArgs {
+        match self.join {
+            Some(NodeCommand::Join { token, mut run }) => {
+                run.join.token = Some(token);
+                run
+            }
+            None => self.run,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Args)]
 pub(crate) struct NodeArgs {
-    /// Folder of the identity, the journal and the tasks.
+    /// Folder of the identity, the journal and the tasks [default: `node` in the data folder].
     #[arg(long)]
-    pub(crate) folder: PathBuf,
-    /// Name of the node within its site.
+    pub(crate) folder: Option<PathBuf>,
+    /// Name of the node within its site [default: the machine's].
     #[arg(long)]
-    pub(crate) name: String,
+    pub(crate) name: Option<String>,
     /// Cores that this node sells, as CORE:MILLI,…; default: all of them less --system-milli each.
     #[arg(long, value_name = "LIST")]
     pub(crate) cores: Option<String>,
@@ -191,4 +226,28 @@ pub(crate) struct NodeArgs {
     pub(crate) join: JoinArgs,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_node_joins_by_a_word_or_by_a_flag() {
+        let node = |words: &[&str]| match Cli::try_parse_from(words).map(|cli| cli.role) {
+            Ok(Role::Node(node)) => node.arguments(),
+            other => panic!("{other:?}"),
+        };
+        let joins = node(&["sluice", "node", "join", "sj1.a.b", "--name", "x1", "--controller", "https://c:7443"]);
+        assert_eq!((joins.join.token.as_deref(), joins.name.as_deref()), (Some("sj1.a.b"), Some("x1")));
+        let joined = node(&["sluice", "node", "--folder", "f", "--token", "t"]);
+        assert_eq!((joined.join.token.as_deref(), joined.name), (Some("t"), None));
+    }
 }

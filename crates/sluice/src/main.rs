@@ -41,7 +41,7 @@ async fn run(role: Role, global: sluice_cli::Global) -> ExitCode {
         Role::Up(arguments) => up::run(arguments, &global).await,
         Role::Controller(arguments) => roles::controller(arguments).await,
         Role::Vault(arguments) => Box::pin(roles::vault(arguments)).await,
-        Role::Node(arguments) => roles::node(arguments).await,
+        Role::Node(node) => roles::node(node.arguments(), &global).await,
         Role::Supervise { .. } | Role::Enter { .. } | Role::EnterTask { .. } => Ok(()),
     };
     match done {

@@ -106,18 +106,30 @@ enum Pulled {
     Refused(String),
 }
 
+/// Who waits for a fetch. Each lane has room of its own: a copy from a site that fell silent holds its room for as long
+/// as its tries last, and what a job's start waits for must not queue behind that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lane {
+    /// Nobody: a copy that was ordered.
+    Copies,
+    /// A host of the site.
+    Awaited,
+}
+
 /// Fetches blobs into a store.
 pub(crate) struct Fetcher {
     store: BlobStore,
     pool: Pool,
     limits: TransferLimits,
-    permits: Semaphore,
+    copies: Semaphore,
+    awaited: Semaphore,
     stats: Arc<VaultStats>,
 }
 
 impl Fetcher {
     pub(crate) fn new(store: BlobStore, pool: Pool, limits: TransferLimits, stats: Arc<VaultStats>) -> Self {
-        Self { store, pool, limits, permits: Semaphore::new(limits.parallel.max(1)), stats }
+        let room = || Semaphore::new(limits.parallel.max(1));
+        Self { store, pool, limits, copies: room(), awaited: room(), stats }
     }
 
     pub(crate) fn parallel(&self) -> usize {
@@ -129,12 +141,17 @@ impl Fetcher {
         &self,
         digest: Digest,
         size: Option<u64>,
+        lane: Lane,
         routes: &[Route],
         tally: &Tally,
     ) -> Result<(), FetchError> {
+        let room = match lane {
+            Lane::Copies => &self.copies,
+            Lane::Awaited => &self.awaited,
+        };
         for untrue in 0..MAX_UNTRUE {
             let Begin::Write(mut writer) = self.store.begin(digest).await? else { return Ok(()) };
-            let Ok(_permit) = self.permits.acquire().await else { return Err(FetchError::Nowhere(digest)) };
+            let Ok(_permit) = room.acquire().await else { return Err(FetchError::Nowhere(digest)) };
             if let Some(size) = size {
                 writer.expect(size).await?;
             }

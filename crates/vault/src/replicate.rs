@@ -9,7 +9,7 @@ use sluice_proto::v1::CopySource;
 use sluice_types::Digest;
 
 use crate::error::{FetchError, StoreError};
-use crate::fetch::{Fetcher, Tally};
+use crate::fetch::{Fetcher, Lane, Tally};
 use crate::flight::Flights;
 use crate::manifest::Manifest;
 use crate::routes::Route;
@@ -33,6 +33,14 @@ impl Origin {
         match self {
             Self::Sites(sources) => Route::to(sources, window),
             Self::Anywhere => Route::anywhere(window),
+        }
+    }
+
+    /// The controller orders copies from sites; hosts do not care where from.
+    const fn lane(&self) -> Lane {
+        match self {
+            Self::Sites(_) => Lane::Copies,
+            Self::Anywhere => Lane::Awaited,
         }
     }
 }
@@ -111,7 +119,7 @@ impl Replicator {
         let mut missing = digests.to_vec();
         missing.retain(|digest| self.store.size(digest).is_none());
         futures::stream::iter(missing)
-            .map(|digest| self.fetcher.blob(digest, None, &routes, &tally))
+            .map(|digest| self.fetcher.blob(digest, None, from.lane(), &routes, &tally))
             .buffer_unordered(self.fetcher.parallel())
             .try_collect::<()>()
             .await?;
@@ -144,7 +152,7 @@ impl Replicator {
         // Largest first: a long one started last would run alone at the end.
         missing.sort_by_key(|(digest, size)| (std::cmp::Reverse(*size), *digest));
         futures::stream::iter(missing)
-            .map(|(digest, size)| self.fetcher.blob(digest, Some(size), &routes, tally))
+            .map(|(digest, size)| self.fetcher.blob(digest, Some(size), from.lane(), &routes, tally))
             .buffer_unordered(self.fetcher.parallel())
             .try_collect::<()>()
             .await

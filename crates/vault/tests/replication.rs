@@ -228,6 +228,25 @@ async fn many_who_want_the_same_cause_one_fetch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_host_waits_for_is_not_held_up_by_copies_from_a_silent_site() {
+    let world = World::new().await;
+    let state = tensors(12, 12, 1 << 20);
+    let manifest = seal(&world.a.client(), 1, &state).await;
+    let input = noise(56, 1 << 20);
+    world.controller.uploads.lock().unwrap().insert(hash_bytes(&input), input.clone().into());
+    world.controller.order("b", manifest, &[("a", world.proxy.address.to_string())]).await;
+    while world.proxy.bytes() < size(&state) / 4 {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    world.proxy.fall_silent();
+    // Shorter than a silent source is waited for.
+    let soon = std::time::Duration::from_secs(2);
+    let client = world.b.client();
+    let got = tokio::time::timeout(soon, client.ensure(&[], &[hash_bytes(&input)])).await;
+    assert_eq!(got.expect("it waits behind the copies").unwrap(), input.len() as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gang_copies_and_goes_as_one() {
     let world = World::new().await;
     let ranks = [tensors(12, 3, 100 << 10), tensors(13, 3, 100 << 10)];

@@ -47,14 +47,17 @@ impl Client {
     ///
     /// # Errors
     /// The system was never up.
-    pub fn new(data: &Path, port: u16) -> anyhow::Result<Self> {
+    pub fn new(data: &Path) -> anyhow::Result<Self> {
         // Somebody else in this process may have installed it before; there is one provider only.
         let _known = rustls::crypto::ring::default_provider().install_default();
         let folder = data.join("controller");
+        let context = std::fs::read_to_string(data.join("context.json")).context("the system's context")?;
+        let context: serde_json::Value = serde_json::from_str(&context)?;
+        let server = context["server"].as_str().context("the controller's address")?.to_owned();
         let ca = std::fs::read_to_string(folder.join("keys/ca.pem")).context("the system's CA")?;
         let secret = std::fs::read_to_string(folder.join("admin.key")).context("the admin's key")?;
         let tls = ClientTlsConfig::new().domain_name(CONTROLLER).ca_certificate(Certificate::from_pem(ca));
-        let endpoint = Endpoint::from_shared(format!("https://127.0.0.1:{port}"))?.tls_config(tls)?;
+        let endpoint = Endpoint::from_shared(server)?.tls_config(tls)?;
         let endpoint = endpoint.connect_timeout(Duration::from_secs(2)).timeout(Duration::from_secs(10));
         let mut key: MetadataValue<Ascii> = format!("Bearer {}", secret.trim()).parse()?;
         key.set_sensitive(true);

@@ -69,6 +69,23 @@ impl Kept {
         children(&self.0.join("dead")).iter().map(|path| name(path).replace('~', "/")).collect()
     }
 
+    /// The same evidence in another folder, without the journal of one node: what a judge must not be content with.
+    ///
+    /// # Errors
+    /// The other folder cannot be filled.
+    pub fn without_journal(&self, node: &str, folder: &Path) -> std::io::Result<Self> {
+        fn copy(from: &Path, to: &Path, left_out: &Path) -> std::io::Result<()> {
+            fs::create_dir_all(to)?;
+            for child in children(from).iter().filter(|child| child.as_path() != left_out) {
+                let to = to.join(name(child));
+                if child.is_dir() { copy(child, &to, left_out)? } else { fs::hard_link(child, to)? }
+            }
+            Ok(())
+        }
+        copy(&self.0, folder, &self.0.join("journals").join(node))?;
+        Ok(Self(folder.to_owned()))
+    }
+
     /// Looks once through a data folder and links what is new.
     pub fn look(&self, data: &Path) {
         for site in children(&data.join("sites")) {

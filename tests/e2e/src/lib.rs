@@ -15,20 +15,26 @@ pub mod chaos;
 pub mod checker;
 mod cli;
 mod client;
+mod figure;
 mod groups;
+mod join;
 mod keeper;
 mod processes;
+pub mod proof;
 mod random;
 mod system;
 mod trainer;
+pub mod wan;
 
 pub use binary::{missing, sluice_binary, trainer_binary};
 pub use cli::{Cli, Done};
 pub use client::{Authed, Caller, Client};
+pub use figure::{Figure, print};
+pub use join::Share;
 pub use keeper::{Keeper, Kept};
 pub use processes::{arguments_of, signal};
 pub use random::request_id;
-pub use system::{Options, System};
+pub use system::{Launch, Options, System};
 pub use trainer::{Shape, Trainer, steps_of};
 
 use std::time::{Duration, Instant};

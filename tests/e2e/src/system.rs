@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -32,6 +32,8 @@ pub struct Options {
     pub loss_timeout: Duration,
     /// Whether `up` leaves parts that end as they are.
     pub no_restart: bool,
+    /// Where the controller listens; default: a free port of the loopback.
+    pub listen: Option<SocketAddr>,
 }
 
 impl Default for Options {
@@ -42,7 +44,20 @@ impl Default for Options {
             window: Duration::from_secs(1),
             loss_timeout: Duration::from_secs(4),
             no_restart: false,
+            listen: None,
         }
+    }
+}
+
+/// What a part was started with, first the program.
+#[derive(Debug, Clone)]
+pub struct Launch(pub(crate) Vec<String>);
+
+impl Launch {
+    /// What follows a flag.
+    pub(crate) fn after(&self, flag: &str) -> Option<&str> {
+        let place = self.0.iter().position(|word| word == flag)?;
+        self.0.get(place + 1).map(String::as_str)
     }
 }
 
@@ -53,12 +68,12 @@ pub struct System {
     /// Its data folder.
     pub data: PathBuf,
     /// Where its controller listens.
-    pub port: u16,
+    pub address: SocketAddr,
     options: Options,
     program: PathBuf,
     up: Option<Child>,
-    /// Parts that were started by this program in place of killed ones, by name.
-    own: BTreeMap<String, Child>,
+    /// Parts that were started by this program, by name.
+    own: BTreeMap<String, (Child, Launch)>,
     keeper: Option<Keeper>,
     runtime: tokio::runtime::Runtime,
     keep_folder: bool,
@@ -76,7 +91,10 @@ impl System {
         let mut system = Self {
             keeper: Some(Keeper::start(&data)?),
             program: binary::sluice_binary()?,
-            port: free_port()?,
+            address: match options.listen {
+                Some(address) => address,
+                None => TcpListener::bind("127.0.0.1:0")?.local_addr()?,
+            },
             folder,
             data,
             options,
@@ -99,7 +117,7 @@ impl System {
         let millis = |span: Duration| format!("{}ms", span.as_millis());
         let mut command = Command::new(&self.program);
         command.arg("--data").arg(&self.data).arg("up");
-        command.args(["--listen", &format!("127.0.0.1:{}", self.port)]);
+        command.args(["--listen", &self.address.to_string()]);
         command.args(["--window", &millis(self.options.window)]);
         command.args(["--loss-timeout", &millis(self.options.loss_timeout)]);
         command.args(["--sites", &self.options.sites.to_string(), "--nodes", &self.options.nodes.to_string()]);
@@ -130,7 +148,7 @@ impl System {
     /// The system was never up.
     pub fn client(&self) -> anyhow::Result<Client> {
         let _inside = self.runtime.enter();
-        Client::new(&self.data, self.port)
+        Client::new(&self.data)
     }
 
     /// Waits for something asynchronous.
@@ -150,6 +168,12 @@ impl System {
         self.keeper.as_ref().map_or_else(|| Kept::beside(&self.data), |keeper| keeper.kept().clone())
     }
 
+    /// The program under test.
+    #[must_use]
+    pub fn program(&self) -> &Path {
+        &self.program
+    }
+
     /// Folder for files of the test.
     #[must_use]
     pub fn scratch(&self) -> &Path {
@@ -166,7 +190,7 @@ impl System {
     /// # Errors
     /// There is none.
     pub fn pid_of(&self, part: &str) -> anyhow::Result<i32> {
-        if let Some(child) = self.own.get(part) {
+        if let Some((child, _)) = self.own.get(part) {
             return Ok(i32::try_from(child.id())?);
         }
         let file = self.data.join("processes").join(format!("{part}.pid"));
@@ -178,34 +202,39 @@ impl System {
     ///
     /// # Errors
     /// There is none, or it does not die.
-    pub fn kill_part(&mut self, part: &str) -> anyhow::Result<Vec<String>> {
+    pub fn kill_part(&mut self, part: &str) -> anyhow::Result<Launch> {
         let pid = self.pid_of(part)?;
-        let arguments = processes::arguments_of(pid)?;
-        anyhow::ensure!(!arguments.is_empty(), "{part} ended by itself; see its log in {}", self.data.display());
+        let words = processes::arguments_of(pid)?;
+        anyhow::ensure!(!words.is_empty(), "{part} ended by itself; see its log in {}", self.data.display());
         processes::signal(pid, Signal::SIGKILL);
-        if let Some(mut child) = self.own.remove(part) {
-            child.wait()?;
-        }
+        let own = self.own.remove(part);
+        let launch = match own {
+            Some((mut child, launch)) => {
+                child.wait()?;
+                launch
+            }
+            // It ends with `up` no more, and begins with the same file.
+            None => {
+                let rest = words.into_iter().skip(1).filter(|word| word != "--with-parent");
+                Launch(std::iter::once(self.program.display().to_string()).chain(rest).collect())
+            }
+        };
         wait_for("a death", DIES, || Ok((!processes::is_alive(pid)).then_some(())))?;
-        Ok(arguments)
+        Ok(launch)
     }
 
-    /// Starts a part in place of one that was killed, without `up`'s pause between restarts.
+    /// Starts a part, also in place of one that was killed, without `up`'s pause between restarts.
     ///
     /// # Errors
     /// It cannot be started.
-    pub fn respawn(&mut self, part: &str, arguments: &[String]) -> anyhow::Result<()> {
+    pub fn launch(&mut self, part: &str, launch: Launch) -> anyhow::Result<()> {
         let log = self.data.join("processes").join(format!("{part}.log"));
         let log = File::options().create(true).append(true).open(log)?;
-        let own = arguments.iter().skip(1).filter(|word| *word != "--with-parent");
-        let child = Command::new(&self.program)
-            .args(own)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {part}"))?;
-        self.own.insert(part.to_owned(), child);
+        let (program, arguments) = launch.0.split_first().context("a program")?;
+        let mut command = Command::new(program);
+        command.args(arguments).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = command.spawn().with_context(|| format!("cannot start {part}"))?;
+        self.own.insert(part.to_owned(), (child, launch));
         Ok(())
     }
 
@@ -235,11 +264,21 @@ impl System {
     ///
     /// # Errors
     /// Something of it does not die.
-    pub fn kill_node(&mut self, node: &str) -> anyhow::Result<Vec<String>> {
+    pub fn kill_node(&mut self, node: &str) -> anyhow::Result<Launch> {
+        let launch = self.cut_power(node)?;
+        self.kept().note_dead(node);
+        Ok(launch)
+    }
+
+    /// As [`Self::kill_node`], but the node may be started again: its disk is whole.
+    ///
+    /// # Errors
+    /// As [`Self::kill_node`].
+    pub fn cut_power(&mut self, node: &str) -> anyhow::Result<Launch> {
         let _before = self.kept();
         let part = format!("node-{}", node.rsplit('/').next().unwrap_or(node));
         let folder = self.node_folder(node);
-        let arguments = self.kill_part(&part)?;
+        let launch = self.kill_part(&part)?;
         let group = group_name(&folder)?;
         wait_for("the death of a node", DIES, || {
             let mut left = processes::started_in(&folder);
@@ -248,36 +287,14 @@ impl System {
             left.iter().for_each(|pid| processes::signal(*pid, Signal::SIGKILL));
             Ok(left.is_empty().then_some(()))
         })?;
-        self.kept().note_dead(node);
         groups::remove_of(&group);
-        Ok(arguments)
+        Ok(launch)
     }
 
     /// The folder of a node (SITE/NODE).
     #[must_use]
     pub fn node_folder(&self, node: &str) -> PathBuf {
         self.data.join("sites").join(node)
-    }
-
-    /// Joins a fresh node to a site: the share of cores and memory of another one, users of its own.
-    ///
-    /// # Errors
-    /// No token, or it cannot be started.
-    pub fn add_node(&mut self, site: &str, name: &str, like: &[String], first_uid: u32) -> anyhow::Result<()> {
-        let value = self.cli().json(&["token", "create", "--site", site])?;
-        let token = value["token"].as_str().context("a token")?.to_owned();
-        let after = |flag: &str| {
-            let place = like.iter().position(|word| word == flag);
-            place.and_then(|place| like.get(place + 1)).cloned().with_context(|| format!("{flag} of the killed node"))
-        };
-        let folder = self.node_folder(&format!("{site}/{name}")).display().to_string();
-        let words = ["sluice", "node", "--folder", &folder, "--name", name, "--token", &token];
-        let mut arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        for flag in ["--cores", "--memory", "--controller"] {
-            arguments.extend([flag.to_owned(), after(flag)?]);
-        }
-        arguments.extend(["--first-uid".to_owned(), first_uid.to_string()]);
-        self.respawn(&format!("node-{name}"), &arguments)
     }
 
     /// Stops (`SIGSTOP`) or continues the agents and the vault of a site: nobody hears of it, its jobs run on.
@@ -326,7 +343,7 @@ impl System {
             let _ = up.kill();
             let _ = up.wait();
         }
-        for child in self.own.values_mut() {
+        for (child, _) in self.own.values_mut() {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -369,8 +386,4 @@ fn group_name(folder: &Path) -> anyhow::Result<String> {
     let value: serde_json::Value = serde_json::from_str(&text)?;
     let id = value["id"].as_str().and_then(|id| id.strip_prefix("node-")).context("the id of a node")?;
     Ok(format!("{}-{id}", folder.file_name().unwrap_or_default().to_string_lossy()))
-}
-
-fn free_port() -> anyhow::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
 }

@@ -60,13 +60,14 @@ impl Trainer {
         fs::copy(trainer_binary()?, folder.join("trainer")).context("the trainer")?;
         // A smaller upload, where there is a tool for it.
         let _ = Command::new("strip").arg(folder.join("trainer")).output();
-        fs::write(folder.join("text"), text())?;
+        fs::write(folder.join("text"), text()?)?;
         Ok(Self { folder, apart })
     }
 
-    fn words(program: &str, shape: Shape) -> Vec<String> {
+    /// Of flags that are given twice the trainer takes the later one.
+    fn words(program: &str, shape: Shape, more: &[&str]) -> Vec<String> {
         let mut words = vec![program.to_owned(), "--data".to_owned(), "text".to_owned()];
-        words.extend(TINY.iter().map(|word| (*word).to_owned()));
+        words.extend(TINY.iter().chain(more).map(|word| (*word).to_owned()));
         words.extend(["--steps".to_owned(), shape.steps.to_string()]);
         words
     }
@@ -76,8 +77,16 @@ impl Trainer {
     /// # Errors
     /// It was refused.
     pub fn submit(&self, cli: &Cli, shape: Shape, flags: &[&str]) -> anyhow::Result<String> {
+        self.submit_with(cli, shape, flags, &[])
+    }
+
+    /// As [`Self::submit`], with more flags of the trainer.
+    ///
+    /// # Errors
+    /// It was refused.
+    pub fn submit_with(&self, cli: &Cli, shape: Shape, flags: &[&str], more: &[&str]) -> anyhow::Result<String> {
         let (folder, every) = (self.folder.display().to_string(), shape.every.to_string());
-        let words = Self::words("./trainer", shape);
+        let words = Self::words("./trainer", shape, more);
         let pause = shape.pause.to_string();
         let mut all = vec!["--workdir", &folder, "--memory", "256MiB", "--share", "800m"];
         all.extend(["--checkpoint-every-steps", &every]);
@@ -93,7 +102,15 @@ impl Trainer {
     /// # Errors
     /// It failed.
     pub fn uninterrupted(&self, shape: Shape) -> anyhow::Result<Vec<Step>> {
-        let words = Self::words("./trainer", shape);
+        self.uninterrupted_with(shape, &[])
+    }
+
+    /// As [`Self::uninterrupted`], with more flags of the trainer.
+    ///
+    /// # Errors
+    /// It failed.
+    pub fn uninterrupted_with(&self, shape: Shape, more: &[&str]) -> anyhow::Result<Vec<Step>> {
+        let words = Self::words("./trainer", shape, more);
         let log = self.apart.join(format!("{}.jsonl", shape.steps));
         let _old = fs::remove_file(&log);
         let mut command = Command::new(self.folder.join("trainer"));
@@ -117,8 +134,16 @@ pub fn steps_of(log: &Path) -> anyhow::Result<Vec<Step>> {
     crate::checker::parse_steps(&text)
 }
 
-/// A text that is the same everywhere: words by a small generator.
-fn text() -> String {
+/// How much of a long text is trained on: it is uploaded.
+const MOST_TEXT: usize = 1 << 20;
+
+/// The beginning of the text that `SLUICE_TEXT` names; without it, words by a small generator, the same everywhere.
+fn text() -> anyhow::Result<String> {
+    if let Some(path) = std::env::var_os("SLUICE_TEXT") {
+        let mut text = fs::read_to_string(&path).with_context(|| format!("the text {}", path.display()))?;
+        text.truncate(text.floor_char_boundary(MOST_TEXT));
+        return Ok(text);
+    }
     let words =
         ["the ", "node ", "lease ", "window ", "runs ", "and ", "is ", "paid ", "once, ", "never ", "twice. ", "\n"];
     let mut state = 7u64;
@@ -127,5 +152,5 @@ fn text() -> String {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         all.push_str(words[usize::try_from(state >> 33).unwrap_or(0) % words.len()]);
     }
-    all
+    Ok(all)
 }

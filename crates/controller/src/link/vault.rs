@@ -18,8 +18,10 @@ use super::{Answers, BlobSource, Hub, RelayError, subject};
 use crate::directory::Directory;
 use crate::writer::WriterHandle;
 
-/// A vault heartbeats every few seconds; one that is silent for longer is gone.
-const SILENCE: Duration = Duration::from_secs(30);
+/// How long a vault may take to say who it is.
+const HELLO: Duration = Duration::from_secs(30);
+/// A vault heartbeats every second: some may be late.
+const SHORTEST_SILENCE: Duration = Duration::from_secs(3);
 
 /// Manifests in one report at most; more than were ordered are not looked at.
 const MAX_FORGOTTEN: usize = 4096;
@@ -31,6 +33,8 @@ pub(crate) struct SiteApi {
     pub(crate) directory: Arc<Directory>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) blobs: BlobSource,
+    /// A node silent for longer is lost, and so is a vault: what waits for it goes elsewhere.
+    pub(crate) loss_timeout: Duration,
 }
 
 #[tonic::async_trait]
@@ -106,7 +110,7 @@ impl SiteApi {
         sender: mpsc::Sender<Result<v1::LinkResponse, Status>>,
     ) -> Result<(), Status> {
         use v1::link_request::Message;
-        let first = tokio::time::timeout(SILENCE, inbound.message()).await;
+        let first = tokio::time::timeout(HELLO, inbound.message()).await;
         let first = first.map_err(|_| refuse(Reason::DeadlineExceeded, "no hello"))??;
         let Some(Message::Hello(hello)) = first.and_then(|message| message.message) else {
             return Err(refuse_field("hello", "the first message is hello"));
@@ -119,10 +123,11 @@ impl SiteApi {
         self.writer.report(command).await.map_err(|refusal| status(&refusal))?;
         self.writer.refresh_copies().await;
         tracing::info!(%site, "vault connected");
+        let silence = self.loss_timeout.max(SHORTEST_SILENCE);
         loop {
             let message = tokio::select! {
                 () = seat.stop.cancelled() => return Ok(()),
-                message = tokio::time::timeout(SILENCE, inbound.message()) => message,
+                message = tokio::time::timeout(silence, inbound.message()) => message,
             };
             let message = message.map_err(|_| refuse(Reason::DeadlineExceeded, "no heartbeat"))??;
             let Some(message) = message else { return Ok(()) };

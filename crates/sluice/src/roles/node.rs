@@ -1,8 +1,10 @@
 //! The node agent's process.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use sluice_cli::Global;
 use sluice_device::{CoreShare, CpuBackend, CpuConfig, LimitMode};
 use sluice_identity::{Host, HostKind};
 use sluice_node::supervisor::SandboxMode;
@@ -19,25 +21,33 @@ use crate::{process, telemetry};
 const UIDS: u32 = 10_000;
 
 /// Runs until a signal. Jobs run on; the next start takes them up again.
-pub(crate) async fn node(arguments: NodeArgs) -> anyhow::Result<()> {
+pub(crate) async fn node(arguments: NodeArgs, global: &Global) -> anyhow::Result<()> {
     telemetry::start();
     process::end_with_parent(arguments.process.with_parent)?;
-    std::fs::create_dir_all(&arguments.folder).context("cannot make the folder")?;
-    let name: Name = arguments.name.parse().context("the node's name")?;
-    let host = host::identity(&arguments.folder, &arguments.join, HostKind::Node(name.to_string())).await?;
+    let folder = match &arguments.folder {
+        Some(folder) => folder.clone(),
+        None => global.data_dir().context("cannot tell where the data folder is")?.join("node"),
+    };
+    std::fs::create_dir_all(&folder).context("cannot make the folder")?;
+    let name = match &arguments.name {
+        Some(name) => name.clone(),
+        None => nix::unistd::gethostname().context("the machine's name")?.to_string_lossy().into_owned(),
+    };
+    let name: Name = name.parse().context("the node's name")?;
+    let host = host::identity(&folder, &arguments.join, HostKind::Node(name.to_string())).await?;
     let stop = process::stop_signal()?;
-    let config = config(&arguments, name, &host)?;
+    let config = config(&arguments, &folder, name, &host)?;
     let figures = Arc::clone(&config.metrics);
     let figures: Figures = Arc::new(move || {
         figures.figures().into_iter().map(|(name, _, value)| (format!("sluice_node_{name}"), value)).collect()
     });
-    metrics::serve(arguments.process.metrics, &arguments.folder, figures, stop.clone()).await?;
+    metrics::serve(arguments.process.metrics, &folder, figures, stop.clone()).await?;
     let (renewed, _) = watch::channel(0);
     tokio::spawn(host::keep_renewed(host, stop.clone(), renewed));
     sluice_node::run(config, stop).await.context("the node agent ended")
 }
 
-fn config(arguments: &NodeArgs, name: Name, host: &Host) -> anyhow::Result<NodeConfig> {
+fn config(arguments: &NodeArgs, folder: &Path, name: Name, host: &Host) -> anyhow::Result<NodeConfig> {
     let cores = match &arguments.cores {
         Some(list) => CoreShare::parse_list(list)?,
         None => all_cores(arguments.system_milli)?,
@@ -54,10 +64,10 @@ fn config(arguments: &NodeArgs, name: Name, host: &Host) -> anyhow::Result<NodeC
         memory,
         mode: if arguments.advisory { LimitMode::Advisory } else { LimitMode::Enforce },
         parent: "sluice".to_owned(),
-        state: arguments.folder.join("device"),
+        state: folder.join("device"),
     })?;
     let program = std::env::current_exe().context("cannot tell where this program is")?;
-    let mut config = NodeConfig::new(arguments.folder.join("agent"), name, Arc::new(backend), program);
+    let mut config = NodeConfig::new(folder.join("agent"), name, Arc::new(backend), program);
     config.controllers = host::controllers(host, &arguments.join);
     let (up, vault) = (host.clone(), host.clone());
     config.tls = Arc::new(move || Some(up.controller_tls()));

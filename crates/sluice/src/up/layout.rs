@@ -50,7 +50,7 @@ impl Layout {
         let (sites, nodes) = (usize::from(arguments.sites), usize::from(arguments.nodes));
         let shares = share_cores(available_cores()?.len(), sites * nodes, arguments.system_milli);
         let cores = available_cores()?;
-        let memory = Bytes::new(half_of_memory()?.get() / (sites * nodes) as u64);
+        let memory = Bytes::new(half_of_memory()?.get() / (sites * nodes).max(1) as u64);
         let mut layouts = Vec::with_capacity(sites);
         for site in 0..sites {
             let name = site_name(site);
@@ -159,6 +159,10 @@ impl Layout {
         for site in &self.sites {
             let nodes: Vec<_> = site.nodes.iter().map(|node| format!("{} ({})", node.name, node.cores)).collect();
             println!("  site {}    vault {}, nodes {}", site.name, site.vault, nodes.join(", "));
+        }
+        if self.sites.is_empty() {
+            println!("next: sluice{flag} sites create SITE, then sluice{flag} token create --site SITE");
+            return;
         }
         println!("next: sluice{flag} run --share 500m -- sh -c 'echo hello from $SLUICE_JOB'");
     }

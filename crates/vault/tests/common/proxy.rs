@@ -22,6 +22,7 @@ struct State {
     cuts: AtomicU64,
     cut: Notify,
     closed: AtomicBool,
+    silent: AtomicBool,
 }
 
 impl Proxy {
@@ -35,6 +36,7 @@ impl Proxy {
             cuts: AtomicU64::new(0),
             cut: Notify::new(),
             closed: AtomicBool::new(false),
+            silent: AtomicBool::new(false),
         });
         let accepting = state.clone();
         tokio::spawn(async move {
@@ -61,6 +63,11 @@ impl Proxy {
         self.state.until_cut.store(i64::try_from(bytes).unwrap(), Ordering::SeqCst);
     }
 
+    /// Passes nothing on any more, and tells nobody.
+    pub fn fall_silent(&self) {
+        self.state.silent.store(true, Ordering::SeqCst);
+    }
+
     /// Takes no connection any more and cuts those there are.
     pub fn close(&self) {
         self.state.closed.store(true, Ordering::SeqCst);
@@ -85,6 +92,9 @@ async fn pump(state: &State, mut from: tokio::net::tcp::OwnedReadHalf, mut to: t
     while let Ok(read) = from.read(&mut buffer).await {
         if read == 0 {
             return;
+        }
+        if state.silent.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
         }
         state.bytes.fetch_add(read as u64, Ordering::SeqCst);
         if to.write_all(&buffer[..read]).await.is_err() {

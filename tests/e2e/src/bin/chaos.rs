@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use sluice_e2e::chaos::{self, Plan};
+use sluice_e2e::print;
 
 /// Kills parts of a system while clients submit jobs, and judges what became of them.
 #[derive(Debug, Parser)]
@@ -19,8 +20,5 @@ fn main() -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let figures = chaos::run(&arguments.plan)?;
-    for figure in &figures {
-        println!("{}", serde_json::to_string(figure)?);
-    }
-    Ok(if figures.iter().all(|figure| figure.holds) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if print(&figures)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

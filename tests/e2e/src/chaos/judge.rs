@@ -8,9 +8,10 @@ use sluice_proto::v1;
 use tokio::time::{Instant, sleep};
 
 use super::clients::Submitted;
-use super::{Figure, Plan, Target};
+use super::{Plan, Target};
 use crate::checker::{self, Runs};
 use crate::client::Client;
+use crate::figure::Figure;
 use crate::system::System;
 
 const LOOK: Duration = Duration::from_millis(500);
@@ -58,13 +59,16 @@ pub(super) fn figures(
     let held = if plan.target == Target::Nodes { 0 } else { system.block(wait_for_money(&client))? };
     let kept = system.kept();
     let landed = system.block(landed(&client, &jobs))?;
-    let (marks, mut findings) = judge_marks(&jobs, &landed, &checker::kept_marks(&kept));
+    let evidence = checker::kept_marks(&kept);
+    let (marks, mut findings) = judge_marks(&jobs, &landed, &evidence);
+    let doubled = doubled(&jobs, &landed, &evidence);
     let names: BTreeSet<&String> = submitted.names.iter().collect();
     let succeeded = jobs.iter().filter(|job| job.state() == v1::JobState::Succeeded).count();
     for job in jobs.iter().filter(|job| job.state() != v1::JobState::Succeeded) {
         findings.push(format!("{}: {} {} {}", job.name, job.state().as_str_name(), job.reason, job.message));
     }
     let verdict = system.block(checker::judge_jobs(&client, &kept, &jobs))?;
+    let blind = blind(system, &client, &jobs)?;
     let alarms = system.alarms();
     let wanted = i64::from(plan.jobs);
     let count = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
@@ -72,15 +76,20 @@ pub(super) fn figures(
     let mut all = vec![
         match plan.target {
             Target::Nothing => Figure::exactly("kills", i64::from(kills), 0),
-            _ => Figure::at_least("kills", i64::from(kills), 10),
+            Target::Nodes => Figure::at_least("kills", i64::from(kills), i64::from(plan.kills)),
+            // Moments are 0.5 to 4 s apart, and what was killed needs a moment to come back.
+            _ => Figure::at_least("kills", i64::from(kills), whole(plan.seconds / 6)),
         },
         Figure::exactly("jobs answered", count(names.len()), wanted),
         Figure::exactly("jobs known", count(jobs.len()), wanted),
         Figure::exactly("jobs lost (not ended well)", wanted - count(succeeded), 0),
-        Figure::exactly("attempts started twice", marks.started_twice, 0),
-        Figure::exactly("results landed twice or by nobody", marks.landed_wrong, 0),
+        Figure::exactly("attempts started twice", marks.started_twice, 0)
+            .control(format!("one start written twice: {}", doubled.started_twice), doubled.started_twice > 0),
+        Figure::exactly("results landed twice or by nobody", marks.landed_wrong, 0)
+            .control(format!("one result landed twice: {}", doubled.landed_wrong), doubled.landed_wrong > 0),
         Figure::exactly("request ids answered by another job", whole(submitted.other_answers), 0),
-        Figure::exactly("faults of bills and ledger", count(verdict.findings.len()), 0),
+        Figure::exactly("faults of bills and ledger, checked behind every entry", count(verdict.findings.len()), 0)
+            .control(format!("without the journal of one node: {blind}"), blind > 0),
         Figure::exactly("panics and broken invariants in logs", count(alarms.len()), 0),
     ];
     if plan.target != Target::Nodes {
@@ -104,6 +113,27 @@ pub(super) fn figures(
     findings.extend(verdict.findings);
     findings.extend(alarms);
     Ok((all, findings))
+}
+
+/// The control of the judge of runs: the same evidence with one start, and one result, twice.
+fn doubled(jobs: &[v1::Job], landed: &BTreeMap<String, String>, (outputs, logs): &(Runs, Runs)) -> MarkFigures {
+    let (mut landed, mut logs) = (landed.clone(), logs.clone());
+    let (runs, text) = (logs.values_mut().find_map(|runs| runs.values_mut().next()), landed.values_mut().next());
+    if let Some(marks) = runs {
+        marks.starts += 1;
+    }
+    if let Some(text) = text {
+        *text = text.repeat(2);
+    }
+    judge_marks(jobs, &landed, &(outputs.clone(), logs)).0
+}
+
+/// The control of the judge of bills: how many faults it finds without the journal of one node.
+fn blind(system: &System, client: &Client, jobs: &[v1::Job]) -> anyhow::Result<usize> {
+    let kept = system.kept();
+    let Some((node, _)) = kept.journals().into_iter().next() else { return Ok(0) };
+    let less = kept.without_journal(&node, &system.scratch().join("less"))?;
+    Ok(system.block(checker::judge_jobs(client, &less, jobs))?.findings.len())
 }
 
 /// The marks in the outputs that landed, by job id. Vaults may need a moment to dial in again.

@@ -6,14 +6,12 @@ use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::{Plan, Target};
+use crate::join::Share;
 use crate::system::System;
-use crate::wait_for;
 
 /// Users of fresh nodes begin here; each node has a range of its own.
 const FIRST_UID: u32 = 400_000;
 const UIDS: u32 = 10_000;
-/// How long a fresh node may take to join.
-const JOINS: Duration = Duration::from_secs(60);
 
 /// Kills for as long as the plan says; returns how often.
 pub(super) fn kill_for(system: &mut System, plan: &Plan) -> anyhow::Result<u32> {
@@ -41,22 +39,15 @@ pub(super) fn kill_for(system: &mut System, plan: &Plan) -> anyhow::Result<u32> 
 }
 
 fn again(system: &mut System, part: &str) -> anyhow::Result<()> {
-    let arguments = system.kill_part(part)?;
-    system.respawn(part, &arguments)
+    let launch = system.kill_part(part)?;
+    system.launch(part, launch)
 }
 
 /// Kills a whole node; a fresh one takes its share of the cores.
 fn replace(system: &mut System, node: &str, kills: u32) -> anyhow::Result<String> {
-    let arguments = system.kill_node(node)?;
+    let launch = system.kill_node(node)?;
     let (site, _) = node.split_once('/').unwrap_or(("a", ""));
     let name = format!("{site}{}", kills + 10);
-    system.add_node(site, &name, &arguments, FIRST_UID + kills * UIDS)?;
-    let wanted = format!("sites/{site}/nodes/{name}");
-    let cli = system.cli();
-    wait_for("a fresh node", JOINS, || {
-        let nodes = cli.json(&["nodes", "list"])?;
-        let ready = |row: &serde_json::Value| row["name"] == wanted.as_str() && row["state"] == "READY";
-        Ok(nodes["items"].as_array().is_some_and(|rows| rows.iter().any(ready)).then_some(()))
-    })?;
+    system.join_node(None, site, &name, &Share::of(&launch, FIRST_UID + kills * UIDS)?)?;
     Ok(format!("{site}/{name}"))
 }

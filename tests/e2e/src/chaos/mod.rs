@@ -11,8 +11,7 @@ mod kills;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Serialize;
-
+use crate::figure::Figure;
 use crate::system::{Options, System};
 
 /// What is killed.
@@ -26,17 +25,6 @@ pub enum Target {
     Nodes,
     /// Nothing: the control.
     Nothing,
-}
-
-impl Target {
-    fn line(self) -> &'static str {
-        match self {
-            Self::Controller => "3 controller",
-            Self::Agents => "3 agents",
-            Self::Nodes => "3 nodes",
-            Self::Nothing => "3 nothing",
-        }
-    }
 }
 
 /// One run.
@@ -68,35 +56,6 @@ pub struct Plan {
     pub findings: Option<PathBuf>,
 }
 
-/// One figure of a run.
-#[derive(Debug, Clone, Serialize)]
-pub struct Figure {
-    /// Which line of what has to be shown.
-    pub line: String,
-    /// What was measured.
-    pub metric: String,
-    /// The figure.
-    pub value: i64,
-    /// What it has to be.
-    pub goal: String,
-    /// Whether it is.
-    pub holds: bool,
-}
-
-impl Figure {
-    fn exactly(metric: &str, value: i64, goal: i64) -> Self {
-        Self { line: String::new(), metric: metric.to_owned(), value, goal: format!("= {goal}"), holds: value == goal }
-    }
-
-    fn at_least(metric: &str, value: i64, goal: i64) -> Self {
-        Self { line: String::new(), metric: metric.to_owned(), value, goal: format!(">= {goal}"), holds: value >= goal }
-    }
-
-    fn seen(metric: &str, value: i64) -> Self {
-        Self { line: String::new(), metric: metric.to_owned(), value, goal: "seen".to_owned(), holds: true }
-    }
-}
-
 /// Runs a plan and returns its figures; what does not hold is told on stderr in words.
 ///
 /// # Errors
@@ -108,6 +67,7 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
         window: Duration::from_secs(1),
         loss_timeout: Duration::from_secs(5),
         no_restart: true,
+        listen: None,
     };
     let mut system = System::start("chaos", options)?;
     if plan.keep {
@@ -123,14 +83,13 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     if judged.is_err() {
         system.keep_folder();
     }
-    let (mut figures, findings) = judged?;
-    figures.iter_mut().for_each(|figure| plan.target.line().clone_into(&mut figure.line));
+    let (figures, findings) = judged?;
     let text: String = findings.iter().map(|finding| format!("{finding}\n")).collect();
     eprint!("{text}");
     if let Some(file) = &plan.findings {
         std::fs::write(file, text)?;
     }
-    if figures.iter().any(|figure| !figure.holds) {
+    if figures.iter().any(Figure::fails) {
         system.keep_folder();
     }
     Ok(figures)

@@ -26,8 +26,15 @@ pub(super) async fn judge(
     let mut causes: BTreeMap<(&str, &str), u32> = BTreeMap::new();
     let (mut paid, mut given) = (BTreeMap::new(), BTreeMap::new());
     let mut sums = Sums::default();
-    for transfer in &transfers {
+    let line = i128::from(told.credit_line_credits);
+    // The newest comes first.
+    for transfer in transfers.iter().rev() {
         add(&mut sums, transfer);
+        // Balanced and covered behind every entry, and so at every commit, not in the end alone.
+        if sums.held < 0 || sums.balance < sums.held - line {
+            let (balance, held) = (sums.balance, sums.held);
+            verdict.find(format!("overdrawn behind {}: {balance} with {held} held", transfer.cause));
+        }
         *causes.entry((&transfer.cause, &transfer.kind)).or_default() += 1;
         if let Some(window) = transfer.cause.strip_prefix("window/").filter(|rest| rest.matches('/').count() == 1) {
             *paid.entry(window.to_owned()).or_insert(0i64) += transfer.amount;
@@ -52,9 +59,6 @@ pub(super) async fn judge(
     let claims = (i128::from(told.balance_credits), i128::from(told.held_credits));
     if claims != (sums.balance, sums.held) {
         verdict.find(format!("balance and held are {claims:?}, entries sum to {} and {}", sums.balance, sums.held));
-    }
-    if sums.balance < sums.held - i128::from(told.credit_line_credits) {
-        verdict.find(format!("overdrawn: {} with {} held", sums.balance, sums.held));
     }
     Ok(())
 }

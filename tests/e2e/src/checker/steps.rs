@@ -1,6 +1,6 @@
 //! Runs of the trainer, rebuilt from its step logs.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 use anyhow::Context as _;
@@ -18,6 +18,8 @@ pub struct Step {
     pub loss_bits: String,
     /// The samples it took.
     pub samples: Vec<u64>,
+    /// Of which epoch.
+    pub epoch: u64,
     /// The attempt's generation; 0 outside of Sluice.
     pub generation: u64,
 }
@@ -27,6 +29,7 @@ struct Line {
     step: u64,
     loss_bits: String,
     samples: Vec<u64>,
+    epoch: u64,
     generation: Value,
 }
 
@@ -39,7 +42,8 @@ pub fn parse(text: &str) -> anyhow::Result<Vec<Step>> {
     let lines = whole.lines().map(|line| {
         let line: Line = serde_json::from_str(line).with_context(|| format!("the step log's line {line}"))?;
         let generation = line.generation.as_str().and_then(|text| text.parse().ok()).unwrap_or(0);
-        Ok(Step { step: line.step, loss_bits: line.loss_bits, samples: line.samples, generation })
+        let Line { step, loss_bits, samples, epoch, .. } = line;
+        Ok(Step { step, loss_bits, samples, epoch, generation })
     });
     lines.collect()
 }
@@ -118,6 +122,25 @@ impl Lineage {
     pub fn curve(&self) -> Vec<(u64, String)> {
         self.steps.iter().map(|step| (step.step, step.loss_bits.clone())).collect()
     }
+
+    /// What differs from an uninterrupted run, or occurs twice; nothing where every step has the same loss to the bit and
+    /// the same samples, and no sample occurs twice in an epoch.
+    #[must_use]
+    pub fn differs(&self, from: &[Step]) -> Option<String> {
+        if self.steps.len() != from.len() {
+            return Some(format!("{} steps instead of {}", self.steps.len(), from.len()));
+        }
+        let mut seen = BTreeSet::new();
+        self.steps.iter().zip(from).find_map(|(own, other)| {
+            let same = (own.step, &own.loss_bits, &own.samples) == (other.step, &other.loss_bits, &other.samples);
+            let once = own.samples.iter().all(|sample| seen.insert((own.epoch, *sample)));
+            match (same, once) {
+                (true, true) => None,
+                (false, _) => Some(format!("step {}: loss {} instead of {}", own.step, own.loss_bits, other.loss_bits)),
+                (true, false) => Some(format!("step {}: a sample for the second time", own.step)),
+            }
+        })
+    }
 }
 
 /// Puts the attempts of a job together: each begins where its checkpoint stood, so what an earlier one did behind that
@@ -156,7 +179,10 @@ mod tests {
     use super::*;
 
     fn run(generation: u64, steps: std::ops::RangeInclusive<u64>) -> Vec<Step> {
-        let make = |step| Step { step, loss_bits: format!("{generation}-{step}"), samples: Vec::new(), generation };
+        let make = |step| {
+            let loss_bits = format!("{generation}-{step}");
+            Step { step, loss_bits, samples: vec![step], epoch: 0, generation }
+        };
         steps.map(make).collect()
     }
 
@@ -165,6 +191,22 @@ mod tests {
         let all = lineage(&[run(1, 1..=10), run(3, 8..=12)]).unwrap();
         assert_eq!((all.replayed, all.steps.len()), (3, 12));
         assert_eq!(all.steps[7].generation, 3);
+    }
+
+    #[test]
+    fn another_bit_and_a_repeated_sample_are_found() {
+        let whole = run(1, 1..=9);
+        let all = lineage(&[run(1, 1..=9)]).unwrap();
+        assert_eq!(all.differs(&whole), None);
+        assert!(all.differs(&whole[..8]).is_some());
+        let mut other = all.clone();
+        other.steps[4].loss_bits.push('0');
+        assert!(other.differs(&whole).unwrap().starts_with("step 5: loss"));
+        let mut twice = all;
+        twice.steps[4].samples = vec![3];
+        let mut same = whole;
+        same[4].samples = vec![3];
+        assert_eq!(twice.differs(&same).unwrap(), "step 5: a sample for the second time");
     }
 
     #[test]

@@ -78,6 +78,7 @@ pub(crate) fn judged(system: &System) -> anyhow::Result<checker::Verdict> {
     verdict.holds()?;
     let alarms = system.alarms();
     anyhow::ensure!(alarms.is_empty(), "{alarms:#?}");
+    println!("the checker agrees: {:?}", verdict.figures);
     Ok(verdict)
 }
 
@@ -91,10 +92,9 @@ pub(crate) fn run_of(system: &System, job: &str) -> anyhow::Result<checker::Line
 
 /// Both curves are the same, bit for bit, from the first step to the last, with the same samples.
 pub(crate) fn same_curve(run: &checker::Lineage, reference: &[checker::Step]) -> anyhow::Result<()> {
-    anyhow::ensure!(run.steps.len() == reference.len(), "{} steps instead of {}", run.steps.len(), reference.len());
-    for (own, other) in run.steps.iter().zip(reference) {
-        let same = (own.step, &own.loss_bits, &own.samples) == (other.step, &other.loss_bits, &other.samples);
-        anyhow::ensure!(same, "step {}: {own:?} instead of {other:?}", other.step);
+    if let Some(difference) = run.differs(reference) {
+        anyhow::bail!("{difference}");
     }
+    println!("{} steps equal to the bit, {} replayed; first steps {:?}", run.steps.len(), run.replayed, run.firsts);
     Ok(())
 }

@@ -10,6 +10,7 @@ use sluice_device::{Backend as _, CoreShare, CpuBackend, CpuConfig, Enforcement,
 use sluice_types::{Bytes, CoreMilli, MilliGpu};
 
 use crate::place;
+use crate::system::{self, Options, System};
 use crate::verify::{Row, Setting};
 
 /// What a node has of the core: the rest is kept for the system, as `sluice up` does it.
@@ -144,15 +145,21 @@ fn load(backend: &CpuBackend, milli: u32, threads: u32) -> Load<'_> {
     Load { backend, device: 0, milli: MilliGpu::new(milli), threads }
 }
 
+fn start(programs: &place::Programs, at: &Path) -> anyhow::Result<System> {
+    let flags = ["--window", "2s"].map(str::to_owned).to_vec();
+    let listen = system::free_port()?;
+    System::start(Options { program: programs.sluice.clone(), data: at.join("data"), listen, flags })
+}
+
 /// A job that takes more memory than its cap is killed, and the job says so; with a larger cap the same job succeeds.
 fn memory_cap() -> anyhow::Result<Row> {
     let row = Row::new("a job over its memory cap is killed and told so", "OUT_OF_MEMORY");
-    if let Some(why) = crate::system::missing() {
+    if let Some(why) = system::missing() {
         return Ok(row.skipped(&why));
     }
     let programs = place::Programs::built(place::Profile::Debug);
     let folder = tempfile::tempdir().context("no temporary folder")?;
-    let system = super::moves::start(&programs, folder.path(), &[])?;
+    let system = start(&programs, folder.path())?;
     let run = |cap: &str| -> anyhow::Result<String> {
         let words = ["submit", "--share", "500m", "--memory", cap, "--wait=end", "--timeout", "60s", "--"];
         let job = ["dd", "if=/dev/zero", "of=/dev/null", "bs=128M", "count=1"];

@@ -2,7 +2,6 @@
 
 mod explain;
 mod fractions;
-mod moves;
 mod outside;
 mod simulation;
 
@@ -14,7 +13,7 @@ pub(super) fn lines() -> Vec<Line> {
     vec![
         line(1, "the two commands of the README on a fresh Debian 12, and a machine with cgroup v2"),
         Line {
-            run: Some(moves::rows),
+            run: Some(outside::moves),
             ..line(2, "moved and lost training jobs have the curve of the uninterrupted run")
         },
         Line {

@@ -1,0 +1,13 @@
+//! Proofs: what the system has to show, on real processes, as figures with controls.
+//!
+//! * [`moves`]: training jobs that are moved or lose their node have the curve of an uninterrupted run, and only missing
+//!   bytes travel.
+//! * [`partition`]: what a site does while nobody hears of it is refused behind the cut and paid before it.
+//! * [`money`]: a budget stops its job without overdraft; every receipt is recomputed.
+
+mod bytes;
+pub mod money;
+pub mod moves;
+pub mod partition;
+mod sites;
+mod watch;
