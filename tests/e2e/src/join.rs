@@ -21,6 +21,8 @@ pub struct Share {
     pub memory: String,
     /// Users of its own begin here.
     pub first_uid: u32,
+    /// Slices are not enforced on it.
+    pub advisory: bool,
 }
 
 impl Share {
@@ -30,7 +32,7 @@ impl Share {
     /// It was started with neither.
     pub fn of(launch: &Launch, first_uid: u32) -> anyhow::Result<Self> {
         let after = |flag: &str| launch.after(flag).map(str::to_owned).with_context(|| format!("{flag} of a node"));
-        Ok(Self { cores: after("--cores")?, memory: after("--memory")?, first_uid })
+        Ok(Self { cores: after("--cores")?, memory: after("--memory")?, first_uid, advisory: false })
     }
 }
 
@@ -58,6 +60,9 @@ impl System {
         words.extend(["node", "join", &token, "--folder", &folder, "--name", name].map(str::to_owned));
         words.extend(["--controller", &controller, "--first-uid", &uid].map(str::to_owned));
         words.extend(["--cores", &share.cores, "--memory", &share.memory].map(str::to_owned));
+        if share.advisory {
+            words.push("--advisory".to_owned());
+        }
         self.launch(&format!("node-{name}"), Launch(words))?;
         self.wait_node(site, name)
     }

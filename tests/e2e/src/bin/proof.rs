@@ -1,9 +1,9 @@
-//! `proof moves|partition|money`: shows it on real processes. Prints one JSON line per figure.
+//! `proof moves|partition|money|fractions`: shows it on real processes. Prints one JSON line per figure.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_e2e::proof::{money, moves, partition};
+use sluice_e2e::proof::{fractions, money, moves, partition};
 use sluice_e2e::{print, wan};
 
 /// Moves and loses training jobs, cuts sites off, ends budgets; and judges what became of it by what jobs and nodes wrote.
@@ -21,10 +21,19 @@ enum What {
     Partition(partition::Plan),
     /// A budget ends, a node dies, and every receipt is recomputed
     Money(money::Plan),
+    /// Jobs share a core
+    Fractions(fractions::Plan),
+    /// Spins: the load of measurements
+    #[command(hide = true)]
+    Spin(fractions::Spin),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
+    if let What::Spin(load) = &arguments.what {
+        fractions::spin(load);
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Some(reason) = wan::missing() {
         println!("SKIPPED: {reason}");
         return Ok(ExitCode::SUCCESS);
@@ -38,6 +47,8 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Moves(plan) => moves::run(plan),
         What::Partition(plan) => partition::run(plan),
         What::Money(plan) => money::run(plan),
+        What::Fractions(plan) => fractions::run(plan),
+        What::Spin(_) => Ok(Vec::new()),
     };
     Ok(if print(&figures?)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

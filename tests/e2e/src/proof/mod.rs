@@ -3,9 +3,11 @@
 //! * [`moves`]: training jobs that are moved or lose their node have the curve of an uninterrupted run, and only missing
 //!   bytes travel.
 //! * [`partition`]: what a site does while nobody hears of it is refused behind the cut and paid before it.
+//! * [`fractions`]: jobs get their slices of a core, neither less nor more.
 //! * [`money`]: a budget stops its job without overdraft; every receipt is recomputed.
 
 mod bytes;
+pub mod fractions;
 pub mod money;
 pub mod moves;
 pub mod partition;

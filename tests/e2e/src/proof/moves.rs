@@ -18,9 +18,9 @@ use crate::wan::Traffic;
 use crate::{processes, wait_for};
 
 const EVERY: u64 = 20;
-const SHAPE: Shape = Shape { steps: 200, pause: 15, every: EVERY };
+const SHAPE: Shape = Shape { steps: 360, pause: 15, every: EVERY };
 /// A move begins at or before this step: the rest has to last longer than its preparation, or the job ends where it is.
-const LATEST: u64 = 110;
+const LATEST: u64 = 160;
 /// A state of some megabytes at some milliseconds a step.
 const MODEL: [&str; 10] = ["--d-model", "64", "--layers", "2", "--heads", "4", "--context", "16", "--batch", "2"];
 /// A state of some tens of megabytes, in large tensors.

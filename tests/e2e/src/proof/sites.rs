@@ -45,7 +45,12 @@ impl Sites {
             let first_uid = FIRST_UID + UIDS * u32::try_from(number)?;
             // Where there are enough cores, one each; a site of its own machine would have more.
             let share = if cores > 1 { 900 } else { 450 };
-            let share = Share { cores: format!("{}:{share}", number % cores), memory: "2GiB".to_owned(), first_uid };
+            let share = Share {
+                cores: format!("{}:{share}", number % cores),
+                memory: "2GiB".to_owned(),
+                first_uid,
+                advisory: false,
+            };
             system.join_node(Some(&wan), site, &node_of(site), &share)?;
         }
         Ok(Self { system, wan })

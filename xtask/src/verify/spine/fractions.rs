@@ -31,6 +31,7 @@ pub(super) fn rows(setting: Setting) -> anyhow::Result<Vec<Row>> {
     rows.push(bench.two_nodes()?);
     rows.push(bench.idle_neighbour()?);
     rows.push(memory_cap()?);
+    rows.extend(super::outside::fractions(setting)?);
     Ok(rows)
 }
 

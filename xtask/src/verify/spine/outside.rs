@@ -107,6 +107,15 @@ pub(super) fn money(setting: Setting) -> anyhow::Result<Vec<Row>> {
     proof("money", short, setting)
 }
 
+/// Line 5, as jobs of the real system see it.
+pub(super) fn fractions(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let metric = "jobs of the whole system share a core";
+    if setting.quick {
+        return Ok(vec![Row::new(metric, "<= 2 points").skipped("the long form only")]);
+    }
+    proof("fractions", &[], setting)
+}
+
 fn proof(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row>> {
     build(setting)?;
     let Some(mut command) = end_to_end("proof", setting)? else { return Ok(vec![Row::new(what, "")]) };
