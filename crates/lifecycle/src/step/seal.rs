@@ -150,7 +150,13 @@ impl Step<'_> {
                 self.state.out.retired.push((job, other));
             }
         }
-        self.keep_windows(job, &row);
+        // What an attempt still starts from, or a move carries over, is older and left: the job may yet go on from it.
+        let left = self.state.checkpoints_of.get(&job).into_iter().flatten();
+        let left = left.filter_map(|other| self.state.checkpoints.get(other));
+        let left = left.filter(|other| other.is_complete() && !other.retired);
+        if let Some(oldest) = left.min_by_key(|other| (other.generation, other.step, other.id)).cloned() {
+            self.keep_windows(job, &oldest);
+        }
     }
 
     /// Checkpoints that an attempt still starts from, or a move carries over.

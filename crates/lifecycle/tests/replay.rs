@@ -1,0 +1,44 @@
+//! Work that is done again after a loss is credited, whichever checkpoint the job goes on from.
+
+mod support;
+
+use sluice_lifecycle::{Command, NodeReport, TaskKey, UserCommand};
+use sluice_types::Digest;
+use support::{Bench, WINDOW_COST};
+
+fn seal(bench: &mut Bench, key: TaskKey, number: u8) {
+    let report = NodeReport::Sealed {
+        key,
+        step: u64::from(number),
+        manifest: Digest::from_bytes([number; 32]),
+        size: 1,
+        captured: bench.clock(),
+        next_window: bench.state.lease(key.lease).map_or(0, |row| row.next_window),
+    };
+    bench.node_of(key, report);
+}
+
+#[test]
+fn windows_are_kept_since_the_oldest_checkpoint_that_is_left() {
+    let mut bench = Bench::new();
+    let job = bench.run(None);
+    let key = bench.task(job);
+    let node = bench.state.lease(key.lease).unwrap().device.node;
+    let site = bench.state.node(node).unwrap().site;
+    let other = *bench.sites.iter().find(|other| **other != site).unwrap();
+    bench.window(key);
+    seal(&mut bench, key, 1);
+    bench.command(Command::Copied { site: other, manifest: Digest::from_bytes([1; 32]) }).unwrap();
+    // The target of a move prepares with the first checkpoint, which stays when the second makes it superfluous.
+    bench.user(UserCommand::Migrate(job, other, None)).unwrap();
+    bench.plan();
+    bench.window(key);
+    bench.window(key);
+    seal(&mut bench, key, 2);
+    bench.window(key);
+    bench.silence(node, 20);
+    bench.plan();
+    let resume = bench.state.attempt(bench.task(job).attempt).unwrap().resume.unwrap();
+    assert_eq!(bench.state.checkpoint(resume).unwrap().step, 1, "the second is at the lost site alone");
+    assert_eq!(bench.state.lease(key.lease).unwrap().credited.units(), 3 * WINDOW_COST);
+}
