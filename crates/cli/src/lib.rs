@@ -23,6 +23,8 @@ mod args;
 mod command;
 mod connect;
 mod context;
+#[doc(hidden)]
+pub mod doors;
 mod draft;
 mod duration;
 mod error;

@@ -15,6 +15,8 @@ mod assignment;
 mod board;
 mod config;
 mod depot;
+#[doc(hidden)]
+pub mod doors;
 mod error;
 mod home;
 mod journal;

@@ -20,7 +20,7 @@ const GROUPS: [&[&str]; 8] = [
 const CLIENTS: [&str; 1] = ["sluice-checkpoint"];
 
 /// Outside the house: may need anything, and nothing but each other may need them.
-const OUTSIDE: [&str; 5] = ["sluice-trainer", "sluice-sim", "sluice-e2e", "sluice-bench", "xtask"];
+const OUTSIDE: [&str; 6] = ["sluice-trainer", "sluice-sim", "sluice-e2e", "sluice-bench", "sluice-fuzz", "xtask"];
 
 /// Libraries that belong to one room alone.
 const OWNED: [(&str, &str); 3] =

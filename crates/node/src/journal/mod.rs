@@ -17,7 +17,8 @@ use std::path::{Path, PathBuf};
 use sluice_proto::v1::WindowRecord;
 
 pub(crate) use handle::JournalHandle;
-use segment::{Segment, scan};
+use segment::Segment;
+pub(crate) use segment::scan;
 
 /// A segment is closed when it is larger than this.
 const SEGMENT_BYTES: u64 = 1 << 20;

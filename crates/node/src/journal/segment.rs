@@ -32,14 +32,14 @@ pub(super) struct Segment {
 }
 
 /// What a scan found.
-pub(super) struct Scan {
-    pub(super) records: Vec<WindowRecord>,
+pub(crate) struct Scan {
+    pub(crate) records: Vec<WindowRecord>,
     /// Bytes up to the end of the last whole record.
-    pub(super) whole: usize,
+    pub(crate) whole: usize,
 }
 
 /// Reads records until the end or the first damage.
-pub(super) fn scan(bytes: &[u8]) -> Scan {
+pub(crate) fn scan(bytes: &[u8]) -> Scan {
     let (mut records, mut whole) = (Vec::new(), 0);
     while let Some((record, length)) = first_record(&bytes[whole..]) {
         records.push(record);
