@@ -10,6 +10,7 @@ mod bytes;
 pub mod fractions;
 pub mod money;
 pub mod moves;
+mod outcome;
 pub mod partition;
 mod sites;
 mod watch;

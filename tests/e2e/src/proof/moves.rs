@@ -9,25 +9,21 @@ use rand_chacha::ChaCha8Rng;
 use sluice_proto::v1;
 
 use super::bytes::StoreWatch;
+use super::outcome::{BEFORE_CUT, Case, EVERY, Outcome, SHAPE, curves, transfers};
 use super::sites::{NAMES, Sites, node_of, other};
 use super::watch::{bills, phase_of, site_of};
 use crate::checker::{self, Lineage};
 use crate::figure::Figure;
-use crate::trainer::{Shape, Trainer};
+use crate::trainer::Trainer;
 use crate::wan::Traffic;
 use crate::{processes, wait_for};
 
-const EVERY: u64 = 20;
-const SHAPE: Shape = Shape { steps: 360, pause: 15, every: EVERY };
 /// A move begins at or before this step: the rest has to last longer than its preparation, or the job ends where it is.
-const LATEST: u64 = 160;
-/// A state of some megabytes at some milliseconds a step.
-const MODEL: [&str; 10] = ["--d-model", "64", "--layers", "2", "--heads", "4", "--context", "16", "--batch", "2"];
-/// A state of some tens of megabytes, in large tensors.
-const LARGE: [&str; 4] = ["--d-model", "192", "--batch", "1"];
-/// While a transfer is to be cut: bytes a second, and how many of them before the cut.
+const LATEST: u64 = 140;
+/// How often a job may end before it could be moved, on a machine that others use too.
+const TRIES: u32 = 4;
+/// While a transfer is to be cut: bytes a second.
 const SLOW: u64 = 4_000_000;
-const BEFORE_CUT: u64 = 2_000_000;
 /// How long bills may take to be settled at the end.
 const SETTLES: Duration = Duration::from_secs(60);
 
@@ -46,75 +42,6 @@ pub struct Plan {
     /// Leaves the system's folder to be looked at.
     #[arg(long)]
     pub keep: bool,
-}
-
-/// What makes one run different from the others.
-#[derive(Debug, Clone, Copy, Default)]
-struct Case {
-    /// Of the weights and the order of samples: no two runs share a tensor.
-    seed: u32,
-    /// The step at or behind which it happens.
-    at: u64,
-    /// Half of the tensors never change.
-    frozen: bool,
-    /// The transfer is cut on its way.
-    cut: bool,
-    /// The old site's vault is dead before the job begins at the new one.
-    vault_dies: bool,
-    /// The control: one bit of the optimiser's state is flipped after the move.
-    spoiled: bool,
-}
-
-impl Case {
-    fn words(&self) -> Vec<String> {
-        let mut words: Vec<String> = MODEL.iter().map(|word| (*word).to_owned()).collect();
-        if self.cut {
-            words.extend(LARGE.map(str::to_owned));
-        }
-        if self.frozen {
-            words.push("--freeze-half".to_owned());
-        }
-        words.extend(["--seed".to_owned(), self.seed.to_string()]);
-        words
-    }
-
-    fn shape(&self) -> Shape {
-        // One checkpoint, that of the move, is all that is to be sent.
-        Shape { every: if self.cut { 0 } else { EVERY }, ..SHAPE }
-    }
-}
-
-/// What became of one run.
-struct Outcome {
-    run: Lineage,
-    /// What differs from the uninterrupted run.
-    differs: Option<String>,
-    /// Of a planned move: the step it carried over.
-    carried: u64,
-    /// The old site's vault was dead, and no step done at the new site.
-    vault_was_dead: bool,
-    /// Bytes that the new site lacked, that the kernel counted, and that whole copies would have had.
-    missing: u64,
-    counted: Traffic,
-    whole: u64,
-    /// Of a loss: the newest step at the other site when the node died.
-    durable: u64,
-}
-
-impl Outcome {
-    fn ratio(&self) -> f64 {
-        ratio(self.counted.both(), self.missing)
-    }
-
-    /// First steps of the attempts behind the first.
-    fn resumed_at(&self) -> Option<u64> {
-        self.run.firsts.values().skip(1).last().copied()
-    }
-}
-
-#[allow(clippy::cast_precision_loss)]
-fn ratio(part: u64, of: u64) -> f64 {
-    part as f64 / of.max(1) as f64
 }
 
 /// Runs a plan. To be called once per process, in the hub.
@@ -231,8 +158,20 @@ impl Runs {
         Ok((run, differs))
     }
 
-    /// A job that its tenant moves to the other site.
+    /// A job that its tenant moves to the other site; another one where it ends before that.
     fn planned(&mut self, case: Case) -> anyhow::Result<Outcome> {
+        for number in 0..TRIES {
+            let again = Case { seed: case.seed + number * 10_000, at: case.at / u64::from(number + 1), ..case };
+            if let Some(outcome) = self.try_planned(again)? {
+                return Ok(outcome);
+            }
+            eprintln!("the job ended before it was moved; another one");
+        }
+        anyhow::bail!("{TRIES} jobs ended before they were moved")
+    }
+
+    /// Nothing where the job ended before it could be stopped for the move.
+    fn try_planned(&mut self, case: Case) -> anyhow::Result<Option<Outcome>> {
         let before = NAMES.map(|site| self.store(site).now());
         let counted = [self.sites.wan.traffic(NAMES[0])?, self.sites.wan.traffic(NAMES[1])?];
         let job = self.submit(&case)?;
@@ -244,9 +183,14 @@ impl Runs {
             self.sites.wan.limit(&from, Some(SLOW))?;
         }
         system.cli().well(&["migrate", &job, "--to", to])?;
-        let stops = |job: &v1::Job| ["stopping", "shipping", "starting"].contains(&phase_of(job));
-        system.watch(&job, "the stop at the old site", stops)?;
-        // The new site's agent stands still, so that it cannot begin before the old site's vault is dead.
+        let ships = |job: &v1::Job| ["shipping", "starting", "done"].contains(&phase_of(job));
+        let ended = |job: &v1::Job| job.state() == v1::JobState::Succeeded;
+        if !ships(&system.watch(&job, "the stop at the old site", |job| ships(job) || ended(job))?) {
+            self.sites.wan.limit(&from, None)?;
+            return Ok(None);
+        }
+        // The new site's agent stands still, so that it cannot begin before the old site's vault is dead; for less time
+        // than a node may be silent.
         let agent = system.pid_of(&format!("node-{}", node_of(to)))?;
         if case.vault_dies {
             processes::signal(agent, Signal::SIGSTOP);
@@ -272,7 +216,7 @@ impl Runs {
             self.sites.system.wait_vault(&from)?;
         }
         let (run, differs) = self.compare(&case, &job)?;
-        Ok(Outcome {
+        Ok(Some(Outcome {
             run,
             differs,
             carried: view.migration.map_or(0, |row| row.step),
@@ -281,7 +225,7 @@ impl Runs {
             counted,
             whole: seen.whole(&job),
             durable: 0,
-        })
+        }))
     }
 
     /// Breaks the connections of a transfer that is on its way; then the link is fast again.
@@ -320,91 +264,4 @@ impl Runs {
         let nothing = Traffic::default();
         Ok(Outcome { run, differs, carried: 0, vault_was_dead, missing: 0, counted: nothing, whole: 0, durable })
     }
-}
-
-fn curves(planned: &[(Case, Outcome)], lost: &[Outcome], spoiled: &Outcome) -> Vec<Figure> {
-    let moved: Vec<&Outcome> = planned.iter().map(|(_, outcome)| outcome).collect();
-    let lost: Vec<&Outcome> = lost.iter().collect();
-    let control =
-        format!("one bit of the optimiser flipped: {}", spoiled.differs.as_deref().unwrap_or("no difference"));
-    let equal = |all: &[&Outcome], metric: &str| {
-        let good = all.iter().filter(|one| one.differs.is_none() && one.run.firsts.len() > 1).count();
-        let told = format!("{good} of {}", all.len());
-        Figure::new(metric, told, "all", good == all.len())
-            .control(control.clone(), spoiled.differs.is_some())
-            .peer("the same training, uninterrupted")
-    };
-    let follows = |one: &&&Outcome| one.resumed_at() == Some(one.carried + 1) && one.run.replayed == 0;
-    let follow = moved.iter().filter(follows).count();
-    let half = i64::try_from(planned.iter().filter(|(case, _)| case.vault_dies).count()).unwrap_or(0);
-    let dead = i64::try_from(moved.iter().filter(|one| one.vault_was_dead).count()).unwrap_or(0);
-    let mut all = vec![
-        equal(&moved, "planned moves: losses equal to the bit, every sample once"),
-        Figure::new(
-            "first step at the new site is the checkpoint's + 1, none replayed",
-            format!("{follow} of {}", moved.len()),
-            "all",
-            follow == moved.len(),
-        ),
-        Figure::at_least(
-            "moves in which the old site's vault was dead before the first step at the new one",
-            dead,
-            half,
-        ),
-        equal(&lost, "killed nodes: losses equal to the bit, every sample once"),
-    ];
-    // Nothing that was durable elsewhere is done again, so what is done again is at most an interval and the lag.
-    let kept = lost.iter().filter(|one| one.resumed_at().is_some_and(|first| first > one.durable)).count();
-    let last = |one: &Outcome| one.resumed_at().unwrap_or(1) - 1 + one.run.replayed;
-    let lag = lost.iter().map(|one| (last(one) / EVERY * EVERY).saturating_sub(one.durable)).max().unwrap_or(0);
-    let within =
-        lost.iter().all(|one| one.run.replayed <= EVERY + (last(one) / EVERY * EVERY).saturating_sub(one.durable));
-    let worst = lost.iter().map(|one| one.run.replayed).max().unwrap_or(0);
-    all.push(Figure::new(
-        "steps replayed after the loss of a node, at most",
-        worst,
-        format!("an interval ({EVERY}) + what was not yet copied at the kill (at most {lag})"),
-        within && kept == lost.len(),
-    ));
-    all
-}
-
-fn transfers(planned: &[(Case, Outcome)], resumed: u64) -> Vec<Figure> {
-    let ratios = || planned.iter().map(|(_, outcome)| outcome.ratio());
-    let (least, most) = (ratios().fold(f64::INFINITY, f64::min), ratios().fold(0.0, f64::max));
-    let fits = |ratio: f64| (1.0..=1.05).contains(&ratio);
-    let mut all = vec![
-        Figure::new(
-            "bytes at the old vault's port (nftables counter, both ways) to bytes that were missing",
-            format!("{least:.4} to {most:.4}"),
-            "1.00 to 1.05",
-            ratios().all(fits),
-        )
-        .peer("sizes of blobs and manifests on the new vault's disk"),
-    ];
-    for (_, frozen) in planned.iter().filter(|(case, _)| case.frozen) {
-        let whole = ratio(frozen.whole, frozen.missing);
-        all.push(
-            Figure::new(
-                "the job with half of its tensors frozen",
-                format!("{:.4}", frozen.ratio()),
-                "1.00 to 1.05",
-                fits(frozen.ratio()),
-            )
-            .control(format!("whole checkpoints: {whole:.4}"), !fits(whole)),
-        );
-    }
-    for (_, cut) in planned.iter().filter(|(case, _)| case.cut) {
-        let again = ratio(cut.counted.both() + BEFORE_CUT, cut.missing);
-        all.push(
-            Figure::new(
-                "the transfer that was cut",
-                format!("{:.4}, {resumed} blobs resumed", cut.ratio()),
-                "1.00 to 1.05, some resumed",
-                fits(cut.ratio()) && resumed > 0,
-            )
-            .control(format!("begun again: {again:.4}"), !fits(again)),
-        );
-    }
-    all
 }

@@ -13,7 +13,7 @@ use crate::figure::Figure;
 use crate::trainer::{Shape, Trainer};
 use crate::wait_for;
 
-const SHAPE: Shape = Shape { steps: 300, pause: 30, every: 20 };
+const SHAPE: Shape = Shape { steps: 360, pause: 30, every: 20 };
 const CUT_AT: u64 = 70;
 /// How long the old attempt, and then the news of it, may take.
 const PATIENCE: Duration = Duration::from_secs(120);

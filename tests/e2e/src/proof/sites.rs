@@ -34,7 +34,7 @@ impl Sites {
             sites: 0,
             nodes: 1,
             window: Duration::from_secs(1),
-            loss_timeout: Duration::from_secs(4),
+            loss_timeout: Duration::from_secs(6),
             no_restart: true,
             listen: Some(SocketAddr::from((HUB, PORT))),
         };
