@@ -6,7 +6,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use sluice_types::{AttemptId, JobId};
@@ -15,20 +15,28 @@ use tokio::sync::broadcast;
 /// The most that is kept of one attempt's log.
 const MAX_LOG: u64 = 256 << 20;
 
-/// All logs.
+/// Jobs share so many locks.
+const LOCKS: usize = 64;
+
+/// All logs. Reads and appends block: callers keep them away from async threads.
 #[derive(Debug)]
 pub(crate) struct LogStore {
     folder: PathBuf,
     changes: broadcast::Sender<JobId>,
-    // One writer at a time: appends are small and rare beside commits.
-    write: Mutex<()>,
+    // One writer per job at a time: two attempts of a rank must not both believe to be the newest.
+    writing: [Mutex<()>; LOCKS],
 }
 
 impl LogStore {
     pub(crate) fn open(folder: &Path) -> std::io::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let (changes, _) = broadcast::channel(1024);
-        Ok(Self { folder: folder.to_owned(), changes, write: Mutex::new(()) })
+        Ok(Self { folder: folder.to_owned(), changes, writing: [const { Mutex::new(()) }; LOCKS] })
+    }
+
+    fn lock(&self, job: JobId) -> MutexGuard<'_, ()> {
+        let place = usize::try_from(job.raw() % LOCKS as u64).unwrap_or(0);
+        self.writing[place].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn rank_folder(&self, job: JobId, rank: u32) -> PathBuf {
@@ -51,7 +59,7 @@ impl LogStore {
         offset: u64,
         data: &[u8],
     ) -> std::io::Result<()> {
-        let _one = self.write.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.lock(job);
         let folder = self.rank_folder(job, rank);
         std::fs::create_dir_all(&folder)?;
         let newest = self.attempts(job, rank)?.pop();
@@ -109,7 +117,7 @@ impl LogStore {
 
     /// Deletes all logs of a job.
     pub(crate) fn remove(&self, job: JobId) -> std::io::Result<()> {
-        let _one = self.write.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one = self.lock(job);
         std::fs::remove_dir_all(self.folder.join(job.to_string()))
     }
 

@@ -1,6 +1,7 @@
 //! Watches: the current jobs first, then every change, never a silent loss; and logs that follow.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_lifecycle::model::Job;
@@ -69,7 +70,9 @@ impl Api {
         let mut offset = message.offset;
         let mut quiet = false;
         loop {
-            let data = self.logs.read(job.id, message.rank, offset, LOG_PIECE).map_err(|error| {
+            let (logs, id, rank) = (Arc::clone(&self.logs), job.id, message.rank);
+            let data = tokio::task::spawn_blocking(move || logs.read(id, rank, offset, LOG_PIECE)).await;
+            let data = data.map_err(std::io::Error::other).and_then(|data| data).map_err(|error| {
                 tracing::error!(%error, "a log cannot be read");
                 sluice_proto::error::refuse(sluice_types::Reason::Unavailable, "the log cannot be read now")
             })?;
@@ -91,11 +94,9 @@ impl Api {
                 grown = grows(&mut changes, job.id, if ended { LOG_TAIL } else { BOOKMARK }) => grown,
                 // The job may have ended: look again.
                 _ = news.changed(), if !ended => true,
+                () = sender.closed() => return Ok(()),
             };
             quiet = ended && !grown;
-            if sender.is_closed() {
-                return Ok(());
-            }
         }
     }
 }
@@ -139,13 +140,15 @@ impl Watcher {
         let mut news = self.api.events.clone();
         loop {
             at = self.changes(at).await?;
-            match tokio::time::timeout(BOOKMARK, news.changed()).await {
+            let changed = tokio::select! {
+                // A watcher that has gone is not found out at the next event only.
+                () = self.sender.closed() => return Ok(()),
+                changed = tokio::time::timeout(BOOKMARK, news.changed()) => changed,
+            };
+            match changed {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) => return Ok(()),
                 Err(_) => self.tell(Told::Bookmark(v1::Bookmark {}), at).await?,
-            }
-            if self.sender.is_closed() {
-                return Ok(());
             }
         }
     }

@@ -2,6 +2,7 @@
 
 mod hub;
 mod identity;
+mod intake;
 mod node;
 mod relay;
 mod vault;

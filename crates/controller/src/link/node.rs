@@ -1,6 +1,6 @@
 //! The stream of a node: its reports go to the writer in order, what it should be doing comes back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,12 +13,14 @@ use sluice_proto::v1::attach_request::Message as Up;
 use sluice_proto::v1::attach_response::Message as Down;
 use sluice_proto::v1::node_service_server::NodeService;
 use sluice_store::Store;
-use sluice_types::{AttemptId, Generation, JobId, LeaseId, Nanos, NodeId, Reason};
+use sluice_types::{Generation, LeaseId, Nanos, NodeId, Reason};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::hub::LINK_QUEUE;
+use super::intake::{Intake, LogTarget};
 use super::{Answers, Hub, subject};
 use crate::directory::Directory;
 use crate::logs::LogStore;
@@ -29,6 +31,8 @@ use crate::writer::WriterHandle;
 const SILENCE: Duration = Duration::from_secs(30);
 /// Log channels open on one stream.
 const MAX_CHANNELS: usize = 4096;
+/// A log that could not be kept is asked for again after so long.
+const MEND_AFTER: Duration = Duration::from_secs(5);
 
 /// Serves nodes.
 #[derive(Clone)]
@@ -82,21 +86,33 @@ impl NodeApi {
         let report = report.ok_or_else(|| refuse_field("hello", "the first message is hello"))?;
         let answer = self.submit(node, Generation::ZERO, report).await?;
         let seat = self.hub.seat_node(node, sender.clone());
+        let intake = Intake::start(Arc::clone(&self.logs), Arc::clone(&self.metrics), sender.clone());
         let mut session = Session {
             api: self,
             node,
             generation: answer.generation,
             sender,
             channels: HashMap::new(),
-            logged: HashMap::new(),
+            logged: HashSet::new(),
             next_channel: 1,
+            intake,
+            broken: VecDeque::new(),
         };
         session.send(Down::Welcome(self.welcome(node, answer.generation))).await?;
         self.writer.refresh(node).await;
         tracing::info!(%node, generation = %answer.generation, "node attached");
         loop {
+            let due = session.broken.front().map(|(due, _)| *due);
             let message = tokio::select! {
                 () = seat.stop.cancelled() => return Err(refuse(Reason::StaleGeneration, "a newer stream is open")),
+                Some(channel) = session.intake.broken.recv() => {
+                    session.broke(channel).await?;
+                    continue;
+                }
+                () = sleep_until(due) => {
+                    session.mend().await?;
+                    continue;
+                }
                 message = next(&mut inbound) => message?,
             };
             let Some(message) = message else { return Ok(()) };
@@ -136,13 +152,10 @@ async fn next(inbound: &mut Streaming<v1::AttachRequest>) -> Result<Option<Up>, 
     }
 }
 
-/// Where a log channel's bytes go.
-struct LogTarget {
-    job: JobId,
-    rank: u32,
-    attempt: AttemptId,
-    /// Where in the log the channel began: frames count from there.
-    begin: u64,
+/// An open log channel.
+struct LogChannel {
+    key: TaskKey,
+    target: LogTarget,
 }
 
 struct Session<'a> {
@@ -150,9 +163,13 @@ struct Session<'a> {
     node: NodeId,
     generation: Generation,
     sender: Sender,
-    channels: HashMap<u64, LogTarget>,
-    logged: HashMap<LeaseId, u64>,
+    channels: HashMap<u64, LogChannel>,
+    /// Leases with an open channel.
+    logged: HashSet<LeaseId>,
     next_channel: u64,
+    intake: Intake,
+    /// Logs whose channel broke, and when they are asked for again; the first is the first due.
+    broken: VecDeque<(Instant, TaskKey)>,
 }
 
 impl Session<'_> {
@@ -204,7 +221,7 @@ impl Session<'_> {
 
     /// Asks for the task's log from where the kept copy ends.
     async fn open_log(&mut self, key: TaskKey) -> Result<(), Status> {
-        if self.logged.contains_key(&key.lease) || self.channels.len() >= MAX_CHANNELS {
+        if self.logged.contains(&key.lease) || self.channels.len() >= MAX_CHANNELS {
             return Ok(());
         }
         let lease = match self.api.store.get_lease(key.lease).await {
@@ -219,26 +236,47 @@ impl Session<'_> {
         self.next_channel += 1;
         let offset = self.api.logs.length(lease.job, lease.rank, lease.attempt);
         let target = LogTarget { job: lease.job, rank: lease.rank, attempt: lease.attempt, begin: offset };
-        self.channels.insert(channel, target);
-        self.logged.insert(key.lease, channel);
+        self.channels.insert(channel, LogChannel { key, target });
+        self.logged.insert(key.lease);
         let purpose = Some(v1::channel_open::Purpose::Log(v1::LogChannel { offset }));
         self.send(Down::Open(v1::ChannelOpen { channel, key: Some(convert::task_key_back(&key)), purpose })).await
     }
 
     async fn frame(&mut self, frame: v1::ChannelFrame) -> Result<(), Status> {
-        let Some(target) = self.channels.get(&frame.channel) else { return Ok(()) };
-        let offset = target.begin.saturating_add(frame.offset);
-        let taken = self.api.logs.append(target.job, target.rank, target.attempt, offset, &frame.data);
-        if let Err(error) = taken {
-            tracing::warn!(%error, job = %target.job, "cannot keep a piece of a log");
+        let Some(open) = self.channels.get(&frame.channel) else { return Ok(()) };
+        let (target, lease, channel, end) = (open.target, open.key.lease, frame.channel, frame.end);
+        self.intake.take(target, frame).await;
+        if end {
+            // Complete, or the node gave up: another report of the task asks for what is missing.
+            self.channels.remove(&channel);
+            self.logged.remove(&lease);
         }
-        self.api.metrics.logged(frame.data.len());
-        if frame.end {
-            self.channels.remove(&frame.channel);
-            return Ok(());
+        Ok(())
+    }
+
+    /// A piece could not be kept: the channel is closed and the log asked for again from where the file ends, later.
+    async fn broke(&mut self, channel: u64) -> Result<(), Status> {
+        let Some(open) = self.channels.remove(&channel) else { return Ok(()) };
+        self.broken.push_back((Instant::now() + MEND_AFTER, open.key));
+        let end = v1::ChannelFrame { channel, end: true, ..v1::ChannelFrame::default() };
+        self.send(Down::Frame(end)).await
+    }
+
+    async fn mend(&mut self) -> Result<(), Status> {
+        while self.broken.front().is_some_and(|(due, _)| *due <= Instant::now())
+            && let Some((_, key)) = self.broken.pop_front()
+        {
+            self.logged.remove(&key.lease);
+            self.open_log(key).await?;
         }
-        let acknowledged = frame.offset.saturating_add(frame.data.len() as u64);
-        let ack = v1::ChannelFrame { channel: frame.channel, acknowledged, ..v1::ChannelFrame::default() };
-        self.send(Down::Frame(ack)).await
+        Ok(())
+    }
+}
+
+/// Sleeps until then; for ever where nothing is due.
+async fn sleep_until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
     }
 }
