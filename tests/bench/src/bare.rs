@@ -48,9 +48,14 @@ impl Rehearsal {
             self.number += 1;
         }
         let mut rows = self.step(submits)?;
-        let plan = self.world.decide(Limits::default());
-        anyhow::ensure!(plan.placements.len() == size, "{} of {size} jobs were placed", plan.placements.len());
-        rows.append(self.step(vec![Command::Plan(plan)])?);
+        let mut left = size;
+        while left > 0 {
+            let plan = self.world.decide(Limits::default());
+            let placed = plan.placements.len();
+            anyhow::ensure!(placed > 0, "{left} of {size} jobs were not placed");
+            rows.append(self.step(vec![Command::Plan(plan)])?);
+            left = left.saturating_sub(placed);
+        }
         Ok(rows)
     }
 

@@ -37,11 +37,17 @@ pub(crate) fn serve(arguments: &ServeArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The controller's process; killed when dropped.
-struct Victim(Child);
+/// A controller in a process of its own; killed when dropped.
+pub(crate) struct Victim(Child);
 
 impl Victim {
-    fn start(data: &std::path::Path, database: &str) -> anyhow::Result<(Self, SocketAddr)> {
+    /// Its process id.
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Starts it and waits until it listens.
+    pub(crate) fn start(data: &std::path::Path, database: &str) -> anyhow::Result<(Self, SocketAddr)> {
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("serve").arg("--data").arg(data).args(["--database", database]);
         let child = command.stdout(Stdio::piped()).stdin(Stdio::null()).spawn().context("no process")?;

@@ -77,6 +77,8 @@ pub(crate) enum Call {
 struct Pace {
     next: AtomicU64,
     measuring: AtomicBool,
+    /// The controller may be gone from now on.
+    closing: AtomicBool,
     ending: AtomicBool,
 }
 
@@ -89,8 +91,12 @@ pub(crate) async fn run(
     length: Length,
     mut look: impl FnMut() -> anyhow::Result<()>,
 ) -> anyhow::Result<Outcome> {
-    let pace =
-        Arc::new(Pace { next: AtomicU64::new(0), measuring: AtomicBool::new(false), ending: AtomicBool::new(false) });
+    let pace = Arc::new(Pace {
+        next: AtomicU64::new(0),
+        measuring: AtomicBool::new(false),
+        closing: AtomicBool::new(false),
+        ending: AtomicBool::new(false),
+    });
     let mut workers = JoinSet::new();
     for client in clients {
         for _ in 0..in_flight {
@@ -104,6 +110,7 @@ pub(crate) async fn run(
     tokio::time::sleep(length.span).await;
     pace.measuring.store(false, Ordering::SeqCst);
     let took = begin.elapsed();
+    pace.closing.store(true, Ordering::SeqCst);
     look()?;
     pace.ending.store(true, Ordering::SeqCst);
     let mut all = Outcome { took, ..Outcome::default() };
@@ -112,6 +119,32 @@ pub(crate) async fn run(
     }
     all.calls.sort_unstable();
     Ok(all)
+}
+
+/// How many of the same calls per second are only carried there and back: refused for their key, with nothing done.
+pub(crate) async fn carried(clients: &[Jobs], in_flight: usize, span: Duration) -> anyhow::Result<(u64, Duration)> {
+    let begin = Instant::now();
+    let mut workers = JoinSet::new();
+    for client in clients {
+        for _ in 0..in_flight {
+            let mut client = client.clone();
+            workers.spawn(async move {
+                let mut calls = 0;
+                while begin.elapsed() < span {
+                    match client.submit_job(client::submit(calls)?).await {
+                        Err(status) if status.code() == tonic::Code::Unauthenticated => calls += 1,
+                        other => anyhow::bail!("a stranger was answered {other:?}"),
+                    }
+                }
+                Ok(calls)
+            });
+        }
+    }
+    let mut calls = 0;
+    while let Some(worker) = workers.join_next().await {
+        calls += worker.context("a worker ended")??;
+    }
+    Ok((calls, begin.elapsed()))
 }
 
 /// Submits exactly `jobs` jobs in batches of 100 and checks that each was accepted.
@@ -148,7 +181,7 @@ async fn work(mut client: Jobs, call: Call, pace: Arc<Pace>) -> anyhow::Result<O
         let jobs = match one(&mut client, call, number).await? {
             Ok(jobs) => jobs,
             // The controller was killed: what was in flight is not known to anybody.
-            Err(status) if status.code() == tonic::Code::Unavailable || pace.ending.load(Ordering::SeqCst) => {
+            Err(_) if pace.closing.load(Ordering::SeqCst) => {
                 seen.cut += 1;
                 return Ok(seen);
             }

@@ -11,24 +11,24 @@ pub(crate) fn load() -> String {
     format!("load {minute} on {cores} cores")
 }
 
-/// Resident memory in bytes.
-pub(crate) fn resident() -> u64 {
-    status("VmRSS:")
+/// Resident memory of a process in bytes.
+pub(crate) fn resident(process: u32) -> u64 {
+    status(process, "VmRSS:")
 }
 
 /// The most that was resident since [`forget_peak`], in bytes.
-pub(crate) fn peak() -> u64 {
-    status("VmHWM:")
+pub(crate) fn peak(process: u32) -> u64 {
+    status(process, "VmHWM:")
 }
 
 /// Begins to watch for a new peak.
-pub(crate) fn forget_peak() {
+pub(crate) fn forget_peak(process: u32) {
     // Where the kernel refuses, the peak is of the whole run, which only makes the figure worse.
-    let _ = fs::write("/proc/self/clear_refs", "5");
+    let _ = fs::write(format!("/proc/{process}/clear_refs"), "5");
 }
 
-fn status(field: &str) -> u64 {
-    let text = fs::read_to_string("/proc/self/status").unwrap_or_default();
+fn status(process: u32, field: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix(field));
     let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
     kib.unwrap_or(0) << 10

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::process;
 
@@ -19,8 +20,8 @@ pub(crate) struct Line {
     pub(crate) unit: &'static str,
     /// The goal in words, where there is one.
     pub(crate) goal: Option<String>,
-    /// The figure of the control of the same run.
-    pub(crate) control: Option<f64>,
+    /// The figure of the control of the same run, or what the control showed.
+    pub(crate) control: Value,
     /// What the control is, why a figure is missing, or under which load it was taken.
     pub(crate) peer: String,
     /// Whether the goal is reached, where there is one.
@@ -42,7 +43,8 @@ impl Report {
             Some(false) => " DOES NOT HOLD",
             None => "",
         };
-        println!("{}: {value}{goal}{verdict} ({})", line.metric, line.peer);
+        let control = line.control.as_str().map(|text| format!("; control: {text}")).unwrap_or_default();
+        println!("{}: {value}{goal}{verdict} ({}{control})", line.metric, line.peer);
         self.lines.push(line);
     }
 
@@ -64,7 +66,7 @@ impl Report {
             value: Some(value),
             unit: "ratio",
             goal: Some(format!("at least {least}")),
-            control: Some(control),
+            control: control.into(),
             peer: format!("bare loop {control:.0} jobs/s; {}", process::load()),
             holds: Some(value >= least),
             ..empty(metric.into())
@@ -87,7 +89,7 @@ impl Report {
             unit,
             goal: Some(text),
             holds: Some(reached && holds),
-            peer: control,
+            control: control.into(),
             ..empty(metric.into())
         });
     }
@@ -128,7 +130,7 @@ impl Goal {
 
 fn empty(metric: String) -> Line {
     let peer = process::load();
-    Line { line: "spine-6", metric, value: None, unit: "", goal: None, control: None, peer, holds: None }
+    Line { line: "spine-6", metric, value: None, unit: "", goal: None, control: Value::Null, peer, holds: None }
 }
 
 fn number(value: f64, unit: &str) -> String {

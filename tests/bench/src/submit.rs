@@ -56,7 +56,8 @@ fn measure(
     if arguments.quick {
         return kill::run(arguments, source, runtimes.1, report);
     }
-    let (single, group) = phase(arguments, source, runtimes, arguments.clients, arguments.in_flight, Call::Single)?;
+    let (single, group) =
+        phase(arguments, source, runtimes, arguments.clients, arguments.in_flight, Call::Single, report)?;
     let bare = control(arguments, source, runtimes.1, group)?;
     if kind == "sqlite" {
         report.goal(format!("{kind}: single submits"), single.rate(), "jobs/s", Goal::AtLeast(20_000.0));
@@ -71,7 +72,7 @@ fn measure(
     kill::run(arguments, source, runtimes.1, report)?;
     if arguments.batch {
         let clients = BATCH_CLIENTS.min(arguments.clients);
-        let (batch, group) = phase(arguments, source, runtimes, clients, 1, Call::Batch(BATCH))?;
+        let (batch, group) = phase(arguments, source, runtimes, clients, 1, Call::Batch(BATCH), report)?;
         let bare = control(arguments, source, runtimes.1, group)?;
         report.figure(format!("{kind}: batches of {BATCH}"), batch.rate(), "jobs/s");
         report.figure(format!("{kind}: batches of {BATCH}, p99"), batch.latency(990), "ms");
@@ -81,7 +82,7 @@ fn measure(
     if arguments.many && !source.is_fresh() {
         report.skipped(format!("{kind}: 100,000 jobs"), "the database that was named has other jobs");
     } else if arguments.many {
-        many::run(arguments, source, runtimes, report)?;
+        many::run(arguments, source, runtimes.1, report)?;
     }
     Ok(())
 }
@@ -93,6 +94,7 @@ fn latencies(report: &mut Report, kind: &str, what: &str, outcome: &Outcome) {
 }
 
 /// One controller on a fresh database under load; what came of it and how many jobs a commit had.
+#[allow(clippy::too_many_arguments)]
 fn phase(
     arguments: &SubmitArgs,
     source: &Source,
@@ -100,6 +102,7 @@ fn phase(
     clients: usize,
     in_flight: usize,
     call: Call,
+    report: &mut Report,
 ) -> anyhow::Result<(Outcome, usize)> {
     let fresh = calling.block_on(source.fresh(arguments.folder.as_deref()))?;
     calling.block_on(server::furnish(&fresh, arguments.nodes))?;
@@ -114,6 +117,19 @@ fn phase(
     let length = Length { warm_up: WARM_UP, span: Duration::from_secs(arguments.seconds) };
     let outcome = calling.block_on(load::run(&clients, in_flight, call, length, look))?;
     drop(clients);
+    if matches!(call, Call::Single) {
+        let strangers = calling.block_on(door.for_strangers()?.enter_all(arguments.clients))?;
+        let before = process::processor_time();
+        let span = Duration::from_secs(arguments.seconds.div_ceil(2));
+        let (calls, took) = calling.block_on(load::carried(&strangers, in_flight, span))?;
+        println!(
+            "the same calls, refused at the door: {}",
+            process::per_job(&before, &process::processor_time(), calls)
+        );
+        let rate = calls as f64 / took.as_secs_f64();
+        report.figure(format!("{}: the same calls refused at the door", source.name()), rate, "calls/s");
+    }
+    anyhow::ensure!(outcome.cut == 0, "{} calls failed", outcome.cut);
     let [((rounds_before, _), before), ((rounds_after, _), after)] = &looks[..] else {
         anyhow::bail!("the load was not looked at twice");
     };
