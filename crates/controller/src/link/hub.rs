@@ -245,6 +245,8 @@ impl Hub {
         let order = v1::RelayOrder { relay, digest: digest.to_string(), offset, window };
         let message = v1::LinkResponse { message: Some(v1::link_response::Message::Relay(order)) };
         link.sender.try_send(Ok(message)).ok()?;
+        // Of callers that went away before a part came.
+        link.relays.retain(|_, receiver| !receiver.is_closed());
         link.relays.insert(relay, sender);
         Some((relay, receiver))
     }

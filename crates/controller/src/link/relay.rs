@@ -89,7 +89,11 @@ impl BlobSource {
 
     async fn open_in_vault(&self, site: SiteId, digest: Digest, offset: u64) -> Result<BlobStream, RelayError> {
         let (relay, mut data) = self.hub.open_relay(site, digest, offset, WINDOW).ok_or(RelayError::Gone)?;
-        let first = tokio::time::timeout(PATIENCE, data.recv()).await.ok().flatten().ok_or(RelayError::Gone)?;
+        let Some(first) = tokio::time::timeout(PATIENCE, data.recv()).await.ok().flatten() else {
+            // Else it would be kept for a vault that never answers.
+            self.hub.grant(site, relay, offset, true);
+            return Err(RelayError::Gone);
+        };
         if !first.error.is_empty() {
             return Err(RelayError::Missing);
         }
@@ -113,6 +117,7 @@ impl BlobSource {
                 hub.grant(site, relay, at + WINDOW, false);
                 next = tokio::time::timeout(PATIENCE, data.recv()).await.ok().flatten();
             }
+            hub.grant(site, relay, at, true);
             // The receiver is gone too, if this fails.
             let _ = sender.send(Err(RelayError::Gone)).await;
         });
