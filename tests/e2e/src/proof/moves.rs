@@ -95,15 +95,6 @@ impl Runs {
             );
             planned.push((case, outcome));
         }
-        let resumed = self.sites.system.metrics("sites/a/vault")?.get("sluice_vault_transfers_resumed_total").copied();
-        let resumed = resumed.unwrap_or(0)
-            + self
-                .sites
-                .system
-                .metrics("sites/b/vault")?
-                .get("sluice_vault_transfers_resumed_total")
-                .copied()
-                .unwrap_or(0);
         let spoiled = self.planned(Case { seed: 1000, at: EVERY, spoiled: true, ..Case::default() })?;
         let mut lost = Vec::new();
         for number in 0..plan.unplanned {
@@ -120,7 +111,7 @@ impl Runs {
             lost.push(outcome);
         }
         let mut all = curves(&planned, &lost, &spoiled);
-        all.extend(transfers(&planned, resumed));
+        all.extend(transfers(&planned));
         let count = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
         let strange: Vec<_> = foreign.values().flatten().cloned().collect();
         all.push(Figure::exactly("files of others that a host sees", count(strange.len()), 0).peer(&format!(
@@ -209,6 +200,9 @@ impl Runs {
         let place = usize::from(from != NAMES[0]);
         let seen = self.store(to).ever();
         let counted = self.sites.wan.traffic(&from)?.since(counted[place]);
+        // A vault that is killed later counts anew.
+        let figures = self.sites.system.metrics(&format!("sites/{to}/vault"))?;
+        let resumed = figures.get("sluice_vault_transfers_resumed_total").copied().unwrap_or(0);
         let view = self.sites.system.success(&job)?;
         let vault_was_dead = died.is_some() && begun?.len() <= 1;
         if let Some(launch) = died {
@@ -225,6 +219,7 @@ impl Runs {
             counted,
             whole: seen.whole(&job),
             durable: 0,
+            resumed,
         }))
     }
 
@@ -262,6 +257,16 @@ impl Runs {
         self.sites.system.wait_node(&from, &node)?;
         let (run, differs) = self.compare(&case, &job)?;
         let nothing = Traffic::default();
-        Ok(Outcome { run, differs, carried: 0, vault_was_dead, missing: 0, counted: nothing, whole: 0, durable })
+        Ok(Outcome {
+            run,
+            differs,
+            carried: 0,
+            vault_was_dead,
+            missing: 0,
+            counted: nothing,
+            whole: 0,
+            durable,
+            resumed: 0,
+        })
     }
 }

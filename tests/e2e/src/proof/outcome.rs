@@ -65,6 +65,8 @@ pub(super) struct Outcome {
     pub(super) whole: u64,
     /// Of a loss: the newest step at the other site when the node died.
     pub(super) durable: u64,
+    /// Blobs that the new site's vault went on with behind a cut, by its own count.
+    pub(super) resumed: u64,
 }
 
 impl Outcome {
@@ -132,7 +134,7 @@ pub(super) fn curves(planned: &[(Case, Outcome)], lost: &[Outcome], spoiled: &Ou
 }
 
 /// What travelled.
-pub(super) fn transfers(planned: &[(Case, Outcome)], resumed: u64) -> Vec<Figure> {
+pub(super) fn transfers(planned: &[(Case, Outcome)]) -> Vec<Figure> {
     let ratios = || planned.iter().map(|(_, outcome)| outcome.ratio());
     let (least, most) = (ratios().fold(f64::INFINITY, f64::min), ratios().fold(0.0, f64::max));
     let fits = |ratio: f64| (1.0..=1.05).contains(&ratio);
@@ -158,6 +160,7 @@ pub(super) fn transfers(planned: &[(Case, Outcome)], resumed: u64) -> Vec<Figure
         );
     }
     for (_, cut) in planned.iter().filter(|(case, _)| case.cut) {
+        let resumed = cut.resumed;
         let again = ratio(cut.counted.both() + BEFORE_CUT, cut.missing);
         all.push(
             Figure::new(
