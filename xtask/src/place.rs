@@ -99,3 +99,11 @@ pub(crate) fn has_program(package: &str, program: &str) -> anyhow::Result<bool> 
 
 /// Selects all packages, with what only tests have switched on.
 pub(crate) const ALL: [&str; 3] = ["--workspace", "--features", "sluice-store/testing"];
+
+/// This very program, to be started again. One that was built anew since it started is called deleted by the kernel; the
+/// new one at its place does the same.
+pub(crate) fn this_program() -> anyhow::Result<PathBuf> {
+    let path = std::env::current_exe().context("where this program is")?;
+    let text = path.to_str().and_then(|text| text.strip_suffix(" (deleted)")).map(PathBuf::from);
+    Ok(text.unwrap_or(path))
+}

@@ -138,10 +138,10 @@ impl CpuBackend {
         Ok(Self { config, memory_each, enforcement, driver, grants: Mutex::new(BTreeMap::new()) })
     }
 
-    /// Removes the node's own, empty groups from the host, for a node that goes for good. Groups that still hold
-    /// processes stay, as do the parents that other nodes share.
-    pub fn retire(self) {
-        if let Some(driver) = &self.driver {
+    /// Removes the node's own groups from the host when it stops, unless slices are granted: their tasks run on. The
+    /// parents that other nodes share stay.
+    pub fn retire(&self) {
+        if let Some(driver) = self.driver.as_ref().filter(|_| self.grants().is_empty()) {
             // An empty key names the node's own folder in each hierarchy.
             let _busy = driver.group("").remove();
         }

@@ -52,6 +52,17 @@ pub struct Settings {
     pub keep_outputs: Nanos,
 }
 
+impl Settings {
+    /// How far ahead a job without a run limit is promised: [`Settings::hold_windows`], and at least what may run between
+    /// its last posted window and the cut of a loss, which would else be used and never paid.
+    #[must_use]
+    pub const fn held_ahead(&self) -> Nanos {
+        let windows = self.window.get().saturating_mul(self.hold_windows as u64);
+        let silence = self.loss_timeout.get().saturating_add(self.window.get().saturating_mul(2));
+        Nanos::new(if windows > silence { windows } else { silence })
+    }
+}
+
 impl Default for Settings {
     fn default() -> Self {
         Self {

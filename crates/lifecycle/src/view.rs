@@ -84,7 +84,7 @@ impl State {
     pub(crate) fn hold_time(&self, job: &Job) -> Nanos {
         match job.spec.max_run_time {
             Some(limit) => Nanos::new(limit.minus(job.run_time).get().max(1_000_000_000)),
-            None => Nanos::new(self.settings.window.get().saturating_mul(u64::from(self.settings.hold_windows))),
+            None => self.settings.held_ahead(),
         }
     }
 

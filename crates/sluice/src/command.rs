@@ -10,7 +10,7 @@ use sluice_types::Nanos;
 
 /// Slices GPUs into metered fractions, runs jobs on them over many sites, and bills to the last unit.
 #[derive(Debug, Parser)]
-#[command(name = "sluice", version, about, propagate_version = true)]
+#[command(name = "sluice", version, about)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,

@@ -24,10 +24,6 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-/// As in the `sluice` binary.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// Measures the controller.
 #[derive(Debug, Parser)]
 #[command(name = "sluice-bench")]

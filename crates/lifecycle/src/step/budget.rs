@@ -117,11 +117,13 @@ impl Step<'_> {
         let (job, tenant, project) = (job.id, job.tenant, job.project);
         let window = self.state.settings.window;
         let leases = attempt.tasks.iter().filter_map(|task| self.state.leases.get(&task.lease));
-        let cost: i64 = leases.filter_map(|row| quote(&row.terms, window).ok()).map(Credits::units).sum();
+        let terms: Vec<_> = leases.map(|row| row.terms).collect();
+        let quoted = |span| -> i64 { terms.iter().filter_map(|it| quote(it, span).ok()).map(Credits::units).sum() };
+        let cost = quoted(window);
+        let full = quoted(self.state.settings.held_ahead());
         self.follow_budgets(id, tenant, project);
 
         let remaining = self.remaining(funds);
-        let full = cost.saturating_mul(i64::from(self.state.settings.hold_windows));
         let aim = if limited { remaining } else { full.max(remaining) };
         let strict = self.budgets_of(id).into_iter().filter(|budget| self.is_strict(budget.scope));
         let reach = strict.map(|budget| self.remaining(budget.hold) + self.room(&budget)).min().unwrap_or(i64::MAX);

@@ -36,7 +36,7 @@ pub(crate) async fn node(arguments: NodeArgs, global: &Global) -> anyhow::Result
     let name: Name = name.parse().context("the node's name")?;
     let host = host::identity(&folder, &arguments.join, HostKind::Node(name.to_string())).await?;
     let stop = process::stop_signal()?;
-    let config = config(&arguments, &folder, name, &host)?;
+    let (config, backend) = config(&arguments, &folder, name, &host)?;
     let figures = Arc::clone(&config.metrics);
     let figures: Figures = Arc::new(move || {
         figures.figures().into_iter().map(|(name, _, value)| (format!("sluice_node_{name}"), value)).collect()
@@ -44,10 +44,17 @@ pub(crate) async fn node(arguments: NodeArgs, global: &Global) -> anyhow::Result
     metrics::serve(arguments.process.metrics, &folder, figures, stop.clone()).await?;
     let (renewed, _) = watch::channel(0);
     tokio::spawn(host::keep_renewed(host, stop.clone(), renewed));
-    sluice_node::run(config, stop).await.context("the node agent ended")
+    sluice_node::run(config, stop).await.context("the node agent ended")?;
+    backend.retire();
+    Ok(())
 }
 
-fn config(arguments: &NodeArgs, folder: &Path, name: Name, host: &Host) -> anyhow::Result<NodeConfig> {
+fn config(
+    arguments: &NodeArgs,
+    folder: &Path,
+    name: Name,
+    host: &Host,
+) -> anyhow::Result<(NodeConfig, Arc<CpuBackend>)> {
     let cores = match &arguments.cores {
         Some(list) => CoreShare::parse_list(list)?,
         None => all_cores(arguments.system_milli)?,
@@ -56,7 +63,7 @@ fn config(arguments: &NodeArgs, folder: &Path, name: Name, host: &Host) -> anyho
         Some(memory) => memory,
         None => half_of_memory()?,
     };
-    let backend = CpuBackend::open(CpuConfig {
+    let backend = Arc::new(CpuBackend::open(CpuConfig {
         // Several systems may share a host: the site's id keeps their control groups apart.
         node: format!("{name}-{}", &host.id()[5..]).parse().context("the node's name")?,
         class: "cpu".parse().context("the class of processors")?,
@@ -65,9 +72,9 @@ fn config(arguments: &NodeArgs, folder: &Path, name: Name, host: &Host) -> anyho
         mode: if arguments.advisory { LimitMode::Advisory } else { LimitMode::Enforce },
         parent: "sluice".to_owned(),
         state: folder.join("device"),
-    })?;
+    })?);
     let program = std::env::current_exe().context("cannot tell where this program is")?;
-    let mut config = NodeConfig::new(folder.join("agent"), name, Arc::new(backend), program);
+    let mut config = NodeConfig::new(folder.join("agent"), name, backend.clone(), program);
     config.controllers = host::controllers(host, &arguments.join);
     let (up, vault) = (host.clone(), host.clone());
     config.tls = Arc::new(move || Some(up.controller_tls()));
@@ -76,7 +83,7 @@ fn config(arguments: &NodeArgs, folder: &Path, name: Name, host: &Host) -> anyho
     if arguments.advisory {
         config.sandbox.mode = SandboxMode::Advisory;
     }
-    Ok(config)
+    Ok((config, backend))
 }
 
 fn all_cores(system_milli: u32) -> anyhow::Result<Vec<CoreShare>> {

@@ -79,7 +79,7 @@ impl<'a> Bench<'a> {
     }
 
     fn measure(&self, loads: &[Load<'_>]) -> anyhow::Result<Vec<Got>> {
-        let program = std::env::current_exe().context("where this program is")?;
+        let program = place::this_program()?;
         let spinner = |threads: u32| {
             let mut command = Command::new(&program);
             command.args(["spin", &threads.to_string()]);
