@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
 const ROOT: &str = "/sys/fs/cgroup";
 /// All of a host's nodes have their groups below one of this name.
@@ -11,7 +12,10 @@ const PARENT: &str = "sluice";
 pub(crate) fn missing() -> Option<String> {
     let unified = Path::new(ROOT).join("cgroup.controllers").exists();
     let controller = if unified { PathBuf::from(ROOT) } else { Path::new(ROOT).join("cpu") };
-    let probe = controller.join(format!("sluice-e2e-{}", std::process::id()));
+    // Tests of one process ask at the same time.
+    static PROBES: AtomicU32 = AtomicU32::new(0);
+    let number = PROBES.fetch_add(1, Ordering::Relaxed);
+    let probe = controller.join(format!("sluice-e2e-{}-{number}", std::process::id()));
     match fs::create_dir(&probe).and_then(|()| fs::remove_dir(&probe)) {
         Ok(()) => None,
         Err(error) => Some(format!("control groups cannot be written ({}: {error})", probe.display())),
