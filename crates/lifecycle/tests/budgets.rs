@@ -2,9 +2,9 @@
 
 mod support;
 
-use sluice_lifecycle::UserCommand;
 use sluice_lifecycle::model::{BudgetPolicy, JobState};
-use sluice_types::{Credits, Reason};
+use sluice_lifecycle::{Settings, UserCommand};
+use sluice_types::{Credits, Nanos, Reason};
 use support::{Bench, WINDOW_COST};
 
 #[test]
@@ -195,11 +195,40 @@ fn a_period_without_a_grant_admits_nothing() {
     bench.budget(8, 100, BudgetPolicy::Suspend);
     let job = bench.submit(None);
     // The period changes between the planner's look and the writer's.
-    bench.now = bench.now.after(sluice_types::Nanos::from_secs(100));
+    bench.now = bench.now.after(Nanos::from_secs(100));
     bench.plan();
     assert_eq!(bench.job(job).state, JobState::Pending);
     bench.pass(1);
     bench.plan();
     assert_eq!(bench.job(job).state, JobState::Starting);
     assert!(bench.user(UserCommand::Cancel(job, None)).is_ok());
+}
+
+/// A budget that stopped to be strict for a while was passed; made strict again it stops the job, and what ran is paid.
+#[test]
+fn what_ran_beyond_a_budget_that_was_lenient_is_paid_when_it_is_strict_again() {
+    let mut bench = Bench::new();
+    bench.budget(8, 0, BudgetPolicy::Suspend);
+    let job = bench.run(None);
+    let key = bench.task(job);
+    bench.budget(8, 0, BudgetPolicy::AdmissionOnly);
+    (0..10).for_each(|_| bench.window(key));
+    bench.budget(8, 0, BudgetPolicy::Suspend);
+    assert_eq!(bench.job(job).state, JobState::Suspending);
+    bench.window(key);
+    assert_eq!(bench.state.lease(key.lease).unwrap().uncollected, Credits::ZERO);
+    assert_eq!(bench.budget_now().1, 11 * WINDOW_COST);
+}
+
+/// What runs from the last posted window until a loss is noticed was promised, however short the windows are beside it.
+#[test]
+fn a_hold_reaches_until_a_loss_is_noticed() {
+    let held = |loss: u64| {
+        let settings = Settings { loss_timeout: Nanos::from_secs(loss), ..Settings::default() };
+        let mut bench = Bench::with(settings);
+        let job = bench.run(None);
+        let attempt = bench.state.attempt(bench.task(job).attempt).unwrap();
+        bench.state.books().hold(attempt.funds).unwrap().remaining / WINDOW_COST
+    };
+    assert_eq!((held(15), held(120)), (6, 14));
 }

@@ -204,13 +204,11 @@ fn a_program_without_a_signal_ends_after_the_next_set_that_it_writes() {
 #[test]
 fn a_second_user_signal_asks_too() {
     let Some(node) = Node::enforced() else { return };
-    let script =
-        "mkdir -p ckpt; trap 'mkdir tmp; echo x > tmp/x; mv tmp ckpt/step-5' USR2; while :; do sleep 0.05; done";
+    let script = "mkdir -p ckpt; trap 'mkdir tmp; echo x > tmp/x; mv tmp ckpt/step-5' USR2; echo ready; while :; do sleep 0.05; done";
     let mut attempt = node.attempt(script);
     directory(&mut attempt, Completion::AtomicRename("step-*".to_owned()), Some(CheckpointSignal::Sigusr2));
     attempt.start();
-    attempt.wait_status("running", |status| status.phase == Phase::Running);
-    std::thread::sleep(Duration::from_millis(300));
+    attempt.wait_status("the trap", |status| status.log_bytes > 0);
     block_on(attempt.client().checkpoint_and_exit(Duration::from_secs(10))).unwrap();
     attempt.end();
     assert_eq!(staged(&attempt).iter().map(|set| set.step).collect::<Vec<_>>(), [5]);

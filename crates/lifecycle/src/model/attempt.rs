@@ -123,9 +123,6 @@ pub struct BudgetHold {
     pub scope: BudgetScope,
     /// Which of its periods.
     pub period: u64,
-    /// It promised as much as the funds did, so what it lacks is borne by the platform. A budget that was set over work
-    /// that ran already promised less: what it lacks is spent beyond it.
-    pub binding: bool,
 }
 
 impl BudgetHold {

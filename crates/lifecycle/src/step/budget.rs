@@ -97,8 +97,10 @@ impl Step<'_> {
         live.into_iter().for_each(|attempt| self.renew(attempt));
     }
 
-    /// Whether running jobs are suspended before they overdraw the budget.
-    pub(super) fn is_strict(&self, scope: BudgetScope) -> bool {
+    /// Whether running jobs are suspended before they overdraw the budget. Funds are never promised further than such a
+    /// budget reaches, so what the funds' hold pays is in its hold too; only a budget that was set over work that ran
+    /// already holds less, and that work is shown as spent beyond it.
+    fn is_strict(&self, scope: BudgetScope) -> bool {
         let budget = self.state.budgets.get(&scope.to_string());
         budget.is_some_and(|row| row.policy == BudgetPolicy::Suspend)
     }
@@ -179,10 +181,9 @@ impl Step<'_> {
             if let Some(old) = old {
                 self.void_hold(old.hold, format!("roll/{id}/{}", old.hold));
             }
-            let binding = strict && room >= promised;
             if let Some(row) = self.state.attempts.get_mut(&id) {
                 row.budgets.retain(|budget| budget.scope != scope);
-                row.budgets.push(BudgetHold { hold, scope, period, binding });
+                row.budgets.push(BudgetHold { hold, scope, period });
             }
         }
     }

@@ -306,9 +306,7 @@ impl Step<'_> {
         let quota = holds.split_off(money).pop();
         let funds = holds.remove(0);
         let budgets = accepted.budgets.iter().zip(holds).filter_map(|(key, hold)| match *key {
-            AccountKey::Budget(scope, period) => {
-                Some(BudgetHold { hold, scope, period, binding: self.is_strict(scope) })
-            }
+            AccountKey::Budget(scope, period) => Some(BudgetHold { hold, scope, period }),
             _ => None,
         });
         Some((funds, budgets.collect(), quota))

@@ -141,16 +141,14 @@ impl Step<'_> {
         };
         let why = "invariant: no more is posted than remains";
         let remaining = |step: &Self, hold| step.state.books.hold(hold).map_or(0, |row| row.remaining);
-        let binding = attempt.budgets.iter().filter(|budget| budget.binding && self.is_strict(budget.scope));
-        let promised = binding.map(|budget| remaining(self, budget.hold)).min().unwrap_or(i64::MAX);
-        let posted = amount.units().min(remaining(self, attempt.funds)).min(promised);
+        let posted = amount.units().min(remaining(self, attempt.funds));
         if posted == 0 {
             return (Credits::ZERO, Vec::new());
         }
         let cause = format!("window/{}/{sequence}", lease.id);
         self.post_hold(attempt.funds, posted, cause.clone()).expect(why);
         let mut shares = Vec::with_capacity(attempt.budgets.len());
-        for BudgetHold { hold, scope, period, .. } in attempt.budgets {
+        for BudgetHold { hold, scope, period } in attempt.budgets {
             let held = posted.min(remaining(self, hold));
             if held > 0 {
                 self.post_hold(hold, held, format!("{cause}/{scope}")).expect(why);

@@ -37,9 +37,13 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn new() -> Self {
+        Self::with(Settings::default())
+    }
+
+    pub(crate) fn with(settings: Settings) -> Self {
         let now = Timestamp::from_nanos(1_800_000_000_000_000_000);
         let mut bench = Self {
-            state: State::load(Snapshot::default(), Settings::default(), now),
+            state: State::load(Snapshot::default(), settings, now),
             now,
             tenant: TenantId::from_raw(0),
             project: ProjectId::from_raw(0),
@@ -77,15 +81,7 @@ impl Bench {
         let name = format!("node-{site}").parse().unwrap();
         let joined = self.command(Command::Join(JoinHost { token: hash, public_key: hash, name: Some(name) })).unwrap();
         let node: NodeId = joined.object.parse().unwrap();
-        let hello = NodeReport::Hello {
-            boot: BootId("boot".to_owned()),
-            devices: (0..4).map(device).collect(),
-            host_cores: CoreMilli::ZERO,
-            host_memory: Bytes::ZERO,
-            advisory: false,
-            clock: self.clock(),
-        };
-        let answer = self.command(Command::Node(node, Generation::ZERO, hello)).unwrap();
+        let answer = self.command(Command::Node(node, Generation::ZERO, self.inventory())).unwrap();
         self.nodes.push((node, answer.generation));
     }
 
@@ -125,17 +121,21 @@ impl Bench {
         }
     }
 
-    /// A node connects again, in the same boot.
-    pub(crate) fn hello(&mut self, node: NodeId) {
-        let hello = NodeReport::Hello {
+    /// What every node says when it connects.
+    fn inventory(&self) -> NodeReport {
+        NodeReport::Hello {
             boot: BootId("boot".to_owned()),
             devices: (0..4).map(device).collect(),
             host_cores: CoreMilli::ZERO,
             host_memory: Bytes::ZERO,
             advisory: false,
             clock: self.clock(),
-        };
-        self.command(Command::Node(node, Generation::ZERO, hello)).unwrap();
+        }
+    }
+
+    /// A node connects again, in the same boot.
+    pub(crate) fn hello(&mut self, node: NodeId) {
+        self.command(Command::Node(node, Generation::ZERO, self.inventory())).unwrap();
     }
 
     pub(crate) fn user(&mut self, command: UserCommand) -> Result<Answer, Refusal> {
