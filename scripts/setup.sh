@@ -2,7 +2,7 @@
 # Installs what Sluice needs on Debian 12 and fetches the text of the example. Quick when all is there.
 #
 #   scripts/setup.sh                   what the main job needs
-#   scripts/setup.sh --tests           also what the tests need (buf, nftables, iproute2)
+#   scripts/setup.sh --tests           also what the tests need (buf, patch, nftables, iproute2)
 #   scripts/setup.sh --with-postgres   also PostgreSQL, so that the tests of the store run on it too
 set -euo pipefail
 
@@ -22,6 +22,7 @@ command -v bwrap >/dev/null || packages+=(bubblewrap)
 { command -v setpriv && command -v setsid; } >/dev/null || packages+=(util-linux)
 [ -x /usr/bin/python3 ] || packages+=(python3)
 if [ "$tests" = yes ]; then
+    command -v patch >/dev/null || packages+=(patch)
     command -v nft >/dev/null || [ -x /usr/sbin/nft ] || packages+=(nftables)
     command -v ip >/dev/null || [ -x /usr/sbin/ip ] || packages+=(iproute2)
 fi
