@@ -171,6 +171,11 @@ pub(crate) fn command(arguments: &VerifyArgs) -> anyhow::Result<()> {
         count(Verdict::Skipped),
         count(Verdict::NotBuilt)
     );
+    // Said again at the end: whoever reads only the last lines of a long run finds the cause there.
+    for (line, row) in rows.iter().filter(|(_, row)| row.verdict == Verdict::Fails) {
+        println!("\nline {line}");
+        print(row);
+    }
     let bad =
         count(Verdict::Fails) + if setting.quick { 0 } else { count(Verdict::Skipped) + count(Verdict::NotBuilt) };
     anyhow::ensure!(bad == 0, "{bad} rows do not hold");
