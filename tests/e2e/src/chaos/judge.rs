@@ -68,7 +68,8 @@ pub(super) fn figures(
         findings.push(format!("{}: {} {} {}", job.name, job.state().as_str_name(), job.reason, job.message));
     }
     let verdict = system.block(checker::judge_jobs(&client, &kept, &jobs))?;
-    let blind = blind(system, &client, &jobs)?;
+    let folder = system.scratch().join("less");
+    let blind = system.block(checker::judge_blind(&client, &kept, &jobs, &folder))?;
     let alarms = system.alarms();
     let wanted = i64::from(plan.jobs);
     let count = |value: usize| i64::try_from(value).unwrap_or(i64::MAX);
@@ -126,14 +127,6 @@ fn doubled(jobs: &[v1::Job], landed: &BTreeMap<String, String>, (outputs, logs):
         *text = text.repeat(2);
     }
     judge_marks(jobs, &landed, &(outputs.clone(), logs)).0
-}
-
-/// The control of the judge of bills: how many faults it finds without the journal of one node.
-fn blind(system: &System, client: &Client, jobs: &[v1::Job]) -> anyhow::Result<usize> {
-    let kept = system.kept();
-    let Some((node, _)) = kept.journals().into_iter().next() else { return Ok(0) };
-    let less = kept.without_journal(&node, &system.scratch().join("less"))?;
-    Ok(system.block(checker::judge_jobs(client, &less, jobs))?.findings.len())
 }
 
 /// The marks in the outputs that landed, by job id. Vaults may need a moment to dial in again.

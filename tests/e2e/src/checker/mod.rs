@@ -14,6 +14,7 @@ mod steps;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use anyhow::Context as _;
 use serde::Serialize;
@@ -122,4 +123,24 @@ pub async fn judge_jobs(client: &Client, kept: &Kept, jobs: &[v1::Job]) -> anyho
     }
     ledger::judge(&mut verdict, client, "tenants/default", &all).await?;
     Ok(verdict)
+}
+
+/// The control of the judge of bills: how many faults it finds without the journal behind most of what was billed. One
+/// that nothing was billed from would not be missed.
+///
+/// # Errors
+/// As [`judge`], or `folder` cannot be filled.
+pub async fn judge_blind(client: &Client, kept: &Kept, jobs: &[v1::Job], folder: &Path) -> anyhow::Result<usize> {
+    let journals = read_journals(kept, &mut Verdict::default())?;
+    let mut behind: BTreeMap<&str, usize> = BTreeMap::new();
+    for window in client.list_usage(PROJECT).await.context("usage")? {
+        let mut records = journals.get(&window.lease).into_iter().flatten();
+        if let Some(record) = records.find(|record| record.window.sequence == window.sequence) {
+            *behind.entry(&record.node).or_default() += 1;
+        }
+    }
+    let most = behind.into_iter().max_by_key(|(_, windows)| *windows);
+    let (node, _) = most.context("no journal is behind a bill")?;
+    let less = kept.without_journal(node, folder)?;
+    Ok(judge_jobs(client, &less, jobs).await?.findings.len())
 }
