@@ -56,6 +56,12 @@ impl Principal {
         self.key.role == Role::PlatformAdmin
     }
 
+    /// Whether the key still opens doors: asked by answers that take long, before each piece of them.
+    pub(crate) fn still(&self, directory: &Directory) -> Result<(), Status> {
+        let known = directory.read().keys.get(&self.key.id).is_some_and(|key| key.revoked.is_none());
+        if known { Ok(()) } else { Err(unauthenticated()) }
+    }
+
     /// Whether the caller may know of a tenant.
     pub(crate) fn sees_tenant(&self, tenant: TenantId) -> bool {
         self.is_platform() || self.key.tenant == Some(tenant)

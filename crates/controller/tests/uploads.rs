@@ -6,41 +6,12 @@ mod support;
 use bytes::Bytes;
 use sluice_proto::v1;
 use sluice_proto::v1::job_service_client::JobServiceClient;
-use sluice_proto::v1::tenant_service_client::TenantServiceClient;
 use sluice_proto::v1::upload_blob_request::Part;
 use sluice_types::Reason;
-use support::Door;
+use support::{Door, tenant, with};
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::{Request, Status};
+use tonic::Status;
 use tonic_types::StatusExt as _;
-
-fn with<T>(message: T, key: &MetadataValue<Ascii>) -> Request<T> {
-    let mut request = Request::new(message);
-    request.metadata_mut().insert("authorization", key.clone());
-    request
-}
-
-/// A tenant with a project of the same name, and a key for it.
-async fn tenant(door: &Door, name: &str) -> (String, MetadataValue<Ascii>) {
-    let mut tenants = TenantServiceClient::new(door.channel.clone());
-    let request_id =
-        |step: u8| format!("{}-e89b-42d3-a456-4266141740{step:02}", &blake3::hash(name.as_bytes()).to_hex()[..8]);
-    let create =
-        v1::CreateTenantRequest { request_id: request_id(1), tenant_id: name.to_owned(), validate_only: false };
-    tenants.create_tenant(with(create, &door.key)).await.unwrap();
-    let parent = format!("tenants/{name}");
-    let create = v1::CreateProjectRequest {
-        request_id: request_id(2),
-        parent: parent.clone(),
-        project_id: name.to_owned(),
-        validate_only: false,
-    };
-    tenants.create_project(with(create, &door.key)).await.unwrap();
-    let create =
-        v1::CreateKeyRequest { request_id: request_id(3), parent: parent.clone(), role: v1::Role::TenantAdmin.into() };
-    let made = tenants.create_key(with(create, &door.key)).await.unwrap().into_inner();
-    (format!("{parent}/projects/{name}"), format!("Bearer {}", made.secret).parse().unwrap())
-}
 
 async fn upload(
     door: &Door,

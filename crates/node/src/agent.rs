@@ -178,7 +178,7 @@ impl Agent {
 
     fn refuse(&self, key: &Key, now: NodeInstant, message: &str) {
         tracing::error!(lease = %key.lease, message, "refused");
-        self.post_end(key, Reason::StartFailed, message, now);
+        self.post_end(key, Reason::HostFailed, message, now);
     }
 
     /// A task that was never here is gone.

@@ -60,6 +60,11 @@ impl Failure {
     pub(crate) fn start(message: impl Into<String>) -> Self {
         Self { reason: Reason::StartFailed, message: message.into() }
     }
+
+    /// What the host could not do for any task.
+    pub(crate) fn host(message: impl Into<String>) -> Self {
+        Self { reason: Reason::HostFailed, message: message.into() }
+    }
 }
 
 impl From<SupervisorError> for Failure {
@@ -72,7 +77,7 @@ impl From<DeviceError> for Failure {
     fn from(error: DeviceError) -> Self {
         let reason = match error.reason() {
             reason @ (Reason::NotEnforceable | Reason::NoFreeShare) => reason,
-            _ => Reason::StartFailed,
+            _ => Reason::HostFailed,
         };
         Self { reason, message: in_one_line(&error) }
     }
@@ -86,7 +91,7 @@ impl From<DepotError> for Failure {
 
 impl From<NodeError> for Failure {
     fn from(error: NodeError) -> Self {
-        Self::start(in_one_line(&error))
+        Self::host(in_one_line(&error))
     }
 }
 

@@ -86,7 +86,7 @@ async fn ends_are_told_apart() {
     let (_, reason, message) = told(&missing).await;
     assert!(reason == "START_FAILED" && message.contains("/no/such/program"), "{reason}: {message}");
     let (_, reason, message) = told(&homeless).await;
-    assert!(reason == "START_FAILED" && message.contains("not ready in time"), "{reason}: {message}");
+    assert!(reason == "DATA_UNREACHABLE" && message.contains("not ready in time"), "{reason}: {message}");
     let (_, reason, message) = told(&large).await;
     assert!(!reason.is_empty() && !message.is_empty(), "{reason}: {message}");
     let ended = host.controller.ended(&unknown).await;

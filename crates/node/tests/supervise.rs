@@ -35,7 +35,7 @@ fn status_signals_and_start_failures_are_told_apart() {
     let mut gone = node.attempt("exit 0");
     gone.spec.work_dir = gone.folder.root().join("nowhere");
     let outcome = gone.run().outcome;
-    assert!(matches!(&outcome, Outcome::StartFailed { .. }), "{outcome:?}");
+    assert!(matches!(&outcome, Outcome::HostFailed { .. }), "{outcome:?}");
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn a_folder_settled_before_its_start_never_starts() {
     let attempt = node.attempt("exit 0");
     supervisor::write_json(&attempt.folder.launch(), &attempt.spec).unwrap();
     let record = supervisor::settle(&attempt.folder, attempt.group(), Duration::ZERO).unwrap().unwrap();
-    assert!(matches!(record.outcome, Outcome::StartFailed { .. }));
+    assert!(matches!(record.outcome, Outcome::HostFailed { .. }));
     assert!(matches!(supervisor::run(attempt.folder.root()), Err(SupervisorError::AlreadyStarted(_))));
 }
 

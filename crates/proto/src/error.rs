@@ -51,6 +51,8 @@ pub const fn code(reason: Reason) -> Code {
         | Reason::OutOfMemory
         | Reason::RunLimit
         | Reason::StartFailed
+        | Reason::HostFailed
+        | Reason::DataUnreachable
         | Reason::NodeLost
         | Reason::SiteLost
         | Reason::RetriesExhausted

@@ -124,6 +124,10 @@ reasons! {
     RunLimit = "RUN_LIMIT", "Raise the run limit.";
     /// It could not be started.
     StartFailed = "START_FAILED", "Check the command and the working directory in the detail.";
+    /// Its host could not start it: no slice, no sandbox, no disk.
+    HostFailed = "HOST_FAILED", "Nothing: it is started again elsewhere; an admin looks at the node that it names.";
+    /// What it starts from did not come in time: the vault of the site, or what it should hold, was out of reach.
+    DataUnreachable = "DATA_UNREACHABLE", "Nothing: it is started again; an admin looks at the site's vault.";
     /// Its node was lost.
     NodeLost = "NODE_LOST", "Nothing: it resumes from its newest durable checkpoint.";
     /// Its site was lost.
@@ -136,6 +140,21 @@ reasons! {
     StaleGeneration = "STALE_GENERATION", "Nothing: its work is fenced.";
     /// The node cannot enforce slices.
     NotEnforceable = "NOT_ENFORCEABLE", "Give the node writable cgroups, or start it with --advisory.";
+}
+
+impl Reason {
+    /// What ended a task was its host, its site or the way to its data, not the task: it counts against the retries for
+    /// losses, not against those for failures.
+    #[must_use]
+    pub const fn is_infrastructure(self) -> bool {
+        matches!(self, Self::NodeLost | Self::SiteLost | Self::DataUnreachable) || self.is_host_fault()
+    }
+
+    /// A host that was there could not do what it offers.
+    #[must_use]
+    pub const fn is_host_fault(self) -> bool {
+        matches!(self, Self::HostFailed | Self::NotEnforceable | Self::NoFreeShare)
+    }
 }
 
 impl fmt::Display for Reason {

@@ -1,5 +1,6 @@
 //! Uploads and outputs.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -79,7 +80,12 @@ impl Api {
         Ok(answer.replayed)
     }
 
-    pub(super) async fn outputs(&self, job: &Job, rank: u32) -> Result<Answers<v1::DownloadOutputsResponse>, Status> {
+    pub(super) async fn outputs(
+        &self,
+        who: Principal,
+        job: &Job,
+        rank: u32,
+    ) -> Result<Answers<v1::DownloadOutputsResponse>, Status> {
         let of_rank = |row: &sluice_lifecycle::model::Attempt| {
             let task = row.tasks.get(usize::try_from(rank).ok()?)?;
             Some((row.site, task.end.as_ref()?.outputs.clone()?))
@@ -101,9 +107,15 @@ impl Api {
             return Err(not_found("outputs"));
         }
         let (sender, receiver) = mpsc::channel(4);
+        let directory = Arc::clone(&self.directory);
         tokio::spawn(async move {
             let mut size_bytes = stream.size;
             while let Some(part) = stream.parts.recv().await {
+                if let Err(status) = who.still(&directory) {
+                    // A receiver that has gone wants no reason.
+                    let _gone = sender.send(Err(status)).await;
+                    return;
+                }
                 let part = part.map(|data| v1::DownloadOutputsResponse { size_bytes, data });
                 let part = part.map_err(|error| refuse(Reason::Unavailable, error.to_string()));
                 if sender.send(part).await.is_err() {

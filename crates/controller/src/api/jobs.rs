@@ -320,7 +320,7 @@ impl JobService for Api {
         let who = self.who(&request, "sluice.v1.JobService/StreamLogs")?;
         let message = request.into_inner();
         let job = self.job(&who, "name", &message.name).await?;
-        Ok(Response::new(self.logs(job, message)))
+        Ok(Response::new(self.logs(who, job, message)))
     }
 
     async fn upload_blob(
@@ -338,7 +338,7 @@ impl JobService for Api {
         let who = self.who(&request, "sluice.v1.JobService/DownloadOutputs")?;
         let message = request.into_inner();
         let job = self.job(&who, "name", &message.name).await?;
-        self.outputs(&job, message.rank).await.map(Response::new)
+        self.outputs(who, &job, message.rank).await.map(Response::new)
     }
 }
 

@@ -39,7 +39,7 @@ impl Api {
             token => Some(self.open_token::<u64>("watch", token)?),
         };
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let watcher = Watcher { api: self.clone(), filter, only, sender };
+        let watcher = Watcher { api: self.clone(), who: who.clone(), filter, only, sender };
         tokio::spawn(async move {
             if let Err(status) = watcher.run(from, begin).await {
                 let _ = watcher.sender.try_send(Err(status));
@@ -48,11 +48,16 @@ impl Api {
         Ok(Box::pin(ReceiverStream::new(receiver)))
     }
 
-    pub(super) fn logs(&self, job: Job, message: v1::StreamLogsRequest) -> Answers<v1::StreamLogsResponse> {
+    pub(super) fn logs(
+        &self,
+        who: Principal,
+        job: Job,
+        message: v1::StreamLogsRequest,
+    ) -> Answers<v1::StreamLogsResponse> {
         let (sender, receiver) = mpsc::channel(4);
         let api = self.clone();
         tokio::spawn(async move {
-            if let Err(status) = api.follow(&job, &message, &sender).await {
+            if let Err(status) = api.follow(&who, &job, &message, &sender).await {
                 let _ = sender.try_send(Err(status));
             }
         });
@@ -61,6 +66,7 @@ impl Api {
 
     async fn follow(
         &self,
+        who: &Principal,
         job: &Job,
         message: &v1::StreamLogsRequest,
         sender: &mpsc::Sender<Result<v1::StreamLogsResponse, Status>>,
@@ -70,6 +76,7 @@ impl Api {
         let mut offset = message.offset;
         let mut quiet = false;
         loop {
+            who.still(&self.directory)?;
             let (logs, id, rank) = (Arc::clone(&self.logs), job.id, message.rank);
             let data = tokio::task::spawn_blocking(move || logs.read(id, rank, offset, LOG_PIECE)).await;
             let data = data.map_err(std::io::Error::other).and_then(|data| data).map_err(|error| {
@@ -118,6 +125,7 @@ async fn grows(changes: &mut broadcast::Receiver<JobId>, job: JobId, wait: Durat
 
 struct Watcher {
     api: Api,
+    who: Principal,
     filter: JobFilter,
     only: Option<JobId>,
     sender: mpsc::Sender<Result<v1::WatchJobsResponse, Status>>,
@@ -199,6 +207,7 @@ impl Watcher {
     }
 
     async fn tell(&self, event: Told, at: u64) -> Result<(), Status> {
+        self.who.still(&self.api.directory)?;
         let resume_token = self.api.next_token("watch", Some(at.to_string()));
         let message = v1::WatchJobsResponse { event: Some(event), resume_token };
         let gone = |_| sluice_proto::error::refuse(sluice_types::Reason::Unavailable, "the watcher is gone");

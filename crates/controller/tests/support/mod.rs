@@ -7,6 +7,9 @@ use std::time::Duration;
 use sluice_controller::{Controller, ControllerConfig, SystemClock};
 use sluice_identity::{CONTROLLER_NAME, Lifetimes};
 use sluice_lifecycle::Settings;
+use sluice_proto::v1;
+use sluice_proto::v1::tenant_service_client::TenantServiceClient;
+use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 
@@ -45,4 +48,33 @@ impl Door {
         self.controller.stop();
         self.controller.wait().await.unwrap();
     }
+}
+
+/// A request of the key.
+pub(crate) fn with<T>(message: T, key: &MetadataValue<Ascii>) -> Request<T> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", key.clone());
+    request
+}
+
+/// A tenant with a project of the same name, and a key for it.
+pub(crate) async fn tenant(door: &Door, name: &str) -> (String, MetadataValue<Ascii>) {
+    let mut tenants = TenantServiceClient::new(door.channel.clone());
+    let request_id =
+        |step: u8| format!("{}-e89b-42d3-a456-4266141740{step:02}", &blake3::hash(name.as_bytes()).to_hex()[..8]);
+    let create =
+        v1::CreateTenantRequest { request_id: request_id(1), tenant_id: name.to_owned(), validate_only: false };
+    tenants.create_tenant(with(create, &door.key)).await.unwrap();
+    let parent = format!("tenants/{name}");
+    let create = v1::CreateProjectRequest {
+        request_id: request_id(2),
+        parent: parent.clone(),
+        project_id: name.to_owned(),
+        validate_only: false,
+    };
+    tenants.create_project(with(create, &door.key)).await.unwrap();
+    let create =
+        v1::CreateKeyRequest { request_id: request_id(3), parent: parent.clone(), role: v1::Role::TenantAdmin.into() };
+    let made = tenants.create_key(with(create, &door.key)).await.unwrap().into_inner();
+    (format!("{parent}/projects/{name}"), format!("Bearer {}", made.secret).parse().unwrap())
 }

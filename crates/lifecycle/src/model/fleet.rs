@@ -83,6 +83,9 @@ pub struct Node {
     pub draining: bool,
     /// Why it is cordoned, draining or lost.
     pub reason: String,
+    /// Tasks in a row that failed for a reason of the host.
+    #[serde(default)]
+    pub failed_starts: u32,
     /// Slices are not enforced, and every bill says so.
     pub advisory: bool,
     /// Host processor sold beside slices of accelerators.

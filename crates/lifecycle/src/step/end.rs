@@ -10,6 +10,9 @@ use crate::model::{
 };
 use crate::state::{Happened, State};
 
+/// A node on which so many tasks in a row failed for a reason of the host is cordoned; an admin opens it again.
+const FAILED_STARTS: u32 = 3;
+
 impl Step<'_> {
     /// A task ended and nothing is left of it on its node: its slice is free, whoever owns the job by now.
     pub(super) fn ended(&mut self, key: TaskKey, end: TaskEnd, windows: u64, number: u64) {
@@ -20,6 +23,9 @@ impl Step<'_> {
                 row.state = LeaseState::Freed;
                 row.freed = Some(now);
             }
+        }
+        if end.reason.is_some_and(Reason::is_host_fault) {
+            self.host_failed(key.lease, &end.message);
         }
         let live = self.state.attempts.get(&key.attempt).is_some_and(|row| row.state != AttemptState::Ended);
         let rank = self.state.leases.get(&key.lease).map_or(0, |row| row.rank);
@@ -37,6 +43,17 @@ impl Step<'_> {
             }
         }
         self.settle_lease(key.lease);
+    }
+
+    /// A node that fails its tasks one after the other would draw all that wait, one after the other.
+    fn host_failed(&mut self, lease: LeaseId, message: &str) {
+        let node = self.state.leases.get(&lease).map(|row| row.device.node);
+        let Some(row) = node.and_then(|node| self.state.nodes.get_mut(&node)) else { return };
+        row.failed_starts = row.failed_starts.saturating_add(1);
+        if row.failed_starts >= FAILED_STARTS && !row.cordoned {
+            row.cordoned = true;
+            row.reason = format!("{} tasks in a row failed for want of the host: {message}", row.failed_starts);
+        }
     }
 
     fn last_step(&mut self, attempt: AttemptId, rank: u32, number: u64) {
@@ -62,7 +79,8 @@ impl Step<'_> {
         if job.current != Some(id) {
             // A migration's target ended before the hand-over.
             self.end_attempt(id, failure(&row).and_then(|end| end.reason));
-            self.abort_migration(job.id, Reason::StartFailed);
+            let reason = failure(&row).and_then(|end| end.reason).unwrap_or(Reason::StartFailed);
+            self.abort_migration(job.id, reason);
             return;
         }
         self.over(&job, &row);
@@ -124,8 +142,7 @@ impl Step<'_> {
     /// It failed by itself: retried or ended.
     fn failed(&mut self, job: &Job, end: &TaskEnd) {
         let reason = end.reason.unwrap_or(Reason::ExitStatus);
-        if reason == Reason::NodeLost {
-            // The host restarted under it: not the job's fault.
+        if reason.is_infrastructure() {
             return self.lost(job.id, reason);
         }
         if job.state == JobState::Suspending {
@@ -320,8 +337,8 @@ impl Step<'_> {
 /// How the attempt failed, if it did: the first task by rank that did not end well by itself.
 fn failure(row: &Attempt) -> Option<&TaskEnd> {
     let ends = || row.tasks.iter().filter_map(|task| task.end.as_ref());
-    // A lost host explains what its peers died of.
-    if let Some(lost) = ends().find(|end| end.reason == Some(Reason::NodeLost)) {
+    // A lost or failing host explains what its peers died of.
+    if let Some(lost) = ends().find(|end| end.reason.is_some_and(Reason::is_infrastructure)) {
         return Some(lost);
     }
     let own = |end: &&TaskEnd| end.reason.is_some_and(|reason| reason != Reason::Signalled) && !end.at_checkpoint;

@@ -97,6 +97,7 @@ impl Step<'_> {
             cordoned: false,
             draining: false,
             reason: String::new(),
+            failed_starts: 0,
             advisory: false,
             host_cores: CoreMilli::ZERO,
             host_memory: Bytes::ZERO,
@@ -127,6 +128,7 @@ impl Step<'_> {
     ) -> Result<Answer, Refusal> {
         let row = self.state.nodes.get_mut(&node).ok_or_else(|| Refusal::not_found("node"))?;
         (row.cordoned, row.draining, row.reason) = (cordoned, draining, reason);
+        row.failed_starts = 0;
         Ok(Answer { object: node.to_string(), ..Answer::default() })
     }
 

@@ -103,7 +103,13 @@ impl Step<'_> {
             && let Some(row) = self.state.leases.get_mut(&key.lease)
         {
             row.started = Some(started);
+            let node = row.device.node;
             self.credit_preparation(key.lease);
+            if self.state.nodes.get(&node).is_some_and(|row| row.failed_starts > 0)
+                && let Some(row) = self.state.nodes.get_mut(&node)
+            {
+                row.failed_starts = 0;
+            }
         }
         self.progress(key, number, metrics);
         if self.advance_task(key, TaskState::Running) {

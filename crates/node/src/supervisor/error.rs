@@ -65,7 +65,7 @@ impl SupervisorError {
             Self::AlreadyStarted(_) => Reason::AlreadyExists,
             Self::NothingToRun(_) => Reason::NotFound,
             Self::Refused { reason, .. } => *reason,
-            Self::File { .. } => Reason::StartFailed,
+            Self::File { .. } => Reason::HostFailed,
             Self::Answer(_) => Reason::Unavailable,
         }
     }

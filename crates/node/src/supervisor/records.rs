@@ -118,6 +118,11 @@ pub enum Outcome {
         /// Why.
         detail: String,
     },
+    /// The host could not start it.
+    HostFailed {
+        /// Why.
+        detail: String,
+    },
     /// The supervisor itself was killed or the host restarted, and the task with it.
     SupervisorLost,
 }
@@ -134,6 +139,7 @@ impl Outcome {
             Self::RunLimit => Some(Reason::RunLimit),
             Self::DiskLimit { .. } => Some(Reason::TooLarge),
             Self::StartFailed { .. } => Some(Reason::StartFailed),
+            Self::HostFailed { .. } => Some(Reason::HostFailed),
             Self::SupervisorLost => Some(Reason::NodeLost),
         }
     }
@@ -358,7 +364,7 @@ pub fn settle(
     let usage = if group.exists() { group.usage().unwrap_or_default() } else { Default::default() };
     let outcome = match identity {
         Some(_) => Outcome::SupervisorLost,
-        None => Outcome::StartFailed { detail: "its supervisor never began".to_owned() },
+        None => Outcome::HostFailed { detail: "its supervisor never began".to_owned() },
     };
     let record = ExitRecord {
         outcome,

@@ -52,7 +52,7 @@ pub fn run(dir: &Path) -> Result<ExitRecord, SupervisorError> {
     folder::write_json(&folder.identity(), &SupervisorIdentity::of_self()?)?;
     let record = match prepare(&folder, &spec) {
         Ok(log) => supervise(&folder, spec, log)?,
-        Err(error) => not_started(error.in_one_line()),
+        Err(error) => not_started(&error),
     };
     folder::write_json(&folder.exit(), &record)?;
     for socket in [folder.control(), folder.state()] {
@@ -62,9 +62,13 @@ pub fn run(dir: &Path) -> Result<ExitRecord, SupervisorError> {
     Ok(record)
 }
 
-fn not_started(detail: String) -> ExitRecord {
+fn not_started(error: &SupervisorError) -> ExitRecord {
+    let detail = error.in_one_line();
     ExitRecord {
-        outcome: Outcome::StartFailed { detail },
+        outcome: match error {
+            SupervisorError::Spec(_) => Outcome::StartFailed { detail },
+            _ => Outcome::HostFailed { detail },
+        },
         ordered: None,
         order_sequence: None,
         started_at: None,
@@ -133,7 +137,7 @@ fn supervise(folder: &Folder, spec: LaunchSpec, log: Log) -> Result<ExitRecord, 
 async fn live_and_die(live: Live, inbox: mpsc::Receiver<Event>) -> ExitRecord {
     let begun = match begin(&live) {
         Ok(begun) => begun,
-        Err(error) => return not_started(error.in_one_line()),
+        Err(error) => return not_started(&error),
     };
     let Begun { mut child, servers, readers, watcher } = begun;
     let mut keeper = Keeper::new(live.clone(), watcher);
@@ -231,15 +235,17 @@ fn conclude(live: &Live, status: Option<ExitStatus>, ended_at: NodeInstant) -> E
     core.phase = Phase::Exited;
     core.orders.on_end();
     let seen = status.map_or(Outcome::Signalled { signal: 9 }, Outcome::of_status);
-    let failure = core.start_failure.clone().or_else(|| {
-        let left = fs::read_to_string(live.folder().start_error()).ok();
-        let silent = core.started_at.is_none().then(|| format!("the sandbox ended before the task began: {seen:?}"));
-        left.or(silent)
-    });
-    let outcome = match (core.verdict.clone(), failure, usage.oom_kills) {
+    // What the last program before the task says is of the task: its command, its checkpoint. What failed before that
+    // program, and an end without a word, is the host's.
+    let told = core.start_failure.clone().map(|detail| Outcome::StartFailed { detail });
+    let left = || fs::read_to_string(live.folder().start_error()).ok();
+    let silent = || format!("the sandbox ended before the task began: {seen:?}");
+    let unstarted = core.started_at.is_none() && usage.oom_kills == 0;
+    let host = || unstarted.then(|| Outcome::HostFailed { detail: left().unwrap_or_else(silent) });
+    let outcome = match (core.verdict.clone(), told.or_else(host), usage.oom_kills) {
         (Some(verdict), ..) => verdict,
         // An order to end that came before the start is no failure of the start.
-        (None, Some(detail), _) if core.ordered.is_none() => Outcome::StartFailed { detail },
+        (None, Some(failure), _) if core.ordered.is_none() => failure,
         (None, _, 1..) if seen != (Outcome::Exited { code: 0 }) => Outcome::OutOfMemory,
         _ => seen,
     };

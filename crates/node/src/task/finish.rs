@@ -179,7 +179,7 @@ impl Task {
             }
             // A secret that stays is worse than a task that ends late.
             let secrets = launch::secrets_folder(&shared, &home, &assignment);
-            remove_tree(&secrets).map_err(|error| Failure::start(format!("removing its secrets: {error}")))?;
+            remove_tree(&secrets).map_err(|error| Failure::host(format!("removing its secrets: {error}")))?;
             home.clean();
             Ok(())
         });
@@ -236,10 +236,12 @@ impl Task {
             }
             Outcome::OutOfMemory => "killed at its memory cap".clone_into(&mut note.message),
             Outcome::RunLimit => "ran longer than its run limit".clone_into(&mut note.message),
-            Outcome::DiskLimit { detail } | Outcome::StartFailed { detail } => note.message.clone_from(detail),
+            Outcome::DiskLimit { detail } | Outcome::StartFailed { detail } | Outcome::HostFailed { detail } => {
+                note.message.clone_from(detail);
+            }
             Outcome::SupervisorLost => "its supervisor was killed or the host restarted".clone_into(&mut note.message),
         }
-        if matches!(exit.outcome, Outcome::StartFailed { .. }) {
+        if matches!(exit.outcome, Outcome::StartFailed { .. } | Outcome::HostFailed { .. }) {
             NodeMetrics::add(&self.shared.config.metrics.start_failures, 1);
             if self.is_told_to_end() && exit.started_at.is_none() {
                 // Barred before it began, because it was told to end.

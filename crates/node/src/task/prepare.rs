@@ -37,7 +37,7 @@ pub(super) async fn prepare(shared: &Shared, home: &Home, assignment: &Assignmen
             Ok(Err(Trouble::Final(failure))) => return Err(failure),
             Ok(Err(Trouble::Again(message))) => last = message,
             Err(_) => {
-                return Err(Failure { reason: Reason::StartFailed, message: format!("not ready in time: {last}") });
+                return Err(Failure { reason: Reason::DataUnreachable, message: format!("not ready in time: {last}") });
             }
         }
         tracing::info!(lease = %assignment.key.lease, error = last, "not ready yet");

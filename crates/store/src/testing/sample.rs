@@ -431,6 +431,7 @@ impl Sample {
             cordoned: false,
             draining: false,
             reason: String::new(),
+            failed_starts: 0,
             advisory: false,
             host_cores: CoreMilli::ZERO,
             host_memory: Bytes::ZERO,
