@@ -1,13 +1,15 @@
 #!/usr/bin/env bash
-# The two commands of the README on a fresh Debian 12: a root of its own with git, python3 and this machine's Rust
-# toolchain, nothing else. Needs root; installs debootstrap and, for the machine, qemu.
+# The commands of the README on a fresh Debian 12: a root of its own with git, python3 and this machine's Rust toolchain,
+# nothing else. Needs root; installs debootstrap and, for the machine, qemu.
 #
-#   scripts/fresh.sh run demo|test       clones this repository into a fresh root and follows the command there
-#   scripts/fresh.sh machine COMMAND...  boots what `run` left, with Debian's own kernel, systemd and cgroup v2 under
-#                                        qemu, and runs COMMAND in the clone (the main job, if there is none)
+#   scripts/fresh.sh new                  makes a new root with a clone of this repository
+#   scripts/fresh.sh run COMMAND...       follows COMMAND in the clone, as `scripts/demo.sh --stop`; makes a missing root
+#   scripts/fresh.sh machine COMMAND...   boots a copy of the root with Debian's own kernel, systemd and cgroup v2 under
+#                                         qemu, and follows COMMAND there; exits with its status
 #
-# FRESH names the folder to work in (default: fresh, in the user's cache). `run` begins with a new root, but for
-# `run test` after `run demo`: both commands are for one machine.
+# FRESH names the folder to work in (default: fresh, in the user's cache); 10 GB, 25 GB with the tests. FRESH_KVM=yes
+# where the processor can be lent; without it qemu computes some fifty times slower, and the main job needs there
+#   scripts/demo.sh --stop --steps 40 --patience 3600 -- --d-model 16 --layers 1 --heads 2 --context 16 --batch 2
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source_tree=$PWD
@@ -75,28 +77,31 @@ inside() {
         mkdir -p "$root/old"
         cd "$root"; pivot_root . old
         umount -l /old
-        exec env -i /root/follow "$@"' bash "$root" "$@"
+        exec env -i TERM=dumb /root/follow "$@"' bash "$root" "$@"
+}
+
+# A new root with a clone of what is committed here.
+new() {
+    [ -f "$base" ] || make_base
+    rm -rf "$root"
+    mkdir -p "$root"
+    tar -C "$root" -xf "$base"
+    settle
+    git clone --quiet "$source_tree" "$root/root/sluice"
 }
 
 run() {
-    [ -f "$base" ] || make_base
-    if [ "$1" = demo ] || [ ! -d "$root/root/sluice" ]; then
-        rm -rf "$root"
-        mkdir -p "$root"
-        tar -C "$root" -xf "$base"
-        settle
-        git clone --quiet "$source_tree" "$root/root/sluice"
-    fi
-    case $1 in
-        demo) inside bash -c 'time scripts/demo.sh --stop' ;;
-        test) inside bash -c 'time scripts/test.sh' ;;
-    esac
+    [ -d "$root/root/sluice" ] || new
+    cp /etc/resolv.conf "$root/etc/resolv.conf"
+    local begin=$SECONDS status=0
+    inside "$@" || status=$?
+    echo "followed in $((SECONDS - begin)) s, with status $status: $*"
+    return "$status"
 }
 
 machine() {
-    [ -d "$root/root/sluice" ] || { echo "first: scripts/fresh.sh run demo" >&2; exit 1; }
+    [ -d "$root/root/sluice" ] || { echo "first: scripts/fresh.sh run scripts/demo.sh --stop" >&2; exit 1; }
     need qemu-system-x86_64 qemu-system-x86 mkfs.ext4 e2fsprogs
-    local command=${*:-scripts/demo.sh}
     cat >"$root/etc/systemd/system/follow.service" <<END
 [Unit]
 Description=The command to follow
@@ -106,12 +111,14 @@ Type=oneshot
 StandardOutput=tty
 StandardError=tty
 TTYPath=/dev/ttyS0
-ExecStart=/bin/bash -c 'echo "kernel \$(uname -r), control groups: \$(stat -fc %%T /sys/fs/cgroup)"; /root/follow bash -c "\$(cat /root/command)"; echo "the command ended with \$?"'
+ExecStart=/bin/bash -c 'echo "kernel \$(uname -r), control groups: \$(stat -fc %%T /sys/fs/cgroup)"; /root/follow bash /root/command; echo "the command ended with \$?"'
 ExecStopPost=/bin/systemctl poweroff --no-block
 END
-    printf '%s\n' "$command" >"$root/root/command"
+    printf '%q ' "$@" >"$root/root/command"
     mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
     ln -sf ../follow.service "$root/etc/systemd/system/multi-user.target.wants/follow.service"
+    # Nobody logs in at the console that the command prints to.
+    ln -sf /dev/null "$root/etc/systemd/system/serial-getty@ttyS0.service"
     printf '/dev/vda / ext4 defaults 0 1\n' >"$root/etc/fstab"
     printf '[Match]\nName=en*\n[Network]\nDHCP=yes\n' >"$root/etc/systemd/network/all.network"
     ln -sf /lib/systemd/system/systemd-networkd.service "$root/etc/systemd/system/multi-user.target.wants/"
@@ -130,8 +137,10 @@ END
     grep -q 'the command ended with 0' "$work/machine.log"
 }
 
-case ${1:-} in
-    run) [[ ${2:-} =~ ^(demo|test)$ ]] || { echo "run what? demo or test" >&2; exit 2; }; run "$2" ;;
-    machine) shift; machine "$@" ;;
-    *) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 2 ;;
+verb=${1:-}
+[ $# = 0 ] || shift
+case $verb in
+    new) new ;;
+    run | machine) [ $# -gt 0 ] || { echo "$verb what?" >&2; exit 2; }; "$verb" "$@" ;;
+    *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -15,8 +15,6 @@ use crate::place::{self, Profile, Programs};
 use crate::system::{self, Job, Options, System};
 use crate::trainer::{Reference, Training, work_folder};
 
-/// The longest that one phase may take before the demo gives up.
-const PATIENCE: Duration = Duration::from_secs(180);
 /// How long a returning node may take to deliver its windows.
 const FINAL: Duration = Duration::from_secs(15);
 const SITES: [&str; 2] = ["a", "b"];
@@ -39,6 +37,18 @@ pub(crate) struct DemoArgs {
     /// Stop the system at the end instead of leaving it running
     #[arg(long)]
     stop: bool,
+    /// The longest that one phase may take before the demo gives up, in seconds
+    #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    patience: u64,
+    /// Flags of the trainer, such as a smaller model for a slow machine
+    #[arg(last = true)]
+    trainer: Vec<String>,
+}
+
+impl DemoArgs {
+    fn patience(&self) -> Duration {
+        Duration::from_secs(self.patience)
+    }
 }
 
 /// Runs the demo.
@@ -112,7 +122,7 @@ impl Demo<'_> {
             steps: self.arguments.steps,
             every: 20,
             milli: 500,
-            flags: Vec::new(),
+            flags: self.arguments.trainer.clone(),
         };
         // For comparison, the same training without Sluice, at the same time.
         let mut uninterrupted = training.reference(work)?;
@@ -148,12 +158,12 @@ impl Demo<'_> {
         uninterrupted: &mut Reference,
     ) -> anyhow::Result<(bool, [Job; 2])> {
         let mut collector = Collector::start(&self.data, self.scratch.join("steps"))?;
-        let moved = moved(system, training, work)?;
+        let moved = moved(system, training, work, self.arguments.patience())?;
         let of_moved = collector.take()?;
         let curve = uninterrupted.wait()?;
         let weights = self.same_weights(system, &moved, uninterrupted)?;
         let second = Training { name: "lost".to_owned(), ..training.clone() };
-        let lost = lost(system, &second, work)?;
+        let lost = lost(system, &second, work, self.arguments.patience())?;
         let of_lost = collector.take()?;
 
         head("compared with the uninterrupted run, from the step logs that the jobs wrote");
@@ -236,13 +246,13 @@ impl Progress {
 }
 
 /// The first job: moved by its owner, half-way.
-fn moved(system: &System, training: &Training, work: &Path) -> anyhow::Result<Job> {
+fn moved(system: &System, training: &Training, work: &Path, patience: Duration) -> anyhow::Result<Job> {
     let (steps, milli) = (training.steps, training.milli);
     head(&format!("a training job of {steps} steps on {milli} thousandths of a device moves half-way"));
     let mut progress = Progress::new();
     let job = system.submit(&training.job_file(work, &SITES)?)?;
     progress.say(&format!("submitted {}", job.id));
-    let at_half = system.watch(&job.id, PATIENCE, |job| {
+    let at_half = system.watch(&job.id, patience, |job| {
         progress.look(job);
         job.step >= steps / 2 && !job.at().is_empty()
     })?;
@@ -250,7 +260,7 @@ fn moved(system: &System, training: &Training, work: &Path) -> anyhow::Result<Jo
     progress.say(&format!("move it from site {} to site {to}", at_half.at()));
     system.migrate(&job.id, to)?;
     let mut phase = String::new();
-    system.watch(&job.id, PATIENCE, |job| {
+    system.watch(&job.id, patience, |job| {
         let Some(migration) = &job.migration else { return false };
         if migration.phase != phase {
             phase.clone_from(&migration.phase);
@@ -258,7 +268,7 @@ fn moved(system: &System, training: &Training, work: &Path) -> anyhow::Result<Jo
         }
         job.state == "RUNNING" && job.at() == to || migration.phase == "failed" || job.ended()
     })?;
-    let job = system.watch(&job.id, PATIENCE, |job| {
+    let job = system.watch(&job.id, patience, |job| {
         progress.look(job);
         job.ended()
     })?;
@@ -266,12 +276,12 @@ fn moved(system: &System, training: &Training, work: &Path) -> anyhow::Result<Jo
 }
 
 /// The second job: its node dies under it.
-fn lost(system: &System, training: &Training, work: &Path) -> anyhow::Result<Job> {
+fn lost(system: &System, training: &Training, work: &Path, patience: Duration) -> anyhow::Result<Job> {
     head("a second one loses its node: agent, supervisors and jobs are killed at once");
     let mut progress = Progress::new();
     let job = system.submit(&training.job_file(work, &SITES)?)?;
     progress.say(&format!("submitted {}", job.id));
-    let running = system.watch(&job.id, PATIENCE, |job| {
+    let running = system.watch(&job.id, patience, |job| {
         progress.look(job);
         job.step >= training.steps / 2
     })?;
@@ -279,7 +289,7 @@ fn lost(system: &System, training: &Training, work: &Path) -> anyhow::Result<Job
     let killed = system.kill_node(&node)?;
     progress.say(&format!("killed node {node} at step {}: {} processes", running.step, killed.processes));
     let (mut waits, mut resumed) = (false, false);
-    let job = system.watch(&job.id, PATIENCE, |job| {
+    let job = system.watch(&job.id, patience, |job| {
         if !waits && job.state != "RUNNING" {
             waits = true;
             progress.say("the node is lost");

@@ -19,6 +19,7 @@ mod janitor;
 mod link;
 mod logs;
 mod metrics;
+mod own_thread;
 mod planner;
 mod principal;
 mod publish;

@@ -28,6 +28,7 @@ use crate::janitor::Janitor;
 use crate::link::{BlobSource, Hub, IdentityApi, NodeApi, SiteApi};
 use crate::logs::LogStore;
 use crate::metrics::ControllerMetrics;
+use crate::own_thread::OwnThread;
 use crate::planner::{self, PlannerHandle};
 use crate::principal::secret_text;
 use crate::publish::Publisher;
@@ -239,6 +240,7 @@ async fn start_writer(
         leader,
         clock: Arc::clone(&shared.clock),
         metrics: Arc::clone(&shared.metrics),
+        committer: OwnThread::start("committer")?,
     };
     let (writer, make) = Writer::prepare(parts);
     let publisher = Publisher {

@@ -22,6 +22,7 @@ use crate::clock::Clock;
 use crate::error::ControllerError;
 use crate::group::{Deciding, Group, Waiters};
 use crate::metrics::ControllerMetrics;
+use crate::own_thread::OwnThread;
 use crate::publish::Publisher;
 
 /// Commands that may wait for the writer; beyond it callers are told to come back later.
@@ -135,6 +136,8 @@ pub(crate) struct Writer {
     clock: Arc<dyn Clock>,
     publisher: Publisher,
     metrics: Arc<ControllerMetrics>,
+    /// Where commits are made.
+    committer: OwnThread,
     queue: mpsc::Receiver<Work>,
     urgent: mpsc::Receiver<Work>,
     /// What was stepped and is not being committed yet.
@@ -188,6 +191,7 @@ pub(crate) struct WriterParts {
     pub(crate) leader: Generation,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) metrics: Arc<ControllerMetrics>,
+    pub(crate) committer: OwnThread,
 }
 
 impl Writer {
@@ -205,6 +209,7 @@ impl Writer {
                 clock: parts.clock,
                 publisher,
                 metrics: parts.metrics,
+                committer: parts.committer,
                 queue: receiver,
                 urgent: first,
                 open: Group::default(),
@@ -292,7 +297,7 @@ impl Writer {
                 continue;
             }
             let (store, leader, metrics) = (Arc::clone(&self.store), self.leader, Arc::clone(&self.metrics));
-            self.commit = Some(tokio::spawn(async move {
+            self.commit = Some(self.committer.spawn(async move {
                 let begin = std::time::Instant::now();
                 store.commit(leader, &group.rows).await?;
                 metrics.committed(begin.elapsed());
@@ -310,9 +315,10 @@ impl Writer {
         let before = Timestamp::from_nanos(self.clock.now().nanos().saturating_sub(remember.get()));
         let (store, leader) = (Arc::clone(&self.store), self.leader);
         self.next_pruning = Instant::now() + PRUNE_EVERY;
-        self.commit = Some(tokio::spawn(async move {
-            store.forget_requests(leader, before, PRUNE_AT_ONCE).await.map(Written::Pruned)
-        }));
+        self.commit = Some(
+            self.committer
+                .spawn(async move { store.forget_requests(leader, before, PRUNE_AT_ONCE).await.map(Written::Pruned) }),
+        );
     }
 
     fn written(&mut self, written: Result<Written, StoreError>) -> Result<(), ControllerError> {

@@ -9,8 +9,8 @@ use sluice_proto::v1::job_service_client::JobServiceClient;
 use sluice_proto::v1::upload_blob_request::Part;
 use sluice_types::Reason;
 use support::{Door, tenant, with};
-use tonic::metadata::{Ascii, MetadataValue};
 use tonic::Status;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic_types::StatusExt as _;
 
 async fn upload(

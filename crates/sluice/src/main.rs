@@ -12,6 +12,11 @@ use std::process::ExitCode;
 use clap::{CommandFactory as _, Parser as _};
 use command::{Cli, Role};
 
+/// A call at the API is dozens of small allocations on one thread that another frees: the system's allocator takes a
+/// seventh of the processor's time of a controller under load, this one a third of that.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     // One TLS provider for the whole process; a second installation would be a second main.
