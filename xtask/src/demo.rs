@@ -272,6 +272,11 @@ fn moved(system: &System, training: &Training, work: &Path, patience: Duration) 
         progress.look(job);
         job.ended()
     })?;
+    anyhow::ensure!(
+        phase != "failed",
+        "the job was not moved: it ended first, or {}; more --steps give it time",
+        job.why()
+    );
     finished(&progress, job)
 }
 

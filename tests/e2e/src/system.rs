@@ -314,16 +314,26 @@ impl System {
     /// # Errors
     /// It serves none.
     pub fn metrics(&self, part: &str) -> anyhow::Result<BTreeMap<String, u64>> {
+        let text = self.metrics_page(part)?;
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let pairs = lines.filter_map(|line| line.rsplit_once(' '));
+        Ok(pairs.filter_map(|(name, value)| Some((name.to_owned(), value.trim().parse().ok()?))).collect())
+    }
+
+    /// All that a part says to Prometheus.
+    ///
+    /// # Errors
+    /// It serves nothing.
+    pub fn metrics_page(&self, part: &str) -> anyhow::Result<String> {
         use std::io::{Read as _, Write as _};
-        let address = fs::read_to_string(self.data.join(part).join("metrics.addr"))?;
+        let file = self.data.join(part).join("metrics.addr");
+        let address = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
         let mut stream = std::net::TcpStream::connect(address.trim())?;
         stream.set_read_timeout(Some(Duration::from_secs(5)))?;
         stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
-        let lines = text.lines().filter(|line| !line.starts_with('#'));
-        let pairs = lines.filter_map(|line| line.rsplit_once(' '));
-        Ok(pairs.filter_map(|(name, value)| Some((name.to_owned(), value.trim().parse().ok()?))).collect())
+        Ok(text)
     }
 
     /// Words of a part's log that must never be there: panics and broken invariants.

@@ -64,6 +64,14 @@ fn no_answer_or_error_shows_one_tenant_to_another() -> anyhow::Result<()> {
         let done = blue.run(words)?;
         assert_eq!(done.code, 4, "{words:?}: {done:?}");
     }
+    // Figures are of the whole system: none is of a tenant, a project or a job.
+    for part in ["controller", "sites/a/a1", "sites/a/vault"] {
+        let page = own.system.metrics_page(part)?;
+        assert!(page.contains("# TYPE sluice_"), "{part}: {page}");
+        for word in ["vermilion", "cobalt", "default", secret, &job] {
+            assert!(!page.contains(word), "{part} shows {word}:\n{page}");
+        }
+    }
     // The control: its owner sees it.
     assert!(red.well(&["list", "-o", "json"])?.stdout.contains(secret));
     Ok(())

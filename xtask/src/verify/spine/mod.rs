@@ -2,6 +2,7 @@
 
 mod explain;
 mod fractions;
+mod fresh;
 mod outside;
 mod simulation;
 
@@ -11,7 +12,10 @@ use super::Line;
 pub(super) fn lines() -> Vec<Line> {
     let line = |number, title| Line { number, title, run: None };
     vec![
-        line(1, "the two commands of the README on a fresh Debian 12, and a machine with cgroup v2"),
+        Line {
+            run: Some(fresh::rows),
+            ..line(1, "the two commands of the README on a fresh Debian 12, and a machine with cgroup v2")
+        },
         Line {
             run: Some(outside::moves),
             ..line(2, "moved and lost training jobs have the curve of the uninterrupted run")
