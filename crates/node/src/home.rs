@@ -212,6 +212,9 @@ pub(crate) struct Record {
     /// When its program started.
     pub(crate) started: Option<NodeInstant>,
     pub(crate) last_step: u64,
+    /// The last step that a window named.
+    #[serde(default)]
+    pub(crate) window_step: u64,
     /// Newest revision for which a checkpoint was ordered.
     pub(crate) ordered: u64,
     /// Newest checkpoint of its lineage.
@@ -239,6 +242,7 @@ impl Record {
             cuts: BTreeMap::new(),
             started: None,
             last_step: assignment.resume_step(),
+            window_step: assignment.resume_step(),
             ordered: 0,
             parent: assignment.parent(),
             sealed: Vec::new(),

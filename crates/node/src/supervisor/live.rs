@@ -17,6 +17,7 @@ use super::protocol::{Action, Announcement, Refusal};
 use super::records::{Ordered, Outcome, Phase, StagedSummary, Status};
 use super::spec::{CheckpointMode, LaunchSpec};
 use super::staging::Stager;
+use super::steps::StepMarks;
 use super::{clock, task};
 
 /// Staged checkpoints that a [`Status`] lists.
@@ -55,6 +56,7 @@ pub(super) struct Core {
     pub(super) started_at: Option<NodeInstant>,
     pub(super) start_failure: Option<String>,
     pub(super) last_step: Option<u64>,
+    pub(super) steps: StepMarks,
     metrics: BTreeMap<String, f64>,
     staged: Vec<StagedSummary>,
     pub(super) orders: Orders,
@@ -84,6 +86,7 @@ impl Live {
             started_at: None,
             start_failure: None,
             last_step: None,
+            steps: StepMarks::default(),
             metrics: BTreeMap::new(),
             staged: Vec::new(),
             orders: Orders::new(every_steps, every, step, clock::boottime()),
@@ -135,6 +138,7 @@ impl Live {
             main: core.main.map(|main| main.pid),
             started_at: core.started_at,
             last_step: core.last_step,
+            steps: core.steps.clone(),
             metrics: core.metrics.clone(),
             staged: core.staged[from..].to_vec(),
             order: core.orders.status(),
@@ -160,9 +164,13 @@ impl Live {
         if let Some(last) = core.last_step.filter(|last| step < *last) {
             return Err(Refusal::field(format!("step {step} after step {last}: steps only grow")));
         }
+        let now = clock::boottime();
+        if core.last_step != Some(step) {
+            core.steps.mark(now, step);
+        }
         core.last_step = Some(step);
         core.metrics = metrics;
-        Ok(core.orders.on_step(step, clock::boottime()))
+        Ok(core.orders.on_step(step, now))
     }
 
     /// Takes over an announced checkpoint; blocks for as long as hashing and writing take.

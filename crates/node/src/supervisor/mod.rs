@@ -39,6 +39,7 @@ mod seccomp;
 mod serve;
 mod spec;
 mod staging;
+mod steps;
 mod task;
 mod watch;
 
@@ -59,4 +60,5 @@ pub use spec::{
     CheckpointMode, CheckpointPolicy, CheckpointSignal, Completion, LaunchSpec, Resume, ResumeEntry, Sandbox,
     SandboxMode, SpecError, TaskLimits,
 };
+pub use steps::{StepMark, StepMarks};
 pub use task::enter_task;

@@ -8,6 +8,7 @@ use sluice_device::{TaskGroup, boot_id, process_start_ticks};
 use sluice_types::{AttemptId, BootId, Bytes, Digest, Generation, JobId, NodeInstant, Reason};
 
 use super::folder::{self, Folder};
+use super::steps::StepMarks;
 use super::{SupervisorError, clock};
 
 /// Version of the folder's files and of the control socket.
@@ -86,6 +87,9 @@ pub struct ExitRecord {
     pub memory_peak: Bytes,
     /// The last step that was reported.
     pub last_step: Option<u64>,
+    /// When the last steps were finished.
+    #[serde(default)]
+    pub steps: StepMarks,
     /// Bytes in the log file.
     pub log_bytes: u64,
 }
@@ -247,6 +251,9 @@ pub struct Status {
     pub started_at: Option<NodeInstant>,
     /// The last complete step.
     pub last_step: Option<u64>,
+    /// When the last steps were finished.
+    #[serde(default)]
+    pub steps: StepMarks,
     /// What came with it.
     pub metrics: BTreeMap<String, f64>,
     /// Checkpoints staged so far, whether or not the agent has taken them.
@@ -376,6 +383,7 @@ pub fn settle(
         cpu_nanos: usage.cpu_nanos,
         memory_peak: usage.memory_peak,
         last_step: None,
+        steps: StepMarks::default(),
         log_bytes: std::fs::metadata(folder.log()).map_or(0, |data| data.len()),
     };
     folder::write_json(&folder.exit(), &record)?;

@@ -19,6 +19,7 @@ use super::log::{Log, Stream};
 use super::records::{ExitRecord, Ordered, Outcome, Phase, SupervisorIdentity};
 use super::sandbox::HostLayout;
 use super::spec::{CheckpointMode, CheckpointSignal, LaunchSpec, SandboxMode};
+use super::steps::StepMarks;
 use super::watch::Watcher;
 use super::{SupervisorError, clock, control, disk, serve, task};
 
@@ -77,6 +78,7 @@ fn not_started(error: &SupervisorError) -> ExitRecord {
         cpu_nanos: 0,
         memory_peak: Bytes::ZERO,
         last_step: None,
+        steps: StepMarks::default(),
         log_bytes: 0,
     }
 }
@@ -259,6 +261,7 @@ fn conclude(live: &Live, status: Option<ExitStatus>, ended_at: NodeInstant) -> E
         cpu_nanos: usage.cpu_nanos,
         memory_peak: usage.memory_peak,
         last_step: core.last_step,
+        steps: core.steps.clone(),
         log_bytes,
     }
 }

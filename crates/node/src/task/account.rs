@@ -97,6 +97,7 @@ impl Task {
     async fn commit(&mut self, meter: Meter, windows: Vec<Window>) -> bool {
         if !windows.is_empty() {
             let advisory = self.shared.is_advisory();
+            let mut last_step = self.record.window_step;
             let records = windows.iter().map(|window| WindowRecord {
                 journal: 0,
                 key: Some(self.record.key.wire()),
@@ -106,13 +107,17 @@ impl Task {
                 end_ns: window.end.nanos(),
                 used_ns: window.used_ns,
                 memory_byte_seconds: window.memory_byte_seconds,
-                last_step: self.record.last_step,
+                last_step: {
+                    last_step = self.steps.last_by(window.end).map_or(last_step, |step| step.max(last_step));
+                    last_step
+                },
                 advisory,
             });
             if self.shared.journal.append(records.collect()).await.is_err() {
                 // Logged and counted by the journal. The window stays open and goes on growing.
                 return false;
             }
+            self.record.window_step = last_step;
         }
         self.meter = meter;
         self.record.chain = self.meter.chain().clone();

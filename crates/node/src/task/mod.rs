@@ -31,7 +31,7 @@ use crate::home::{Home, Phase, Record, StoredOutputs};
 use crate::meter::Meter;
 use crate::reconcile::{Goal, Local, Stage, reconcile};
 use crate::shared::Shared;
-use crate::supervisor::{self, ExitRecord, OrderState, StagedManifest, Status, SupervisorClient};
+use crate::supervisor::{self, ExitRecord, OrderState, StagedManifest, Status, StepMarks, SupervisorClient};
 
 /// How often a task in motion is looked at.
 const QUICK: Duration = Duration::from_millis(100);
@@ -108,6 +108,8 @@ pub(crate) struct Task {
     supervised: bool,
     launched_at: Option<Instant>,
     status: Option<Status>,
+    /// When steps were finished, as far as it was told.
+    steps: StepMarks,
     /// Until when the supervisor's view is known: windows are closed up to here.
     seen_until: NodeInstant,
     looked_at: Option<Instant>,
@@ -144,6 +146,7 @@ impl Task {
             supervised: false,
             launched_at: None,
             status: None,
+            steps: StepMarks::default(),
             looked_at: None,
             end: None,
             work: None,

@@ -117,6 +117,7 @@ impl Task {
         if let Some(step) = status.last_step {
             self.record.last_step = step;
         }
+        self.steps.extend(&status.steps);
         if let Some(started) = status.started_at
             && self.record.started.is_none()
             && self.cut_at(started).await
@@ -175,6 +176,7 @@ impl Task {
         if let Some(step) = exit.last_step {
             self.record.last_step = step;
         }
+        self.steps.extend(&exit.steps);
         if let (Some(started), None) = (exit.started_at, self.record.started)
             && !matches!(exit.outcome, Outcome::SupervisorLost)
             && self.cut_at(started).await
