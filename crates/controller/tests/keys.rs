@@ -43,3 +43,34 @@ async fn a_revoked_key_ends_its_watch_and_nobody_elses() {
     assert!(matches!(next.event, Some(v1::watch_jobs_response::Event::Bookmark(_))), "{next:?}");
     door.close().await;
 }
+
+#[tokio::test]
+async fn a_key_of_one_project_lists_that_one_and_no_pages_of_others() {
+    let door = Door::open().await;
+    let (_, key) = tenant(&door, "acme").await;
+    let mut tenants = TenantServiceClient::new(door.channel.clone());
+    for (number, name) in ["one", "two", "three"].into_iter().enumerate() {
+        let create = v1::CreateProjectRequest {
+            request_id: format!("123e4567-e89b-42d3-a456-42661417400{number}"),
+            parent: "tenants/acme".to_owned(),
+            project_id: name.to_owned(),
+            validate_only: false,
+        };
+        tenants.create_project(with(create, &key)).await.unwrap();
+    }
+    let create = v1::CreateKeyRequest {
+        request_id: "123e4567-e89b-42d3-a456-426614174009".to_owned(),
+        parent: "tenants/acme/projects/two".to_owned(),
+        role: v1::Role::Viewer.into(),
+    };
+    let made = tenants.create_key(with(create, &key)).await.unwrap().into_inner();
+    let bound = format!("Bearer {}", made.secret).parse().unwrap();
+    let list = v1::ListProjectsRequest { parent: "tenants/acme".to_owned(), page_size: 1, page_token: String::new() };
+    let own = tenants.list_projects(with(list.clone(), &bound)).await.unwrap().into_inner();
+    let names: Vec<_> = own.projects.iter().map(|project| project.name.as_str()).collect();
+    assert_eq!((names, own.next_page_token.as_str()), (vec!["tenants/acme/projects/two"], ""));
+    // The control: a key of the tenant gets the first of four, and more to come.
+    let all = tenants.list_projects(with(list, &key)).await.unwrap().into_inner();
+    assert!(all.projects.len() == 1 && !all.next_page_token.is_empty(), "{all:?}");
+    door.close().await;
+}

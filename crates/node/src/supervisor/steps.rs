@@ -7,7 +7,7 @@ use sluice_types::{Nanos, NodeInstant};
 
 /// How many are kept: of the fastest task those of some five seconds, longer than between two looks at it.
 const KEPT: usize = 256;
-/// Steps closer together than this have one mark, of the first of them.
+/// Of steps closer together than this only some are kept, and always the newest.
 const APART: Nanos = Nanos::from_millis(20);
 
 /// One step.
@@ -27,9 +27,13 @@ pub struct StepMarks(VecDeque<StepMark>);
 impl StepMarks {
     /// A step was finished.
     pub(crate) fn mark(&mut self, at: NodeInstant, step: u64) {
-        if self.0.back().is_none_or(|last| at >= last.at.after(APART)) {
-            self.push(StepMark { at, step });
+        let mut newest = self.0.iter().rev();
+        if let (Some(last), Some(before)) = (newest.next(), newest.next())
+            && last.at < before.at.after(APART)
+        {
+            self.0.pop_back();
         }
+        self.push(StepMark { at, step });
     }
 
     /// Takes over what another, as of later, has more.
@@ -78,6 +82,7 @@ mod tests {
             let told = marks.last_by(at(window)).unwrap();
             assert!(told <= window && window - told <= 20, "{told} at {window}");
         }
+        assert_eq!(marks.last_by(at(100_000)), Some(100_000));
         // Older than what is kept.
         assert_eq!(marks.last_by(at(50_000)), None);
     }
