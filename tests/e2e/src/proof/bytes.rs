@@ -11,7 +11,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 /// Shorter than any checkpoint stays.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A task's checkpoint, as far as the judge needs it.
 #[derive(Debug, Clone, Deserialize)]
@@ -71,11 +71,16 @@ impl Stored {
     }
 
     /// Bytes of a job's checkpoints of its first attempt that came here and were not here `before`: each manifest, and
-    /// each blob once.
-    pub(super) fn missing(&self, job: &str, before: &Self) -> u64 {
+    /// each blob once. One that was superseded as it came may have been here for no look, but was seen where it was
+    /// `sealed`: it came if all of its blobs did.
+    pub(super) fn missing(&self, job: &str, before: &Self, sealed: &Self) -> u64 {
+        let there = |digest: &str| self.blobs.contains_key(digest) || before.blobs.contains_key(digest);
+        let came = |manifest: &Manifest| manifest.entries.iter().all(|entry| there(&entry.digest));
+        let passed = sealed.first_attempt(job).into_iter().filter(|(_, (_, manifest))| came(manifest));
+        let all: BTreeMap<_, _> = self.first_attempt(job).into_iter().chain(passed).collect();
         let mut blobs = BTreeMap::new();
         let mut manifests = 0;
-        for (digest, (size, manifest)) in self.first_attempt(job) {
+        for (digest, (size, manifest)) in all {
             if !before.manifests.contains_key(digest) {
                 manifests += size;
             }
@@ -168,10 +173,17 @@ mod tests {
             ("m3".to_owned(), manifest(2, 60, &[("x3", 7)])),
         ];
         let stored = Stored { blobs: BTreeMap::new(), manifests: manifests.into() };
-        assert_eq!(stored.missing("j", &Stored::default()), 10 + 10 + 100 + 7 + 7);
+        let (nothing, nowhere) = (Stored::default(), Stored::default());
+        assert_eq!(stored.missing("j", &nothing, &nowhere), 10 + 10 + 100 + 7 + 7);
         assert_eq!(stored.whole("j"), 2 * (10 + 107));
         let before = Stored { blobs: [("frozen".to_owned(), 100)].into(), ..Stored::default() };
-        assert_eq!(stored.missing("j", &before), 10 + 10 + 7 + 7);
+        assert_eq!(stored.missing("j", &before, &nowhere), 10 + 10 + 7 + 7);
+        // One came and went between two looks; of another one nothing ever came.
+        let passing = ("m4".to_owned(), manifest(1, 50, &[("frozen", 100), ("x4", 7)]));
+        let never = ("m5".to_owned(), manifest(1, 55, &[("frozen", 100), ("x5", 7)]));
+        let sealed = Stored { blobs: BTreeMap::new(), manifests: [passing, never].into() };
+        let stored = Stored { blobs: [("frozen".to_owned(), 100), ("x4".to_owned(), 7)].into(), ..stored };
+        assert_eq!(stored.missing("j", &before, &sealed), 10 + 10 + 7 + 7 + 10 + 7);
         assert_eq!((stored.newest("j"), stored.newest("other")), (60, 0));
     }
 }

@@ -198,7 +198,7 @@ impl Runs {
         processes::signal(agent, Signal::SIGCONT);
         handed?;
         let place = usize::from(from != NAMES[0]);
-        let seen = self.store(to).ever();
+        let (seen, sealed) = (self.store(to).ever(), self.store(&from).ever());
         let counted = self.sites.wan.traffic(&from)?.since(counted[place]);
         // A vault that is killed later counts anew.
         let figures = self.sites.system.metrics(&format!("sites/{to}/vault"))?;
@@ -215,7 +215,7 @@ impl Runs {
             differs,
             carried: view.migration.map_or(0, |row| row.step),
             vault_was_dead,
-            missing: seen.missing(&job, &before[1 - place]),
+            missing: seen.missing(&job, &before[1 - place], &sealed),
             counted,
             whole: seen.whole(&job),
             durable: 0,
