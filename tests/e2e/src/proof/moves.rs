@@ -151,14 +151,7 @@ impl Runs {
 
     /// A job that its tenant moves to the other site; another one where it ends before that.
     fn planned(&mut self, case: Case) -> anyhow::Result<Outcome> {
-        for number in 0..TRIES {
-            let again = Case { seed: case.seed + number * 10_000, at: case.at / u64::from(number + 1), ..case };
-            if let Some(outcome) = self.try_planned(again)? {
-                return Ok(outcome);
-            }
-            eprintln!("the job ended before it was moved; another one");
-        }
-        anyhow::bail!("{TRIES} jobs ended before they were moved")
+        again(case, |case| self.try_planned(case))
     }
 
     /// Nothing where the job ended before it could be stopped for the move.
@@ -236,16 +229,10 @@ impl Runs {
         self.sites.wan.limit(from, None)
     }
 
-    /// A job whose node dies: agent, supervisor and the job itself at once, in half of the cases with the site's vault.
+    /// A job whose node dies: agent, supervisor and the job itself at once, in half of the cases with the site's vault;
+    /// another one where it ends before that.
     fn unplanned(&mut self, case: Case) -> anyhow::Result<Outcome> {
-        for number in 0..TRIES {
-            let again = Case { seed: case.seed + number * 10_000, at: case.at / u64::from(number + 1), ..case };
-            if let Some(outcome) = self.try_unplanned(again)? {
-                return Ok(outcome);
-            }
-            eprintln!("the job ended before its node died; another one");
-        }
-        anyhow::bail!("{TRIES} jobs ended before their nodes died")
+        again(case, |case| self.try_unplanned(case))
     }
 
     /// Nothing where the job ended before its node did.
@@ -285,4 +272,16 @@ impl Runs {
             resumed: 0,
         }))
     }
+}
+
+/// Tries other jobs, struck earlier, while they end before what is to happen to them.
+fn again(case: Case, mut attempt: impl FnMut(Case) -> anyhow::Result<Option<Outcome>>) -> anyhow::Result<Outcome> {
+    for number in 0..TRIES {
+        let next = Case { seed: case.seed + number * 10_000, at: case.at / u64::from(number + 1), ..case };
+        if let Some(outcome) = attempt(next)? {
+            return Ok(outcome);
+        }
+        eprintln!("the job ended too early; another one");
+    }
+    anyhow::bail!("{TRIES} jobs ended too early")
 }
