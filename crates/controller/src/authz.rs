@@ -138,7 +138,8 @@ mod tests {
 
     #[test]
     fn the_printed_matrix_is_checked_in() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/authorization.md");
+        // Cargo runs tests in their package's folder; what it noted while building may be another clone's.
+        let path = "../../docs/authorization.md";
         if std::env::var_os("SLUICE_BLESS").is_some() {
             std::fs::write(path, matrix()).unwrap();
         }

@@ -1,8 +1,10 @@
 //! What happens after a commit: the world outside learns of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 
+use sluice_lifecycle::model::TaskRow;
 use sluice_lifecycle::{Rows, State, Wish};
 use sluice_proto::convert;
 use sluice_proto::v1;
@@ -15,8 +17,8 @@ use crate::link::Hub;
 use crate::planner::PlannerHandle;
 use crate::secrets::SecretBox;
 
-/// The port of rank 0 in a gang: the first of a range that the system keeps for jobs.
-const RENDEZVOUS_PORT: u16 = 29_400;
+/// Ports at which gangs meet, below those that the kernel gives away.
+const RENDEZVOUS_PORTS: Range<u64> = 20_000..30_000;
 
 /// Manifests that one vault is told to forget at once.
 const FORGET_AT_ONCE: usize = 256;
@@ -113,7 +115,7 @@ impl Publisher {
             attempt,
             lease,
             name,
-            rendezvous: rendezvous(attempt.tasks.first().map(|task| task.device.index).unwrap_or(0)),
+            rendezvous: attempt.tasks.first().map(|first| rendezvous(state, first)).unwrap_or_default(),
             secrets,
             parent,
             now,
@@ -122,7 +124,12 @@ impl Publisher {
     }
 }
 
-/// Gangs meet on the loopback of one host, or on the host network where policy allows it.
-fn rendezvous(device: u16) -> String {
-    format!("127.0.0.1:{}", RENDEZVOUS_PORT.saturating_add(device))
+/// Where a gang meets: at the host of rank 0, on a port that hardly any other gang there has.
+fn rendezvous(state: &State, first: &TaskRow) -> String {
+    let address = state.node(first.device.node).map(|node| node.address.as_str()).filter(|address| !address.is_empty());
+    let port = RENDEZVOUS_PORTS.start + first.lease.raw() % (RENDEZVOUS_PORTS.end - RENDEZVOUS_PORTS.start);
+    match address.unwrap_or("127.0.0.1") {
+        address if address.contains(':') => format!("[{address}]:{port}"),
+        address => format!("{address}:{port}"),
+    }
 }

@@ -223,6 +223,8 @@ pub enum NodeReport {
         advisory: bool,
         /// Its clock.
         clock: NodeInstant,
+        /// Where other hosts reach what its tasks listen on.
+        address: String,
     },
     /// It is alive.
     Heartbeat(NodeInstant),
@@ -238,6 +240,8 @@ pub enum NodeReport {
         step: u64,
         /// Last numbers told.
         metrics: BTreeMap<String, f64>,
+        /// It is held at its next step boundary until it is told at which one its gang stops.
+        held: Option<Held>,
     },
     /// A task ended, and nothing is left of it on the node.
     Ended {
@@ -267,6 +271,15 @@ pub enum NodeReport {
     },
     /// Journal records in order.
     Windows(Vec<WindowReport>),
+}
+
+/// A gang's task that was told to stop at a checkpoint waits at its next step boundary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// The order, by the attempt's revision that brought it.
+    pub revision: u64,
+    /// The last step that the task had told before.
+    pub step: u64,
 }
 
 /// One journal record.

@@ -16,9 +16,9 @@ mod table;
 pub mod validate;
 mod view;
 
-pub use command::{Answer, Caller, Command, JoinHost, NodeReport, Refusal, TaskKey, UserCommand, WindowReport};
+pub use command::{Answer, Caller, Command, Held, JoinHost, NodeReport, Refusal, TaskKey, UserCommand, WindowReport};
 pub use mint::Mint;
 pub use rows::{Rows, Snapshot};
 pub use state::{Settings, State};
 pub use step::{draft, draft_view, step};
-pub use view::{Copy, Wish};
+pub use view::{Copy, StopStep, Wish};

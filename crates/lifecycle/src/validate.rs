@@ -44,7 +44,13 @@ pub fn spec(spec: &JobSpec) -> Result<(), Refusal> {
     if spec.sites.len() > MAX_SITES {
         return Err(Refusal::field("spec.sites", format!("at most {MAX_SITES} sites")));
     }
-    spec.checkpoint.as_ref().map_or(Ok(()), checkpoint)
+    let Some(policy) = &spec.checkpoint else { return Ok(()) };
+    if spec.tasks > 1 && policy.capture == Capture::StateProvider && policy.every != Nanos::ZERO {
+        let message = "the tasks of a gang have no common clock, and parts of different steps are no checkpoint: \
+                       set every_steps instead";
+        return Err(Refusal::field("spec.checkpoint.every", message));
+    }
+    checkpoint(policy)
 }
 
 fn command(spec: &JobSpec) -> Result<(), Refusal> {

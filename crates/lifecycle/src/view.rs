@@ -2,12 +2,13 @@
 //!
 //! All of it is computed from committed rows and nothing else, so it can be computed again at any time.
 
+use serde::{Deserialize, Serialize};
 use sluice_plan::{JobView, Purpose};
 use sluice_types::{CheckpointId, Digest, JobId, Nanos, NodeId, SiteId, Timestamp};
 
 use crate::command::TaskKey;
 use crate::model::{
-    Attempt, AttemptState, Checkpoint, Goal, Job, JobState, LeaseState, MigrationPhase, NodeState, TaskState,
+    Attempt, AttemptState, Capture, Checkpoint, Goal, Job, JobState, LeaseState, MigrationPhase, NodeState, TaskState,
 };
 use crate::state::State;
 
@@ -26,6 +27,23 @@ pub struct Wish {
     pub resume: Option<(Digest, u64)>,
     /// Until when a stop at a checkpoint is waited for.
     pub deadline: Option<Timestamp>,
+    /// How it is to stop at a checkpoint.
+    pub stop: StopStep,
+}
+
+/// At which step boundary a task stops, when it is told to stop at a checkpoint.
+///
+/// The tasks of a gang wait for each other within a step, so they can only stop at the same one. As in blocking
+/// coordinated checkpointing (Elnozahy et al., "A survey of rollback-recovery protocols in message-passing systems", 2002)
+/// they are first held, each at its next boundary, and then told a boundary that none of them has passed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StopStep {
+    /// At the next one.
+    Next,
+    /// It is held at the next one and tells which step it had finished before.
+    Hold,
+    /// At the first one from this step on.
+    From(u64),
 }
 
 /// A copy that is wanted.
@@ -158,7 +176,22 @@ impl State {
             rank,
             resume: part,
             deadline: attempt.order.map(|order| order.deadline),
+            stop: self.stop_step(attempt),
         }
+    }
+
+    fn stop_step(&self, attempt: &Attempt) -> StopStep {
+        match attempt.order.and_then(|order| order.stop_step) {
+            Some(step) => StopStep::From(step),
+            None if self.meets(attempt) => StopStep::Hold,
+            None => StopStep::Next,
+        }
+    }
+
+    /// Its tasks have to stop at one step, and tell their steps. Programs that are told by a signal see to it themselves.
+    pub(crate) fn meets(&self, attempt: &Attempt) -> bool {
+        let policy = self.jobs.get(&attempt.job).and_then(|job| job.spec.checkpoint.as_ref());
+        attempt.tasks.len() > 1 && policy.is_some_and(|policy| policy.capture == Capture::StateProvider)
     }
 
     /// Checkpoint parts that should be copied: newest checkpoints that are not durable yet, and whatever an open

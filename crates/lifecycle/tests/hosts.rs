@@ -82,8 +82,22 @@ fn a_task_that_starts_clears_its_host() {
         let key = bench.task(job);
         let started = bench.clock();
         let metrics = std::collections::BTreeMap::new();
-        bench.node_of(key, NodeReport::Running { key, started, step: 0, metrics });
+        bench.node_of(key, NodeReport::Running { key, started, step: 0, metrics, held: None });
         bench.end(key);
         assert!(!bench.state.node(node).unwrap().cordoned);
+    }
+}
+
+#[test]
+fn what_a_host_that_could_not_start_it_has_metered_is_credited() {
+    for (reason, credited) in [(Reason::HostFailed, 1), (Reason::StartFailed, 0)] {
+        let mut bench = Bench::new();
+        let job = bench.submit(Some(60));
+        bench.plan();
+        bench.window(bench.task(job));
+        fails(&mut bench, job, reason);
+        let rows = &bench.rows.jobs;
+        let row = rows.iter().find(|row| row.id == job).unwrap();
+        assert_eq!(row.credited.units(), credited * support::WINDOW_COST, "{reason}");
     }
 }

@@ -179,6 +179,16 @@ impl Assignment {
         told.map_or(DEFAULT_DEADLINE, Duration::from)
     }
 
+    /// It is to be held at its next step boundary first.
+    pub(crate) fn hold(&self) -> bool {
+        self.wire.hold
+    }
+
+    /// The first step at which it may stop at a checkpoint.
+    pub(crate) fn stop_step(&self) -> u64 {
+        self.wire.stop_step
+    }
+
     /// Run time left.
     pub(crate) fn run_limit(&self) -> Option<Nanos> {
         self.wire.run_limit.as_ref().and_then(nanos)

@@ -26,6 +26,8 @@ pub struct NodeConfig {
     pub name: Name,
     /// Controllers as `host:port`, tried in turn.
     pub controllers: Vec<String>,
+    /// Where other hosts reach what tasks listen on; `None` = this host's address on the way to the controller.
+    pub advertise: Option<String>,
     /// TLS towards the controller, asked at each dial so that a renewed certificate is used; `None` inside is plaintext.
     pub tls: TlsSource,
     /// The way to the site's vault.
@@ -123,6 +125,7 @@ impl NodeConfig {
             data,
             name,
             controllers: Vec::new(),
+            advertise: None,
             tls: no_tls(),
             depots: vault_depots(no_tls()),
             backend,

@@ -217,6 +217,9 @@ pub(crate) struct Record {
     pub(crate) window_step: u64,
     /// Newest revision for which a checkpoint was ordered.
     pub(crate) ordered: u64,
+    /// Under that revision it is held behind this step, until the next one says where it stops.
+    #[serde(default)]
+    pub(crate) held: Option<u64>,
     /// Newest checkpoint of its lineage.
     pub(crate) parent: Option<Digest>,
     /// Sealed checkpoints that are told again at each reconnect.
@@ -244,6 +247,7 @@ impl Record {
             last_step: assignment.resume_step(),
             window_step: assignment.resume_step(),
             ordered: 0,
+            held: None,
             parent: assignment.parent(),
             sealed: Vec::new(),
             sealed_sequences: VecDeque::new(),

@@ -207,6 +207,10 @@ pub(crate) struct NodeArgs {
     /// Name of the node within its site [default: the machine's].
     #[arg(long)]
     pub(crate) name: Option<String>,
+    /// IP address or name at which tasks on other hosts reach this one's [default: this host's address on the way to the
+    /// controller].
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) advertise: Option<String>,
     /// Cores that this node sells, as CORE:MILLI,…; default: all of them less --system-milli each.
     #[arg(long, value_name = "LIST")]
     pub(crate) cores: Option<String>,

@@ -155,6 +155,7 @@ fn node(number: u64, now: Timestamp) -> Node {
         draining: false,
         reason: String::new(),
         failed_starts: 0,
+        address: String::new(),
         advisory: false,
         host_cores: CoreMilli::new(192_000),
         host_memory: Bytes::new(2048 * Bytes::GIB),

@@ -1,6 +1,6 @@
 //! Which programs are tested, and what this host lacks for it.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
 
@@ -53,7 +53,7 @@ fn find(variable: &str, package: &str, found: &OnceLock<PathBuf>) -> anyhow::Res
     }
     let folder = profile_folder()?;
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--quiet", "-p", package]).current_dir(Path::new(env!("CARGO_MANIFEST_DIR")));
+    cargo.args(["build", "--quiet", "-p", package]);
     cargo.env("CARGO_TARGET_DIR", folder.parent().context("a folder above the profile's")?);
     if folder.ends_with("release") {
         cargo.arg("--release");

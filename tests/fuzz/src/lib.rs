@@ -39,10 +39,12 @@ pub fn find(name: &str) -> Option<&'static Target> {
 }
 
 impl Target {
-    /// Where its corpus lies.
+    /// Where its corpus lies, below the workspace in which this was started.
     #[must_use]
     pub fn folder(&self) -> PathBuf {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("corpus").join(self.name)
+        let here = std::env::current_dir().unwrap_or_default();
+        let corpus = here.ancestors().map(|folder| folder.join("tests/fuzz/corpus")).find(|corpus| corpus.is_dir());
+        corpus.unwrap_or_else(|| "tests/fuzz/corpus".into()).join(self.name)
     }
 
     /// Its corpus, in the order of the files' names.

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
-use sluice_lifecycle::model::{Goal, TaskEnd};
-use sluice_lifecycle::{NodeReport, State, TaskKey, Wish};
+use sluice_lifecycle::model::{Capture, Goal, TaskEnd};
+use sluice_lifecycle::{Held, NodeReport, State, StopStep, TaskKey, Wish};
 use sluice_types::{Digest, LeaseId, NodeInstant, Reason};
 
 use crate::host::{Assignment, Stage, Staged, Task};
@@ -22,6 +22,8 @@ pub(crate) fn assignment(state: &State, wish: &Wish) -> Option<Assignment> {
         rank: wish.rank,
         world: job.spec.tasks,
         resume: wish.resume,
+        stop: wish.stop,
+        signalled: job.spec.checkpoint.as_ref().is_some_and(|policy| policy.capture != Capture::StateProvider),
         job: job.id,
         program: job.spec.command.get(1)?.parse().ok()?,
         device: lease.device.index,
@@ -70,7 +72,8 @@ impl Sim {
             sealing: false,
             sealed: Vec::new(),
             ordered: 0,
-            order_open: false,
+            order: None,
+            held: None,
             exited_by_order: false,
             order_sealed: false,
             end: None,
@@ -173,9 +176,20 @@ impl Sim {
             }
             (Stage::Running, Some(Goal::Checkpoint)) if task.ordered < task.wanted.revision => {
                 task.ordered = task.wanted.revision;
-                task.order_open = true;
+                task.order = Some(task.wanted.stop);
+                task.held = (task.wanted.stop == StopStep::Hold).then_some(task.step);
+                if task.held.is_some() {
+                    let ordered = task.ordered;
+                    let late = self.now + settings().stop_deadline.get();
+                    self.agenda.plan(late, Event::HeldLong { host, lease, ordered });
+                    self.tell_running(host, lease);
+                }
+                self.at_boundary(host, lease);
             }
-            (Stage::Running, Some(Goal::Prepare | Goal::Run)) => task.order_open = false,
+            (Stage::Running, Some(Goal::Prepare | Goal::Run)) => {
+                (task.order, task.held) = (None, None);
+                self.at_boundary(host, lease);
+            }
             (Stage::Running, None | Some(Goal::Stop | Goal::Release)) => {
                 let most = if goal == Some(Goal::Stop) { 8 * SECOND } else { 2 * SECOND };
                 let at = self.now + self.dice.range(200 * MILLI, most);
@@ -429,6 +443,7 @@ fn running(task: &Task) -> Option<NodeReport> {
         started: NodeInstant::from_nanos(task.started?),
         step: task.step,
         metrics: std::collections::BTreeMap::new(),
+        held: task.held.map(|step| Held { revision: task.ordered, step }),
     })
 }
 

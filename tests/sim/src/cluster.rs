@@ -57,6 +57,7 @@ pub(crate) fn hello(host: &Host, now: u64) -> NodeReport {
         host_memory: Bytes::new(if host.host_cores > 0 { 256 << 30 } else { 0 }),
         advisory: false,
         clock: host.instant(now),
+        address: String::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use sluice_lifecycle::model::{Goal, TaskEnd};
-use sluice_lifecycle::{NodeReport, TaskKey, WindowReport};
+use sluice_lifecycle::{NodeReport, StopStep, TaskKey, WindowReport};
 use sluice_types::{BootId, Digest, Generation, JobId, LeaseId, NodeId, NodeInstant};
 
 use crate::params::SECOND;
@@ -17,6 +17,9 @@ pub(crate) struct Assignment {
     pub(crate) rank: u32,
     pub(crate) world: u32,
     pub(crate) resume: Option<(Digest, u64)>,
+    pub(crate) stop: StopStep,
+    /// The program is told by a signal, and its tasks agree among themselves where they stop.
+    pub(crate) signalled: bool,
     pub(crate) job: JobId,
     /// Which program of the run.
     pub(crate) program: usize,
@@ -69,7 +72,10 @@ pub(crate) struct Task {
     pub(crate) sealing: bool,
     pub(crate) sealed: Vec<NodeReport>,
     pub(crate) ordered: u64,
-    pub(crate) order_open: bool,
+    /// Under that order, until it is over.
+    pub(crate) order: Option<StopStep>,
+    /// The last step it had told when it began to be held.
+    pub(crate) held: Option<u64>,
     /// It exited by the order; whether its last state is sealed decides what that means.
     pub(crate) exited_by_order: bool,
     pub(crate) order_sealed: bool,
@@ -152,6 +158,11 @@ impl Host {
 
     pub(crate) fn instant(&self, now: u64) -> NodeInstant {
         NodeInstant::from_nanos(self.clock(now))
+    }
+
+    /// A task's process lives.
+    pub(crate) fn has_process(&self, lease: &LeaseId) -> bool {
+        self.power && self.tasks.get(lease).is_some_and(|task| task.process)
     }
 
     pub(crate) fn runs_agent(&self) -> bool {

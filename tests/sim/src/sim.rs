@@ -96,6 +96,13 @@ pub(crate) enum Event {
     },
     Step {
         attempt: AttemptId,
+        rank: u32,
+        step: u64,
+    },
+    HeldLong {
+        host: usize,
+        lease: LeaseId,
+        ordered: u64,
     },
     SealDone {
         host: usize,
@@ -232,7 +239,8 @@ impl Sim {
             Event::Launched { host, lease, epoch } => self.on_launched(host, lease, epoch),
             Event::Kill { host, lease, boot } => self.on_kill(host, lease, boot),
             Event::RunLimit { host, lease, boot } => self.on_run_limit(host, lease, boot),
-            Event::Step { attempt } => self.on_step(attempt),
+            Event::Step { attempt, rank, step } => self.on_step(attempt, rank, step),
+            Event::HeldLong { host, lease, ordered } => self.on_held_long(host, lease, ordered),
             Event::SealDone { host, lease, epoch } => self.on_seal_done(host, lease, epoch),
             Event::VaultBeat { site, .. } => self.vault_beat(site),
             Event::VaultDown { site, message: ToVault::Copies(copies) } => self.on_copies(site, copies),

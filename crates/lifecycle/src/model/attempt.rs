@@ -63,6 +63,10 @@ pub struct Order {
     pub kind: OrderKind,
     /// Until when.
     pub deadline: Timestamp,
+    /// A gang's common step: each task stops at its first step boundary from here on. `None` until every task told
+    /// where it is held, and where nothing has to be agreed on.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub stop_step: Option<u64>,
 }
 
 /// Where a task stands on its node, as the node proved it.
@@ -109,6 +113,9 @@ pub struct TaskRow {
     pub isolation: IsolationClass,
     /// Where it stands.
     pub state: TaskState,
+    /// Under the present order: the last step that it had told when it began to be held at its next step boundary.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub held: Option<u64>,
     /// How it ended.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub end: Option<TaskEnd>,

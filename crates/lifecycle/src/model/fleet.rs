@@ -86,6 +86,9 @@ pub struct Node {
     /// Tasks in a row that failed for a reason of the host.
     #[serde(default)]
     pub failed_starts: u32,
+    /// IP address or name at which other hosts reach what its tasks listen on; empty before the first hello.
+    #[serde(default)]
+    pub address: String,
     /// Slices are not enforced, and every bill says so.
     pub advisory: bool,
     /// Host processor sold beside slices of accelerators.

@@ -70,8 +70,14 @@ impl Step<'_> {
     fn advance_end(&mut self, id: AttemptId) {
         let Some(row) = self.state.attempts.get(&id).cloned() else { return };
         if State::has_live_tasks(&row) {
+            let left = row.tasks.iter().filter_map(|task| task.end.as_ref()).any(|end| end.at_checkpoint);
             if failure(&row).is_some() && row.goal != Goal::Stop {
                 self.set_goal(id, Goal::Stop, row.order);
+            } else if left && row.goal == Goal::Run {
+                // It was told to stop before the order was taken back.
+                self.take_back_order(id);
+            } else {
+                self.agree_on_step(id);
             }
             return;
         }
@@ -94,11 +100,12 @@ impl Step<'_> {
         self.end_attempt(row.id, failed.as_ref().and_then(|end| end.reason));
         if job.state == JobState::Cancelling {
             self.finish_job(job.id, JobState::Cancelled, None, String::new(), "node");
-        } else if at_checkpoint && !self.is_head_of(job, row) {
-            // Its tasks did not stop at one step: what they wrote after the last whole checkpoint is done again.
-            self.lost(job.id, Reason::NodeLost);
         } else if at_checkpoint {
-            self.stopped(job, row.order.map(|order| order.kind));
+            let kind = row.order.map(|order| order.kind);
+            // Tasks that stopped behind different steps left nothing whole to carry over: the job goes on from its last
+            // whole checkpoint, and what it does again is its own.
+            let carried = kind != Some(OrderKind::Migrate) || self.is_head_of(job, row);
+            self.stopped(job, if carried { kind } else { Some(OrderKind::Requeue) });
         } else if row.order.is_some_and(|order| order.kind == OrderKind::Requeue) && row.goal == Goal::Stop {
             self.drop_migration(job.id, Reason::Unavailable);
             self.queue_again(job.id, None, "stopped by the system");

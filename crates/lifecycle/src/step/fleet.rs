@@ -21,6 +21,7 @@ pub(super) struct Inventory {
     pub(super) host_memory: Bytes,
     pub(super) advisory: bool,
     pub(super) clock: NodeInstant,
+    pub(super) address: String,
 }
 
 impl Step<'_> {
@@ -98,6 +99,7 @@ impl Step<'_> {
             draining: false,
             reason: String::new(),
             failed_starts: 0,
+            address: String::new(),
             advisory: false,
             host_cores: CoreMilli::ZERO,
             host_memory: Bytes::ZERO,
@@ -147,7 +149,7 @@ impl Step<'_> {
         row.boot = inventory.boot;
         row.devices = inventory.devices;
         (row.host_cores, row.host_memory) = (inventory.host_cores, inventory.host_memory);
-        row.advisory = inventory.advisory;
+        (row.advisory, row.address) = (inventory.advisory, inventory.address);
         row.clock = Some(ClockPair { controller: now, node: inventory.clock });
         row.last_seen = now;
         let generation = row.generation;

@@ -201,7 +201,7 @@ impl Step<'_> {
     /// Tells an attempt to stop at a checkpoint.
     pub(super) fn order(&mut self, attempt: sluice_types::AttemptId, kind: OrderKind) {
         let deadline = self.now.after(self.state.settings.stop_deadline);
-        self.set_goal(attempt, Goal::Checkpoint, Some(Order { kind, deadline }));
+        self.set_goal(attempt, Goal::Checkpoint, Some(Order { kind, deadline, stop_step: None }));
     }
 
     /// Takes back the order to stop at a checkpoint. A gang that has lost tasks to the order cannot go on without them: the
@@ -210,7 +210,7 @@ impl Step<'_> {
         let Some(row) = self.state.attempts.get(&attempt) else { return };
         if row.tasks.iter().any(|task| task.state == TaskState::Ended) {
             let deadline = self.now.after(self.state.settings.stop_deadline);
-            self.set_goal(attempt, Goal::Stop, Some(Order { kind: OrderKind::Requeue, deadline }));
+            self.set_goal(attempt, Goal::Stop, Some(Order { kind: OrderKind::Requeue, deadline, stop_step: None }));
         } else {
             self.set_goal(attempt, Goal::Run, None);
         }
@@ -221,6 +221,7 @@ impl Step<'_> {
         if let Some(row) = self.state.attempts.get_mut(&attempt).filter(|row| row.state != AttemptState::Ended) {
             (row.goal, row.order) = (goal, order);
             row.revision += 1;
+            row.tasks.iter_mut().for_each(|task| task.held = None);
         }
     }
 

@@ -215,6 +215,7 @@ impl Step<'_> {
                 device: task.device,
                 isolation: task.isolation,
                 state: TaskState::Assigned,
+                held: None,
                 end: None,
             })
             .collect();

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use sluice_types::{Generation, NodeId, NodeInstant, Reason};
+use sluice_types::{AttemptId, Generation, NodeId, NodeInstant, Reason};
 
 use super::Step;
 use super::fleet::Inventory;
-use crate::command::{Answer, NodeReport, Refusal, TaskKey};
-use crate::model::{AttemptState, Goal, JobState, MigrationPhase, NodeState, TaskState};
+use crate::command::{Answer, Held, NodeReport, Refusal, TaskKey};
+use crate::model::{Attempt, AttemptState, Goal, JobState, MigrationPhase, NodeState, Order, TaskState};
 use crate::state::Happened;
 
 const MAX_METRICS: usize = 16;
@@ -23,8 +23,8 @@ impl Step<'_> {
         let stale = generation != row.generation;
         let lost = row.state == NodeState::Lost;
         match report {
-            NodeReport::Hello { boot, devices, host_cores, host_memory, advisory, clock } => {
-                self.hello(node, Inventory { boot, devices, host_cores, host_memory, advisory, clock })
+            NodeReport::Hello { boot, devices, host_cores, host_memory, advisory, clock, address } => {
+                self.hello(node, Inventory { boot, devices, host_cores, host_memory, advisory, clock, address })
             }
             _ if stale => {
                 self.state.count(|counters| &mut counters.stale_streams);
@@ -37,9 +37,10 @@ impl Step<'_> {
                 Ok(Answer::default())
             }
             NodeReport::Prepared(key) => self.task(node, key, |step, key| step.prepared(key)),
-            NodeReport::Running { key, started, step: number, metrics } => {
-                self.task(node, key, |step, key| step.running(key, started, number, metrics))
-            }
+            NodeReport::Running { key, started, step: number, metrics, held } => self.task(node, key, |step, key| {
+                step.running(key, started, number, metrics);
+                held.into_iter().for_each(|held| step.held(key, held));
+            }),
             NodeReport::Ended { key, end, windows, step: number } => {
                 self.task(node, key, |step, key| step.ended(key, end, windows, number))
             }
@@ -114,6 +115,39 @@ impl Step<'_> {
         self.progress(key, number, metrics);
         if self.advance_task(key, TaskState::Running) {
             self.attempt_running(key);
+        }
+    }
+
+    /// A task of a gang is held. Once all are, they are told the step at which none of them has arrived yet.
+    fn held(&mut self, key: TaskKey, held: Held) {
+        let rank = self.state.leases.get(&key.lease).map_or(0, |row| row.rank);
+        let Some(row) = self.state.attempts.get(&key.attempt) else { return };
+        let waits = row.goal == Goal::Checkpoint && row.order.is_some_and(|order| order.stop_step.is_none());
+        // What a task told of an order that was taken back since says nothing of where it is now.
+        if row.state == AttemptState::Ended || row.revision != held.revision || !waits || !self.state.meets(row) {
+            return;
+        }
+        let Some(row) = self.state.attempts.get_mut(&key.attempt) else { return };
+        let Some(task) = usize::try_from(rank).ok().and_then(|rank| row.tasks.get_mut(rank)) else { return };
+        task.held = Some(held.step);
+        self.agree_on_step(key.attempt);
+    }
+
+    /// If every task left is held: a step that none of them has passed. One that ended by itself will stop nowhere any
+    /// more, so then the others are let go to their end.
+    pub(super) fn agree_on_step(&mut self, id: AttemptId) {
+        let waits = |row: &&Attempt| row.order.is_some_and(|order| order.stop_step.is_none());
+        let Some(row) = self.state.attempts.get(&id).filter(waits) else { return };
+        let over = row.tasks.iter().any(|task| task.state == TaskState::Ended);
+        let live = row.tasks.iter().filter(|task| task.state != TaskState::Ended);
+        let held: Option<Vec<u64>> = live.map(|task| task.held).collect();
+        let Some(last) = held.and_then(|held| held.into_iter().max()) else { return };
+        if let Some(row) = self.state.attempts.get_mut(&id) {
+            row.order = row.order.map(|order| {
+                let step = if over { u64::MAX } else { last.saturating_add(1) };
+                Order { stop_step: Some(step), ..order }
+            });
+            row.revision += 1;
         }
     }
 

@@ -193,7 +193,7 @@ impl Step<'_> {
                 self.order(attempt, OrderKind::Requeue);
             } else {
                 let deadline = self.now.after(self.state.settings.stop_deadline);
-                self.set_goal(attempt, Goal::Stop, Some(Order { kind: OrderKind::Requeue, deadline }));
+                self.set_goal(attempt, Goal::Stop, Some(Order { kind: OrderKind::Requeue, deadline, stop_step: None }));
             }
         }
         Ok(Answer::default())

@@ -235,7 +235,7 @@ impl Step<'_> {
         let attempts: Vec<_> = self.state.attempts_of.get(&job).into_iter().flatten().copied().collect();
         for id in attempts {
             let Some(attempt) = self.state.attempts.get(&id).cloned() else { continue };
-            let lost = matches!(attempt.reason, Some(Reason::NodeLost | Reason::SiteLost));
+            let lost = attempt.reason.is_some_and(Reason::is_infrastructure);
             // An attempt that stopped well, whose last checkpoint cannot be reached: what was behind it is done again.
             let gone =
                 attempt.state == AttemptState::Ended && attempt.reason.is_none() && self.left_newer(job, id, from);

@@ -130,6 +130,7 @@ impl Bench {
             host_memory: Bytes::ZERO,
             advisory: false,
             clock: self.clock(),
+            address: String::new(),
         }
     }
 
@@ -182,7 +183,7 @@ impl Bench {
         self.plan();
         let key = self.task(job);
         let started = self.clock();
-        self.node_of(key, NodeReport::Running { key, started, step: 0, metrics: BTreeMap::new() });
+        self.node_of(key, NodeReport::Running { key, started, step: 0, metrics: BTreeMap::new(), held: None });
         assert_eq!(self.job(job).state.as_str(), "running");
         job
     }
@@ -272,7 +273,7 @@ impl Bench {
     }
 }
 
-fn end(at_checkpoint: bool) -> TaskEnd {
+pub(crate) fn end(at_checkpoint: bool) -> TaskEnd {
     TaskEnd {
         exit_code: Some(0),
         signal: 0,

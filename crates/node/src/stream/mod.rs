@@ -71,16 +71,16 @@ pub(crate) async fn keep_open(agent: Arc<Agent>, mut note: NodeNote) {
 }
 
 async fn one(agent: &Arc<Agent>, note: &mut NodeNote, address: &str, accepted: &mut bool) -> Result<(), StreamError> {
-    let channel = dial(agent, address).await?;
+    let bare = address.split_once("://").map_or(address, |(_, rest)| rest);
+    let channel = dial(agent, bare).await?;
     let client = NodeServiceClient::new(channel)
         .max_decoding_message_size(MESSAGE_BOUND)
         .max_encoding_message_size(MESSAGE_BOUND);
-    session::run(agent, note, client, accepted).await
+    session::run(agent, note, client, bare, accepted).await
 }
 
-async fn dial(agent: &Agent, address: &str) -> Result<Channel, tonic::transport::Error> {
+async fn dial(agent: &Agent, bare: &str) -> Result<Channel, tonic::transport::Error> {
     let tls = (agent.shared.config.tls)();
-    let bare = address.split_once("://").map_or(address, |(_, rest)| rest);
     let scheme = if tls.is_some() { "https" } else { "http" };
     let endpoint = Endpoint::from_shared(format!("{scheme}://{bare}"))?
         .connect_timeout(CONNECT)

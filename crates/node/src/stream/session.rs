@@ -1,6 +1,7 @@
 //! One stream: hello, welcome, then both directions until either breaks.
 
 use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use sluice_proto::v1::attach_request::Message as Up;
 use sluice_proto::v1::attach_response::Message as Down;
 use sluice_proto::v1::node_service_client::NodeServiceClient;
 use sluice_types::IsolationClass;
+use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
@@ -41,10 +43,11 @@ pub(super) async fn run(
     agent: &Arc<Agent>,
     note: &mut NodeNote,
     mut client: NodeServiceClient<Channel>,
+    controller: &str,
     accepted: &mut bool,
 ) -> Result<(), StreamError> {
     let shared = agent.shared.clone();
-    let hello = hello(&shared).await?;
+    let hello = hello(&shared, controller).await?;
     let (to, outbox) = mpsc::channel(QUEUE);
     let up = Outbox { to };
     up.send(Up::Hello(hello)).await?;
@@ -166,13 +169,17 @@ async fn ship(shared: &Shared, up: &Outbox, sent: &Sent, mut shipped: u64, told:
     }
 }
 
-async fn hello(shared: &Arc<Shared>) -> Result<v1::Hello, StreamError> {
+async fn hello(shared: &Arc<Shared>, controller: &str) -> Result<v1::Hello, StreamError> {
     let own = shared.clone();
     let found = tokio::task::spawn_blocking(move || own.config.backend.discover()).await;
     let devices = found.map_err(|_| StreamError::Broken("cannot be told of devices: reading them failed"))??;
     let refused = match shared.config.backend.enforcement() {
         Enforcement::NotEnforceable(reason) => reason,
         Enforcement::Enforced(_) | Enforcement::Advisory(_) => String::new(),
+    };
+    let address = match &shared.config.advertise {
+        Some(address) => address.clone(),
+        None => towards(controller).await.map(|address| address.to_string()).unwrap_or_default(),
     };
     Ok(v1::Hello {
         boot_id: shared.boot.0.clone(),
@@ -182,7 +189,18 @@ async fn hello(shared: &Arc<Shared>) -> Result<v1::Hello, StreamError> {
         advisory: shared.is_advisory(),
         now_ns: boottime().nanos(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        address,
     })
+}
+
+/// This host's address on the way to the controller. Connecting a datagram socket sends nothing: it asks for the route.
+async fn towards(controller: &str) -> std::io::Result<IpAddr> {
+    let mut found = tokio::net::lookup_host(controller).await?;
+    let to = found.next().ok_or_else(|| std::io::Error::other("the controller's name has no address"))?;
+    let any: IpAddr = if to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let socket = UdpSocket::bind((any, 0)).await?;
+    socket.connect(to).await?;
+    Ok(socket.local_addr()?.ip())
 }
 
 fn report(device: &DeviceInfo, refused: &str) -> v1::DeviceReport {

@@ -115,7 +115,27 @@ impl SupervisorClient {
     /// # Errors
     /// As [`SupervisorClient::checkpoint`].
     pub async fn checkpoint_and_exit(&self, deadline: Duration) -> Result<u64, SupervisorError> {
-        self.order(Command::CheckpointAndExit { deadline_ms: millis(deadline) }).await
+        self.checkpoint_and_exit_from(0, deadline).await
+    }
+
+    /// As [`SupervisorClient::checkpoint_and_exit`], at the first step boundary from step `from` on.
+    ///
+    /// # Errors
+    /// As [`SupervisorClient::checkpoint`].
+    pub async fn checkpoint_and_exit_from(&self, from: u64, deadline: Duration) -> Result<u64, SupervisorError> {
+        self.order(Command::CheckpointAndExit { deadline_ms: millis(deadline), from }).await
+    }
+
+    /// Holds the task at its next step boundary, until another order, [`SupervisorClient::resume_normal`] or the end of
+    /// `deadline`. Returns the last step that it told before, or resumed from.
+    ///
+    /// # Errors
+    /// As [`SupervisorClient::checkpoint`]; refused where the task does not tell its steps.
+    pub async fn hold(&self, deadline: Duration) -> Result<u64, SupervisorError> {
+        match self.ask(Command::Hold { deadline_ms: millis(deadline) }, PATIENCE).await? {
+            Answer::Held { after, .. } => Ok(after),
+            other => Err(SupervisorError::Answer(format!("{other:?} to `hold`"))),
+        }
     }
 
     /// Takes back an order that the task has not acted on yet.

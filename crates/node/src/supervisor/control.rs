@@ -9,6 +9,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::lines::{Line, read_line};
 use super::live::{Event, Live};
+use super::orders::Stop;
 use super::protocol::Refusal;
 use super::records::{Ordered, Phase, Status};
 
@@ -21,9 +22,18 @@ pub(super) const BOUND: usize = 1 << 20;
 pub(super) enum Command {
     Status,
     Checkpoint,
-    CheckpointAndExit { deadline_ms: u64 },
+    /// Holds the task at its next step boundary. Answered with the last step that it told.
+    Hold {
+        deadline_ms: u64,
+    },
+    CheckpointAndExit {
+        deadline_ms: u64,
+        from: u64,
+    },
     ResumeNormal,
-    Stop { grace_ms: u64 },
+    Stop {
+        grace_ms: u64,
+    },
     Kill,
     Freeze,
     Thaw,
@@ -35,6 +45,7 @@ pub(super) enum Command {
 pub(super) enum Answer {
     Status { ok: bool, status: Status },
     Order { ok: bool, order: u64 },
+    Held { ok: bool, after: u64 },
     Refused { ok: bool, reason: Reason, message: String },
     Done { ok: bool },
 }
@@ -80,12 +91,16 @@ async fn act(live: &Live, command: Command) -> Result<Answer, Refusal> {
     let done = Answer::Done { ok: true };
     match command {
         Command::Status => Ok(Answer::Status { ok: true, status: live.status() }),
-        Command::Checkpoint => live.order(false, None).map(|order| Answer::Order { ok: true, order }),
-        Command::CheckpointAndExit { deadline_ms } => {
-            live.order(true, Some(Nanos::from_millis(deadline_ms))).map(|order| Answer::Order { ok: true, order })
+        Command::Checkpoint => live.order(false, Stop::From(0), None).map(|order| Answer::Order { ok: true, order }),
+        Command::Hold { deadline_ms } => {
+            live.hold(Nanos::from_millis(deadline_ms)).map(|after| Answer::Held { ok: true, after })
         }
+        Command::CheckpointAndExit { deadline_ms, from } => live
+            .order(true, Stop::From(from), Some(Nanos::from_millis(deadline_ms)))
+            .map(|order| Answer::Order { ok: true, order }),
         Command::ResumeNormal => {
             live.core().orders.cancel();
+            live.let_go();
             Ok(done)
         }
         Command::Stop { grace_ms } => {

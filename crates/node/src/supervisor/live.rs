@@ -8,11 +8,11 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use sluice_device::{DeviceError, process_start_ticks};
 use sluice_types::{Nanos, NodeInstant, Reason};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 
 use super::folder::Folder;
 use super::log::{Log, Stream};
-use super::orders::Orders;
+use super::orders::{Orders, Stop};
 use super::protocol::{Action, Announcement, Refusal};
 use super::records::{Ordered, Outcome, Phase, StagedSummary, Status};
 use super::spec::{CheckpointMode, LaunchSpec};
@@ -37,6 +37,8 @@ struct Shared {
     /// Locked for as long as a checkpoint is being taken over, in blocking threads only.
     stager: Mutex<Stager>,
     events: mpsc::Sender<Event>,
+    /// Told when a task that is held at a step boundary may go on.
+    released: Notify,
 }
 
 /// What the main loop has to do.
@@ -95,7 +97,7 @@ impl Live {
             verdict: None,
         };
         let stager = Mutex::new(Stager::new(&folder, &spec));
-        Self(Arc::new(Shared { folder, spec, log, core: Mutex::new(core), stager, events }))
+        Self(Arc::new(Shared { folder, spec, log, core: Mutex::new(core), stager, events, released: Notify::new() }))
     }
 
     pub(super) fn folder(&self) -> &Folder {
@@ -158,19 +160,35 @@ impl Live {
         core.main = found;
     }
 
-    /// A step is complete.
-    pub(super) fn on_step(&self, step: u64, metrics: BTreeMap<String, f64>) -> Result<Action, Refusal> {
+    /// A step is complete. Returns when the task may go on, at once unless it is held there.
+    pub(super) async fn on_step(&self, step: u64, metrics: BTreeMap<String, f64>) -> Result<Action, Refusal> {
+        self.note_step(step, metrics)?;
+        loop {
+            let released = self.0.released.notified();
+            let action = self.core().orders.on_step(step, clock::boottime());
+            match action {
+                Some(action) => return Ok(action),
+                None => released.await,
+            }
+        }
+    }
+
+    /// A task that is held looks again whether it may go on.
+    pub(super) fn let_go(&self) {
+        self.0.released.notify_waiters();
+    }
+
+    fn note_step(&self, step: u64, metrics: BTreeMap<String, f64>) -> Result<(), Refusal> {
         let mut core = self.core();
         if let Some(last) = core.last_step.filter(|last| step < *last) {
             return Err(Refusal::field(format!("step {step} after step {last}: steps only grow")));
         }
-        let now = clock::boottime();
         if core.last_step != Some(step) {
-            core.steps.mark(now, step);
+            core.steps.mark(clock::boottime(), step);
         }
         core.last_step = Some(step);
         core.metrics = metrics;
-        Ok(core.orders.on_step(step, now))
+        Ok(())
     }
 
     /// Takes over an announced checkpoint; blocks for as long as hashing and writing take.
@@ -202,7 +220,7 @@ impl Live {
     }
 
     /// A new order of the agent; returns its number.
-    pub(super) fn order(&self, exit: bool, deadline: Option<Nanos>) -> Result<u64, Refusal> {
+    pub(super) fn order(&self, exit: bool, stop: Stop, deadline: Option<Nanos>) -> Result<u64, Refusal> {
         let grace = match &self.spec().checkpoint.mode {
             CheckpointMode::Disabled => {
                 return Err(Refusal::new(Reason::WrongState, "checkpoints are disabled for this job"));
@@ -215,7 +233,20 @@ impl Live {
             return Err(Refusal::new(Reason::WrongState, format!("the task is {:?}", core.phase).to_lowercase()));
         }
         let now = clock::boottime();
-        Ok(core.orders.order(exit, deadline.or(grace).map(|span| now.after(span))))
+        let order = core.orders.order(exit, stop, deadline.or(grace).map(|span| now.after(span)));
+        drop(core);
+        self.let_go();
+        Ok(order)
+    }
+
+    /// Holds the task at its next step boundary; returns the last step that it told, or resumed from.
+    pub(super) fn hold(&self, deadline: Nanos) -> Result<u64, Refusal> {
+        if self.spec().checkpoint.mode != CheckpointMode::StateProvider {
+            return Err(Refusal::new(Reason::WrongState, "the task does not tell its steps"));
+        }
+        self.order(true, Stop::Hold, Some(deadline))?;
+        let resumed = self.spec().resume.as_ref().map_or(0, |resume| resume.step);
+        Ok(self.core().last_step.unwrap_or(resumed))
     }
 
     /// Sends a signal to the task's own program, if it still runs. `false` where there is none.

@@ -352,6 +352,7 @@ impl Keeper {
             self.kill();
         }
         self.live.core().orders.on_time(now);
+        self.live.let_go();
         self.signal(now);
         self.look(now).await;
         self.walk(now).await;
@@ -366,10 +367,15 @@ impl Keeper {
             Some(CheckpointSignal::Sigusr2) => Some(Signal::SIGUSR2),
             Some(CheckpointSignal::Sigterm) => Some(Signal::SIGTERM),
         };
+        let ends = signal == Some(Signal::SIGTERM);
         let due = {
             let mut core = self.live.core();
             // Before the program runs, the signal would end whatever runs in its place.
-            if core.phase == Phase::Running && core.started_at.is_some() { core.orders.signal_due(now) } else { None }
+            if core.phase == Phase::Running && core.started_at.is_some() {
+                core.orders.signal_due(now, ends)
+            } else {
+                None
+            }
         };
         if let (Some(_), Some(signal)) = (due, signal)
             && !self.live.signal(signal)

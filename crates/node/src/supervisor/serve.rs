@@ -58,7 +58,7 @@ async fn answer(live: &Live, line: &[u8], peer: Option<u32>) -> Reply {
     let done = match protocol::parse(line) {
         Err(refusal) => Err(refusal),
         Ok(Request::Hello { .. }) => Ok(Reply::Resume(live.resume_reply())),
-        Ok(Request::Step { step, metrics }) => live.on_step(step, metrics).map(Reply::Act),
+        Ok(Request::Step { step, metrics }) => live.on_step(step, metrics).await.map(Reply::Act),
         Ok(Request::Started) => {
             live.on_started(peer);
             Ok(Reply::Done)

@@ -80,9 +80,17 @@ impl Task {
     }
 
     async fn order_checkpoint(&mut self) {
-        let deadline = self.wanted.assignment.deadline();
-        match self.client.checkpoint_and_exit(deadline).await {
-            Ok(order) => tracing::info!(lease = %self.record.key.lease, order, "told to stop at a checkpoint"),
+        let (deadline, from) = (self.wanted.assignment.deadline(), self.wanted.assignment.stop_step());
+        self.record.held = None;
+        let told = match self.wanted.assignment.hold() {
+            true => self.client.hold(deadline).await.map(Some),
+            false => self.client.checkpoint_and_exit_from(from, deadline).await.map(|_order| None),
+        };
+        match told {
+            Ok(held) => {
+                self.record.held = held;
+                tracing::info!(lease = %self.record.key.lease, held, from, "told to stop at a checkpoint");
+            }
             // It cannot; the controller's deadline decides what then.
             Err(SupervisorError::Refused { reason, message }) if reason != Reason::Unavailable => {
                 tracing::info!(lease = %self.record.key.lease, %reason, message, "refuses to stop at a checkpoint");

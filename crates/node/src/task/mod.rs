@@ -294,6 +294,7 @@ impl Task {
                     started_ns: started.nanos(),
                     step: self.record.last_step,
                     metrics: metrics.into_iter().collect(),
+                    held: self.record.held.map(|step| v1::TaskHeld { revision: self.record.ordered, step }),
                 })
             }),
             Stage::Ended => self.record.ended.as_ref().map(|ended| State::Ended(ended.wire())),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use sluice_lifecycle::model::{Attempt, Device, Goal, Job, Lease, TaskEnd};
-use sluice_lifecycle::{NodeReport, Refusal, TaskKey, WindowReport, Wish};
+use sluice_lifecycle::{Held, NodeReport, Refusal, StopStep, TaskKey, WindowReport, Wish};
 use sluice_plan::DeviceView;
 use sluice_types::{BootId, Bytes, CoreMilli, Digest, Generation, IsolationClass, Nanos, NodeInstant, Timestamp};
 
@@ -74,6 +74,11 @@ fn hello(hello: v1::Hello) -> Result<NodeReport, Refusal> {
     if (0u16..).zip(&devices).any(|(place, device)| device.view.index != place) {
         return Err(Refusal::field("devices.index", "indices count from 0 without gaps"));
     }
+    // It becomes part of what tasks read from their environment.
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b".-:".contains(&byte);
+    if hello.address.len() > 253 || !hello.address.bytes().all(plain) {
+        return Err(Refusal::field("address", "an IP address or a host's name"));
+    }
     Ok(NodeReport::Hello {
         boot: BootId(hello.boot_id),
         devices,
@@ -81,6 +86,7 @@ fn hello(hello: v1::Hello) -> Result<NodeReport, Refusal> {
         host_memory: Bytes::new(bounded("host_memory_bytes", hello.host_memory_bytes)?),
         advisory: hello.advisory,
         clock: NodeInstant::from_nanos(bounded("now_ns", hello.now_ns)?),
+        address: hello.address,
     })
 }
 
@@ -114,6 +120,7 @@ fn task(report: v1::TaskReport) -> Result<NodeReport, Refusal> {
             started: NodeInstant::from_nanos(bounded("started_ns", running.started_ns)?),
             step: bounded("step", running.step)?,
             metrics: running.metrics.into_iter().map(|(name, value)| (cut(name, 63), value)).collect(),
+            held: running.held.map(held).transpose()?,
         },
         State::Ended(ended) => {
             let reason = (!ended.reason.is_empty())
@@ -136,6 +143,10 @@ fn task(report: v1::TaskReport) -> Result<NodeReport, Refusal> {
             }
         }
     })
+}
+
+fn held(held: v1::TaskHeld) -> Result<Held, Refusal> {
+    Ok(Held { revision: bounded("held.revision", held.revision)?, step: bounded("held.step", held.step)? })
 }
 
 fn window(record: v1::WindowRecord) -> Result<WindowReport, Refusal> {
@@ -204,6 +215,8 @@ pub fn assignment(parts: Assignment<'_>, sites: &impl SiteNames) -> v1::Assignme
         run_limit: parts.attempt.run_limit.map(|limit| duration(limit.minus(Nanos::ZERO))),
         revision: parts.wish.revision,
         parent_manifest: parts.parent.map(|digest| digest.to_string()).unwrap_or_default(),
+        hold: parts.wish.stop == StopStep::Hold,
+        stop_step: if let StopStep::From(step) = parts.wish.stop { step } else { 0 },
         project_id: parts.job.project.to_string(),
     }
 }

@@ -76,6 +76,7 @@ fn config(
     let program = std::env::current_exe().context("cannot tell where this program is")?;
     let mut config = NodeConfig::new(folder.join("agent"), name, backend.clone(), program);
     config.controllers = host::controllers(host, &arguments.join);
+    config.advertise.clone_from(&arguments.advertise);
     let (up, vault) = (host.clone(), host.clone());
     config.tls = Arc::new(move || Some(up.controller_tls()));
     config.depots = vault_depots(Arc::new(move || Some(vault.vault_tls())));

@@ -1,6 +1,6 @@
 //! One job's bill against the journals.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
 use sluice_proto::v1;
@@ -74,20 +74,29 @@ pub(super) fn judge(verdict: &mut Verdict, inputs: &Inputs, case: &Case<'_>, kep
         verdict.find(format!("{job}: usage has a window of {}, which the receipt does not name", window.lease));
     }
     let steps = read_steps(kept, &known)?;
-    let run = match lineage(steps.values()) {
-        Ok(run) => run,
-        Err(error) => {
-            verdict.find(format!("{job}: {error:#}"));
-            return Ok(());
+    // Each task of a gang has a run of its own.
+    let rank = |own: &&Vec<Step>| own.first().map_or(0, |step| step.rank);
+    let ranks: BTreeSet<u64> = steps.values().map(|own| rank(&own)).collect();
+    let mut firsts = BTreeMap::new();
+    for one in ranks {
+        match lineage(steps.values().filter(|own| rank(own) == one)) {
+            Ok(run) => {
+                verdict.figures.replayed_steps += run.replayed;
+                firsts.insert(one, run.firsts);
+            }
+            Err(error) => {
+                verdict.find(format!("{job}: {error:#}"));
+                return Ok(());
+            }
         }
-    };
-    verdict.figures.replayed_steps += run.replayed;
-    for (place, lease) in receipt.leases.iter().enumerate() {
+    }
+    let last = receipt.leases.last().map(|lease| &lease.attempt);
+    for lease in &receipt.leases {
         let billed = judge_lease(verdict, inputs, case, lease);
-        let later = receipt.leases.get(place + 1).is_some();
+        let later = last != Some(&lease.attempt);
         // An attempt that left no steps kept nothing for the one behind it.
         let next = match steps.get(&lease.lease).filter(|own| !own.is_empty()) {
-            Some(own) => resumed_at(own, &run.firsts),
+            Some(own) => firsts.get(&rank(&own)).and_then(|firsts| resumed_at(own, firsts)),
             None => Some(1).filter(|_| later),
         };
         judge_credits(verdict, case, lease, &billed, Replay { next, times: times(kept, &lease.lease) });
@@ -231,7 +240,7 @@ fn judge_missing(
     if dead {
         verdict.figures.undelivered += undelivered;
     }
-    let lost = case.receipt.leases.last().is_some_and(|last| last.lease != *id);
+    let lost = case.receipt.leases.last().is_some_and(|last| last.attempt != lease.attempt);
     if lease.refused_windows > 0 && !lost {
         verdict.find(format!("{id}: {} windows of the last attempt are refused", lease.refused_windows));
     }

@@ -22,6 +22,8 @@ pub struct Step {
     pub epoch: u64,
     /// The attempt's generation; 0 outside of Sluice.
     pub generation: u64,
+    /// Which task of a gang.
+    pub rank: u64,
 }
 
 #[derive(Deserialize)]
@@ -31,6 +33,8 @@ struct Line {
     samples: Vec<u64>,
     epoch: u64,
     generation: Value,
+    #[serde(default)]
+    rank: u64,
 }
 
 /// Reads a step log. A last line without an end was cut off and does not count.
@@ -42,8 +46,8 @@ pub fn parse(text: &str) -> anyhow::Result<Vec<Step>> {
     let lines = whole.lines().map(|line| {
         let line: Line = serde_json::from_str(line).with_context(|| format!("the step log's line {line}"))?;
         let generation = line.generation.as_str().and_then(|text| text.parse().ok()).unwrap_or(0);
-        let Line { step, loss_bits, samples, epoch, .. } = line;
-        Ok(Step { step, loss_bits, samples, epoch, generation })
+        let Line { step, loss_bits, samples, epoch, rank, .. } = line;
+        Ok(Step { step, loss_bits, samples, epoch, generation, rank })
     });
     lines.collect()
 }
@@ -181,7 +185,7 @@ mod tests {
     fn run(generation: u64, steps: std::ops::RangeInclusive<u64>) -> Vec<Step> {
         let make = |step| {
             let loss_bits = format!("{generation}-{step}");
-            Step { step, loss_bits, samples: vec![step], epoch: 0, generation }
+            Step { step, loss_bits, samples: vec![step], epoch: 0, generation, rank: 0 }
         };
         steps.map(make).collect()
     }

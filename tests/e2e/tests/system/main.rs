@@ -2,6 +2,7 @@
 
 mod budget;
 mod failures;
+mod gang;
 mod job;
 mod migrate;
 mod outage;

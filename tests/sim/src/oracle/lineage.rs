@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_lifecycle::Rows;
-use sluice_lifecycle::model::{JobState, MigrationPhase};
+use sluice_lifecycle::model::{Checkpoint, CheckpointPart, Goal, JobState, MigrationPhase};
 use sluice_types::{AttemptId, JobId};
 
 use super::{Launch, Oracle};
@@ -25,6 +25,32 @@ impl Oracle {
         if !right || !older || all != usize::try_from(part.world).unwrap_or(0) {
             self.fail(now, format!("{} resumes at {step} from {part:?}", wanted.key.attempt));
         }
+    }
+
+    /// A job that is placed to run goes on from the newest checkpoint that its site had before the commit.
+    pub(crate) fn check_newest(&mut self, now: u64, rows: &Rows) {
+        let placed =
+            rows.attempts.iter().filter(|row| !self.attempts.contains_key(&row.id) && row.goal != Goal::Prepare);
+        let mut older = Vec::new();
+        for attempt in placed {
+            let retired = |id| rows.checkpoints.iter().any(|row| row.id == id && row.retired);
+            let of_job = self.checkpoints.values().filter(|row| row.job == attempt.job && row.is_complete());
+            let there = of_job.filter(|row| {
+                let stored = |part: &CheckpointPart| self.stored.contains(&(attempt.site, part.manifest));
+                !row.retired
+                    && !retired(row.id)
+                    && row.sites().contains(&attempt.site)
+                    && row.parts.values().all(stored)
+            });
+            let place = |row: &Checkpoint| (row.generation, row.step);
+            let newest = there.map(place).max();
+            let fresh = |id| rows.checkpoints.iter().find(|row| row.id == id).or_else(|| self.checkpoints.get(&id));
+            let resumed = attempt.resume.and_then(fresh).map(place);
+            if resumed < newest {
+                older.push(format!("{} resumes behind {resumed:?}, {} has {newest:?}", attempt.id, attempt.site));
+            }
+        }
+        older.into_iter().for_each(|what| self.fail(now, what));
     }
 
     /// Results land once, from the newest attempt that ever ran.
@@ -51,6 +77,17 @@ impl Oracle {
             if resumed != source {
                 self.fail(now, format!("{} replays: stopped behind {source:?}, resumed behind {resumed:?}", row.id));
             }
+        }
+    }
+
+    /// A task of a gang stops behind this step, as it was told. None of those that were told the same is past it: they
+    /// wait for each other, so it would neither get further nor stop.
+    pub(crate) fn stops(&mut self, now: u64, wanted: &Assignment, step: u64, peers_in: &[u64]) {
+        let attempt = wanted.key.attempt;
+        if let Some(past) = peers_in.iter().find(|within| **within > step)
+            && !self.let_go.contains(&attempt)
+        {
+            self.fail(now, format!("a task of {attempt} stops behind {step} and another is in {past}"));
         }
     }
 

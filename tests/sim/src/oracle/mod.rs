@@ -113,6 +113,8 @@ pub(crate) struct Oracle {
     checkpoints: BTreeMap<CheckpointId, Checkpoint>,
     phases: BTreeMap<MigrationId, MigrationPhase>,
     watch: liveness::Watch,
+    /// Gangs of which a task was held so long that it went on by itself.
+    let_go: BTreeSet<AttemptId>,
     /// Jobs that are shown as running and have no process, since when.
     dead: BTreeMap<JobId, u64>,
     /// Figures for the report.
@@ -208,6 +210,10 @@ impl Oracle {
         self.steps += u64::from(rank == 0);
     }
 
+    pub(crate) fn let_go(&mut self, attempt: AttemptId) {
+        self.let_go.insert(attempt);
+    }
+
     /// Commands that changed nothing.
     pub(crate) fn heard(&mut self, now: u64, commands: &[Command], answers: &[Result<Answer, Refusal>]) {
         self.listen(now, commands, answers, &Rows::default());
@@ -227,6 +233,7 @@ impl Oracle {
         self.listen(now, commands, answers, rows);
         self.check_ledger(now, rows);
         self.check_placements(now, rows);
+        self.check_newest(now, rows);
         self.check_leases(now, rows, hosts);
         self.check_jobs(now, rows);
         self.check_stored(now, rows);
