@@ -83,6 +83,44 @@ fn an_ordered_checkpoint_ends_the_task_and_the_next_attempt_goes_on_from_it() {
 }
 
 #[test]
+fn a_task_that_was_told_to_end_is_not_done_because_the_order_was_taken_back() {
+    let Some(node) = Node::enforced() else { return };
+    let Some(mut attempt) = python(&node, &["train", "100000", "500"]) else { return };
+    attempt.start();
+    attempt.wait_status("steps", |status| status.last_step > Some(3));
+    block_on(attempt.client().checkpoint_and_exit(Duration::from_secs(10))).unwrap();
+    let told = |status: &supervisor::Status| {
+        status.order.as_ref().is_some_and(|order| matches!(order.state, OrderState::Told { .. }))
+    };
+    attempt.wait_status("told", told);
+    // It writes, and will end with status 0 whatever is decided now.
+    block_on(attempt.client().resume_normal()).unwrap();
+    let record = attempt.end();
+    assert_eq!(record.outcome, Outcome::Exited { code: 0 });
+    assert_eq!((record.ordered, record.order_sequence), (Some(Ordered::CheckpointAndExit), Some(1)));
+}
+
+#[test]
+fn a_held_task_waits_at_a_step_until_it_is_told_where_to_stop_or_its_time_is_over() {
+    let Some(node) = Node::enforced() else { return };
+    let Some(mut attempt) = python(&node, &["train", "100000"]) else { return };
+    attempt.start();
+    attempt.wait_status("steps", |status| status.last_step > Some(3));
+    let after = block_on(attempt.client().hold(Duration::from_millis(700))).unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let held = block_on(attempt.client().status()).unwrap().last_step;
+    assert!(held <= Some(after + 1), "{held:?} behind {after}");
+    attempt.wait_status("going on", |status| status.last_step > Some(after + 3));
+
+    let after = block_on(attempt.client().hold(Duration::from_secs(60))).unwrap();
+    attempt.wait_status("held", |status| status.last_step == Some(after + 1));
+    block_on(attempt.client().checkpoint_and_exit_from(after + 4, Duration::from_secs(10))).unwrap();
+    let record = attempt.end();
+    let steps: Vec<u64> = staged(&attempt).iter().map(|manifest| manifest.step).collect();
+    assert_eq!((record.order_sequence, record.last_step, steps), (Some(1), Some(after + 4), vec![after + 4]));
+}
+
+#[test]
 fn orders_that_cannot_be_fulfilled_fail_and_the_task_goes_on() {
     let Some(node) = Node::enforced() else { return };
     let Some(mut deaf) = python(&node, &["deaf"]) else { return };

@@ -30,7 +30,7 @@ def write(step, name="new", size=8, said=8):
     return {"op": "checkpoint", "step": step, "dir": name, "cursor": {"at": step}, "code": "v1", "entries": [entry]}
 
 
-def train(steps):
+def train(steps, writing=0):
     supervisor = Supervisor()
     hello = supervisor.ask(op="hello", protocol=1)
     first = 1
@@ -43,6 +43,7 @@ def train(steps):
     for step in range(first, steps + 1):
         answer = supervisor.ask(op="step", step=step, metrics={"loss": 1 / step})
         if answer["action"] != "continue":
+            time.sleep(writing / 1000)
             staged = supervisor.raw(json.dumps(write(step)).encode())
             print("staged", step, staged["sequence"], flush=True)
         if answer["action"] == "checkpoint_and_exit":
@@ -79,4 +80,4 @@ def torn():
     print(len(hangers))
 
 
-{"train": lambda: train(int(sys.argv[2])), "deaf": deaf, "torn": torn}[sys.argv[1]]()
+{"train": lambda: train(*map(int, sys.argv[2:])), "deaf": deaf, "torn": torn}[sys.argv[1]]()

@@ -1,8 +1,12 @@
 //! A gang whose tasks wait for each other in every step: it can only stop as a whole.
 
 use std::fs;
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use sluice_e2e::Options;
 
 use crate::support::{judged, reach, reach_step, start};
@@ -33,13 +37,22 @@ fn a_gang_is_suspended_and_moved_as_one_and_repeats_no_step() -> anyhow::Result<
     fs::write(folder.join("gang.py"), include_str!("gang.py"))?;
     fs::write(folder.join("sluice_checkpoint.py"), include_str!("../../../../clients/python/sluice_checkpoint.py"))?;
     let (folder, steps) = (folder.display().to_string(), STEPS.to_string());
-    let flags = ["--tasks", "2", "--network", "gang", "--share", "150m", "--memory", "64MiB", "--workdir", &folder];
+    // More than half of a device each, so that each has a node of its own.
+    let flags = ["--tasks", "2", "--network", "gang", "--share", "600m", "--memory", "64MiB", "--workdir", &folder];
     // Never by itself, so that only what was told to stop can be carried over.
     let policy = ["--checkpoint-every-steps", "100000", "--", python, "gang.py", &steps];
     let job = cli.submit(&[&flags[..], &policy].concat())?;
 
-    reach_step(&cli, &job, 20)?;
-    cli.well(&["suspend", &job, "--wait", "--timeout", "60s"])?;
+    // One node hears of the order a second later, when the other's task could long have stopped.
+    let view = reach_step(&cli, &job, 20)?;
+    let late = view["tasks"][1]["node"].as_str().and_then(|name| name.rsplit('/').next()).context("a node")?;
+    assert_ne!(view["tasks"][0]["node"], view["tasks"][1]["node"]);
+    let agent = Pid::from_raw(system.pid_of(&format!("node-{late}"))?);
+    kill(agent, Signal::SIGSTOP)?;
+    let told = cli.run(&["suspend", &job]);
+    sleep(Duration::from_secs(1));
+    kill(agent, Signal::SIGCONT)?;
+    told?.well()?;
     let view = reach(&cli, &job, "SUSPENDED")?;
     anyhow::ensure!(view["checkpoint"]["step"].as_u64() >= Some(20), "{view:#}");
     cli.well(&["resume", &job])?;
