@@ -161,14 +161,18 @@ impl Runs {
         let job = self.submit(&case)?;
         let system = &self.sites.system;
         let running = |job: &v1::Job| job.state() == v1::JobState::Running && job.step >= case.at;
-        let from = site_of(&system.watch(&job, "the moment of the move", running)?).to_owned();
+        let ended = |job: &v1::Job| job.state() == v1::JobState::Succeeded;
+        let view = system.watch(&job, "the moment of the move", |job| running(job) || ended(job))?;
+        if ended(&view) {
+            return Ok(None);
+        }
+        let from = site_of(&view).to_owned();
         let to = other(&from);
         if case.cut {
             self.sites.wan.limit(&from, Some(SLOW))?;
         }
         system.cli().well(&["migrate", &job, "--to", to])?;
         let ships = |job: &v1::Job| ["shipping", "starting", "done"].contains(&phase_of(job));
-        let ended = |job: &v1::Job| job.state() == v1::JobState::Succeeded;
         if !ships(&system.watch(&job, "the stop at the old site", |job| ships(job) || ended(job))?) {
             self.sites.wan.limit(&from, None)?;
             return Ok(None);
@@ -239,7 +243,12 @@ impl Runs {
     fn try_unplanned(&mut self, case: Case) -> anyhow::Result<Option<Outcome>> {
         let job = self.submit(&case)?;
         let running = |job: &v1::Job| job.state() == v1::JobState::Running && job.step >= case.at;
-        let from = site_of(&self.sites.system.watch(&job, "the moment of the kill", running)?).to_owned();
+        let ended = |job: &v1::Job| job.state() == v1::JobState::Succeeded;
+        let view = self.sites.system.watch(&job, "the moment of the kill", |job| running(job) || ended(job))?;
+        if ended(&view) {
+            return Ok(None);
+        }
+        let from = site_of(&view).to_owned();
         let durable = self.store(other(&from)).now().newest(&job);
         let (vault, node) = (format!("vault-{from}"), node_of(&from));
         let died = if case.vault_dies { Some(self.sites.system.kill_part(&vault)?) } else { None };
