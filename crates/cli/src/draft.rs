@@ -147,7 +147,7 @@ fn retry(file: &JobFile, flags: &JobFlags) -> Option<v1::RetryPolicy> {
     let on_failure = flags.retry_on_failure.or(file.retry.on_failure);
     let on_loss = flags.retry_on_loss.or(file.retry.on_loss);
     (on_failure.is_some() || on_loss.is_some())
-        .then(|| v1::RetryPolicy { on_failure: on_failure.unwrap_or(0), on_loss: on_loss.unwrap_or(0) })
+        .then(|| v1::RetryPolicy { on_failure: on_failure.unwrap_or(0), on_loss })
 }
 
 fn checkpoint(file: Option<&CheckpointFile>, flags: &JobFlags) -> Result<Option<v1::CheckpointPolicy>, CliError> {
@@ -321,7 +321,7 @@ labels: {team: ml, run: 3}
         assert_eq!((spec.labels["run"].as_str(), spec.secrets.len()), ("4", 3));
         let policy = spec.checkpoint.unwrap();
         assert_eq!((policy.every_steps, policy.durable_sites), (99, 2));
-        assert_eq!(spec.retry.unwrap(), v1::RetryPolicy { on_failure: 9, on_loss: 3 });
+        assert_eq!(spec.retry.unwrap(), v1::RetryPolicy { on_failure: 9, on_loss: Some(3) });
         assert_eq!(spec.max_run_time.unwrap().seconds, 5);
     }
 

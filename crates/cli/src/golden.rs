@@ -42,7 +42,7 @@ pub(crate) fn job(state: v1::JobState) -> v1::Job {
             host_memory_bytes: 64 << 20,
         }),
         max_run_time: Some(prost_types::Duration { seconds: 1200, nanos: 0 }),
-        retry: Some(v1::RetryPolicy { on_failure: 1, on_loss: 100 }),
+        retry: Some(v1::RetryPolicy { on_failure: 1, on_loss: Some(100) }),
         checkpoint: Some(v1::CheckpointPolicy {
             capture: Some(v1::checkpoint_policy::Capture::StateProvider(v1::StateProvider {})),
             every_steps: 10,

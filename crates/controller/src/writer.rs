@@ -12,7 +12,7 @@ use std::time::Duration;
 use sluice_lifecycle::model::Job;
 use sluice_lifecycle::{Answer, Command, Mint, Refusal, State, step};
 use sluice_store::{Store, StoreError};
-use sluice_types::{Generation, NodeId, Reason, Timestamp};
+use sluice_types::{Generation, NodeId, Reason, SiteId, Timestamp};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -178,6 +178,12 @@ impl Batch {
         }
     }
 
+    /// A command that nobody waits for.
+    fn say(&mut self, command: Command) {
+        self.commands.push(command);
+        self.replies.push((None, None));
+    }
+
     fn is_empty(&self) -> bool {
         self.commands.is_empty() && self.refresh.is_empty() && !self.copies
     }
@@ -260,8 +266,8 @@ impl Writer {
     fn fill(&mut self, batch: &mut Batch, room: usize) {
         let now = Instant::now();
         if self.next_tick <= now && room > 0 {
-            batch.commands.push(Command::Tick);
-            batch.replies.push((None, None));
+            batch.say(Command::Tick);
+            self.vaults_away().into_iter().for_each(|site| batch.say(Command::VaultAway { site }));
             self.next_tick = now + TICK;
         }
         while batch.commands.len() < room
@@ -269,6 +275,13 @@ impl Writer {
         {
             batch.add(work);
         }
+    }
+
+    /// Sites whose vault is gone for longer than a node may be silent, and that are not known for it yet.
+    fn vaults_away(&self) -> Vec<SiteId> {
+        let span = Duration::from_nanos(self.state.settings().loss_timeout.get());
+        let had = self.state.sites().filter(|site| !site.vault_away && site.has_vault()).map(|site| site.id);
+        had.filter(|site| self.publisher.hub.is_vault_away(*site, span)).collect()
     }
 
     /// Steps the state. The scheduler learns of it at once, everybody else when the group is on disk.

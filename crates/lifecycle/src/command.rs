@@ -52,6 +52,11 @@ pub enum Command {
         /// Where it listens.
         address: String,
     },
+    /// No vault of this site was connected for as long as the loss timeout.
+    VaultAway {
+        /// Of which site.
+        site: SiteId,
+    },
     /// From the planner.
     Plan(Plan),
     /// Time passed: deadlines, losses, periods.

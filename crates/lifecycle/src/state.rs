@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_ledger::{AccountKey, Books, PriceBook, Transfer};
-use sluice_plan::Delta;
+use sluice_plan::{Delta, NodeView};
 use sluice_types::{
     AttemptId, CheckpointId, Digest, JobId, KeyId, LeaseId, MigrationId, Nanos, NodeId, ProjectId, Reason, SecretId,
     SiteId, TenantId, Timestamp,
@@ -352,9 +352,23 @@ impl State {
         self.last_event
     }
 
-    /// Nodes of a site that are connected.
+    /// A site whose vault is there and of which a node is connected.
     pub(crate) fn is_site_alive(&self, site: SiteId) -> bool {
-        self.nodes.values().any(|node| node.site == site && node.state == NodeState::Ready)
+        !self.is_vault_away(site) && self.nodes.values().any(|node| node.site == site && node.state == NodeState::Ready)
+    }
+
+    fn is_vault_away(&self, site: SiteId) -> bool {
+        self.sites.get(&site).is_some_and(|row| row.vault_away)
+    }
+
+    /// A node to which work may be given, and that can fetch what the work needs.
+    pub(crate) fn is_open(&self, node: &Node) -> bool {
+        node.is_open() && !self.is_vault_away(node.site)
+    }
+
+    /// What the scheduler sees of a node.
+    fn node_view(&self, node: &Node) -> NodeView {
+        NodeView { open: self.is_open(node), ..node.view() }
     }
 
     pub(crate) fn event(&mut self, job: &Job, now: Timestamp, what: Happened<'_>) {
@@ -511,7 +525,7 @@ impl State {
     /// The deltas from which a scheduler's world is built from nothing.
     #[must_use]
     pub fn world(&self, now: Timestamp) -> Vec<Delta> {
-        let mut deltas: Vec<_> = self.nodes.values().map(|node| Delta::Node(node.view())).collect();
+        let mut deltas: Vec<_> = self.nodes.values().map(|node| Delta::Node(self.node_view(node))).collect();
         let held = |lease: &&Lease| matches!(lease.state, LeaseState::Held | LeaseState::Ending);
         deltas.extend(self.leases.values().filter(held).map(|lease| Delta::Lease(lease.view())));
         deltas.extend(self.books.accounts().filter(|account| account.key.is_limited()).cloned().map(Delta::Account));
@@ -523,7 +537,7 @@ impl State {
     /// What committed rows mean for the scheduler's world.
     #[must_use]
     pub fn deltas(&self, rows: &Rows, now: Timestamp) -> Vec<Delta> {
-        let mut deltas: Vec<_> = rows.nodes.iter().map(|node| Delta::Node(node.view())).collect();
+        let mut deltas: Vec<_> = rows.nodes.iter().map(|node| Delta::Node(self.node_view(node))).collect();
         deltas.extend(rows.leases.iter().map(|lease| match lease.state {
             LeaseState::Held | LeaseState::Ending => Delta::Lease(lease.view()),
             LeaseState::Freed | LeaseState::Settled => Delta::LeaseGone(lease.id),

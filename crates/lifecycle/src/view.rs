@@ -139,11 +139,11 @@ impl State {
         wanted.min(self.storage_sites(job).count()).max(1)
     }
 
-    /// Sites with a vault that may keep the job's bytes, in the order of their ids.
+    /// Sites with a vault in reach that may keep the job's bytes, in the order of their ids.
     fn storage_sites(&self, job: &Job) -> impl Iterator<Item = SiteId> {
         let allowed = self.allowed_sites(job);
         let fits = move |site: &SiteId| allowed.is_empty() || allowed.contains(site);
-        self.sites.values().filter(|site| !site.vault.is_empty()).map(|site| site.id).filter(fits)
+        self.sites.values().filter(|site| site.has_vault() && !site.vault_away).map(|site| site.id).filter(fits)
     }
 
     /// Whether a checkpoint is durable.

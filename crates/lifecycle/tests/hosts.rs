@@ -4,7 +4,7 @@
 mod support;
 
 use sluice_lifecycle::model::{JobState, TaskEnd};
-use sluice_lifecycle::{NodeReport, UserCommand};
+use sluice_lifecycle::{Command, NodeReport, UserCommand};
 use sluice_types::{JobId, NodeId, Reason};
 use support::Bench;
 
@@ -100,4 +100,31 @@ fn what_a_host_that_could_not_start_it_has_metered_is_credited() {
         let row = rows.iter().find(|row| row.id == job).unwrap();
         assert_eq!(row.credited.units(), credited * support::WINDOW_COST, "{reason}");
     }
+}
+
+#[test]
+fn nothing_is_placed_at_a_site_whose_vault_is_away_and_its_checkpoints_wait_for_it() {
+    let mut bench = Bench::new();
+    for (place, site) in bench.sites.clone().into_iter().enumerate() {
+        bench.command(Command::VaultAddress { site, address: format!("vault-{place}:1") }).unwrap();
+    }
+    let job = bench.run(None);
+    let at = |bench: &Bench, job| bench.state.attempt(bench.job(job).current.unwrap()).unwrap().site;
+    let away = at(&bench, job);
+    let there = *bench.sites.iter().find(|site| **site != away).unwrap();
+    // It stops with its checkpoint at the site that is lost for now: there it waits.
+    bench.user(UserCommand::Suspend(job, None)).unwrap();
+    let key = bench.task(job);
+    bench.stop_at_checkpoint(key, 7);
+    bench.command(Command::VaultAway { site: away }).unwrap();
+    bench.check_world();
+    bench.user(UserCommand::Resume(job, None)).unwrap();
+    let other = bench.submit(None);
+    bench.plan();
+    assert_eq!((bench.job(job).current, bench.job(job).reason), (None, Some(Reason::NodesUnavailable)));
+    assert_eq!(at(&bench, other), there);
+    bench.command(Command::VaultAddress { site: away, address: "vault:1".to_owned() }).unwrap();
+    bench.check_world();
+    bench.plan();
+    assert_eq!(at(&bench, job), away);
 }

@@ -176,6 +176,7 @@ fn filling_the_disk_ends_the_task_with_the_reason() {
             "{outcome:?} {}",
             attempt.logs()
         );
+        assert_eq!(outcome.reason(), Some(Reason::DiskLimit));
     }
 }
 

@@ -49,6 +49,7 @@ pub const fn code(reason: Reason) -> Code {
         | Reason::ExitStatus
         | Reason::Signalled
         | Reason::OutOfMemory
+        | Reason::DiskLimit
         | Reason::RunLimit
         | Reason::StartFailed
         | Reason::HostFailed

@@ -120,6 +120,8 @@ reasons! {
     Signalled = "SIGNALLED", "Read its log: `sluice logs`.";
     /// The kernel killed it at its memory cap.
     OutOfMemory = "OUT_OF_MEMORY", "Ask for more memory.";
+    /// It filled one of its folders, or a file system that it was given.
+    DiskLimit = "DISK_LIMIT", "Write less: the detail names the folder and its bound.";
     /// It ran longer than its run limit.
     RunLimit = "RUN_LIMIT", "Raise the run limit.";
     /// It could not be started.

@@ -115,7 +115,7 @@ pub(crate) fn submit(number: u64) -> anyhow::Result<v1::SubmitJobRequest> {
             host_memory_bytes: mib(world::MEMORY_MIB),
         }),
         max_run_time: Some(sluice_proto::convert::duration(sluice_types::Nanos::from_secs(world::RUN_SECONDS))),
-        retry: Some(v1::RetryPolicy { on_failure: 0, on_loss: 3 }),
+        retry: Some(v1::RetryPolicy { on_failure: 0, on_loss: Some(3) }),
         labels: [("team".to_owned(), "vision".to_owned())].into(),
         ..v1::JobSpec::default()
     };

@@ -125,6 +125,7 @@ fn site(number: u64, now: Timestamp) -> Site {
         id: SiteId::from_raw(10 + number),
         name: name(&format!("site-{number}")),
         vault: String::new(),
+        vault_away: false,
         vault_key: None,
         created: now,
     }

@@ -102,7 +102,7 @@ fn full_spec() -> v1::JobSpec {
         inputs: vec![blob("data/x")],
         priority: 3,
         max_run_time: Some(prost_types::Duration { seconds: 600, nanos: 0 }),
-        retry: Some(v1::RetryPolicy { on_failure: 1, on_loss: 5 }),
+        retry: Some(v1::RetryPolicy { on_failure: 1, on_loss: Some(5) }),
         checkpoint: Some(v1::CheckpointPolicy {
             capture: Some(v1::checkpoint_policy::Capture::Directory(directory)),
             every_steps: 10,

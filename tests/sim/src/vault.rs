@@ -6,7 +6,7 @@ use sluice_lifecycle::{Command, Copy};
 use sluice_types::{Digest, SiteId};
 
 use crate::controller::Reply;
-use crate::params::{MILLI, SECOND};
+use crate::params::{MILLI, SECOND, settings};
 use crate::sim::{Event, Sim};
 
 /// Manifests that a vault deletes at a time.
@@ -25,11 +25,22 @@ pub(crate) struct SiteSim {
     has: BTreeSet<Digest>,
     copying: BTreeSet<Digest>,
     greeted: u64,
+    /// Since when the controller hears nothing of the vault.
+    away: Option<u64>,
 }
 
 impl SiteSim {
     pub(crate) fn new(id: SiteId) -> Self {
-        Self { id, up: true, cut: false, slow: false, has: BTreeSet::new(), copying: BTreeSet::new(), greeted: 0 }
+        Self {
+            id,
+            up: true,
+            cut: false,
+            slow: false,
+            has: BTreeSet::new(),
+            copying: BTreeSet::new(),
+            greeted: 0,
+            away: None,
+        }
     }
 
     pub(crate) fn has(&self, manifest: &Digest) -> bool {
@@ -46,10 +57,17 @@ impl Sim {
     pub(crate) fn vault_beat(&mut self, site: usize) {
         let incarnation = self.controller.incarnation;
         self.agenda.plan(self.now + 30 * SECOND, Event::VaultBeat { site, incarnation });
+        let (now, timeout) = (self.now, settings().loss_timeout.get());
         let row = &mut self.sites[site];
         if !row.up || row.cut {
+            row.greeted = 0;
+            let (id, since) = (row.id, *row.away.get_or_insert(now));
+            if now - since >= timeout {
+                self.enqueue(Command::VaultAway { site: id }, Reply::Nobody);
+            }
             return;
         }
+        row.away = None;
         if std::mem::replace(&mut row.greeted, incarnation) != incarnation {
             let command = Command::VaultAddress { site: row.id, address: format!("vault-{site}:7000") };
             self.enqueue(command, Reply::Nobody);

@@ -176,7 +176,7 @@ impl From<&v1::JobSpec> for SpecView {
             },
             priority: spec.priority,
             max_run_time: span(spec.max_run_time.as_ref()),
-            retry: spec.retry.as_ref().map(|r| RetryView { on_failure: r.on_failure, on_loss: r.on_loss }),
+            retry: spec.retry.as_ref().map(|r| RetryView { on_failure: r.on_failure, on_loss: r.on_loss() }),
             checkpoint: spec.checkpoint.as_ref().map(CheckpointPolicyView::from),
             secrets: spec.secrets.iter().map(secret).collect(),
             network,

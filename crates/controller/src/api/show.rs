@@ -84,7 +84,8 @@ impl Api {
             (job.spec.sites.is_empty() || job.spec.sites.contains(site))
                 && (residency.is_empty() || residency.contains(site))
         };
-        let vaults = directory.sites.values().filter(|site| !site.vault.is_empty() && allowed(&site.id)).count();
+        let vaults =
+            directory.sites.values().filter(|site| site.has_vault() && !site.vault_away && allowed(&site.id)).count();
         row.is_complete() && row.sites().len() >= wanted.min(vaults).max(1)
     }
 }

@@ -48,6 +48,9 @@ struct VaultLink {
 pub(crate) struct Hub {
     nodes: Mutex<BTreeMap<NodeId, NodeLink>>,
     vaults: Mutex<BTreeMap<SiteId, VaultLink>>,
+    /// When a site's vault was connected last.
+    left: Mutex<BTreeMap<SiteId, Instant>>,
+    since: Instant,
     next: AtomicU64,
     metrics: Arc<ControllerMetrics>,
 }
@@ -86,13 +89,21 @@ impl SeatKey for SiteId {
         let mut vaults = hub.vaults();
         if vaults.get(&key).is_some_and(|link| link.serial == serial) {
             vaults.remove(&key);
+            hub.left.lock().unwrap_or_else(PoisonError::into_inner).insert(key, Instant::now());
         }
     }
 }
 
 impl Hub {
     pub(crate) fn new(metrics: Arc<ControllerMetrics>) -> Arc<Self> {
-        Arc::new(Self { nodes: Mutex::default(), vaults: Mutex::default(), next: AtomicU64::new(1), metrics })
+        Arc::new(Self {
+            nodes: Mutex::default(),
+            vaults: Mutex::default(),
+            left: Mutex::default(),
+            since: Instant::now(),
+            next: AtomicU64::new(1),
+            metrics,
+        })
     }
 
     fn nodes(&self) -> MutexGuard<'_, BTreeMap<NodeId, NodeLink>> {
@@ -155,6 +166,12 @@ impl Hub {
 
     pub(crate) fn is_vault_connected(&self, site: SiteId) -> bool {
         self.vaults().contains_key(&site)
+    }
+
+    /// Whether no vault of the site was connected for so long.
+    pub(crate) fn is_vault_away(&self, site: SiteId, span: Duration) -> bool {
+        let left = self.left.lock().unwrap_or_else(PoisonError::into_inner).get(&site).copied();
+        !self.is_vault_connected(site) && left.unwrap_or(self.since).elapsed() > span
     }
 
     /// Sites whose vault is connected.

@@ -11,12 +11,25 @@ pub struct Site {
     pub id: SiteId,
     /// Its unique name.
     pub name: Name,
-    /// Where its vault listens for its nodes and other vaults; empty before it joined.
+    /// Where its vault listens for its nodes and other vaults; empty before it joined, and where it has no address for
+    /// others.
     pub vault: String,
+    /// Its vault is out of reach for longer than the loss timeout: nothing is placed at the site, and what the vault
+    /// holds counts as lost until it is back.
+    #[serde(default)]
+    pub vault_away: bool,
     /// BLAKE3 of its vault's public key: who may renew the vault's certificate.
     pub vault_key: Option<Digest>,
     /// When it was created.
     pub created: Timestamp,
+}
+
+impl Site {
+    /// A vault joined, whether others reach it by an address or through the controller's relay only.
+    #[must_use]
+    pub const fn has_vault(&self) -> bool {
+        self.vault_key.is_some() || !self.vault.is_empty()
+    }
 }
 
 /// Where a node stands. Written by the writer: ready on hello, lost when its heartbeats stop.

@@ -31,7 +31,9 @@ impl Step<'_> {
         }
         bounded(self.state.sites.len(), MAX_SITES, "sites")?;
         let id = SiteId::from_raw(self.id());
-        self.state.sites.insert(id, Site { id, name, vault: String::new(), vault_key: None, created: self.now });
+        self.state
+            .sites
+            .insert(id, Site { id, name, vault: String::new(), vault_away: false, vault_key: None, created: self.now });
         Ok(Answer { object: id.to_string(), ..Answer::default() })
     }
 
@@ -114,11 +116,33 @@ impl Step<'_> {
 
     pub(super) fn vault_address(&mut self, site: SiteId, address: String) -> Result<Answer, Refusal> {
         let row = self.state.sites.get_quietly(&site).ok_or_else(|| Refusal::not_found("site"))?;
-        if row.vault != address {
+        let back = std::mem::take(&mut row.vault_away);
+        if row.vault != address || back {
             row.vault = address;
             self.state.sites.mark(&site);
         }
+        if back {
+            self.retell_site(site);
+        }
         Ok(Answer::default())
+    }
+
+    /// The site's vault is gone for long: what it holds is lost for now, and nothing can start there.
+    pub(super) fn vault_away(&mut self, site: SiteId) -> Result<Answer, Refusal> {
+        let row = self.state.sites.get_quietly(&site).ok_or_else(|| Refusal::not_found("site"))?;
+        if !std::mem::replace(&mut row.vault_away, true) {
+            self.state.sites.mark(&site);
+            self.abandon_shipping();
+            self.retell_site(site);
+        }
+        Ok(Answer::default())
+    }
+
+    /// The scheduler sees the site's nodes anew, and where jobs can start from.
+    fn retell_site(&mut self, site: SiteId) {
+        let nodes: Vec<_> = self.state.nodes.values().filter(|node| node.site == site).map(|node| node.id).collect();
+        nodes.iter().for_each(|node| self.state.nodes.mark(node));
+        self.retell_resumable();
     }
 
     pub(super) fn set_node(

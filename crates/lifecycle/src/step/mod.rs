@@ -57,6 +57,7 @@ impl Step<'_> {
             Command::Copied { site, manifest } => self.copied(site, manifest),
             Command::Forgotten { site, manifests } => self.forgotten(site, &manifests),
             Command::VaultAddress { site, address } => self.vault_address(site, address),
+            Command::VaultAway { site } => self.vault_away(site),
             Command::Plan(plan) => self.plan(plan),
             Command::Tick => self.tick(),
             Command::Quiesce => self.quiesce(),

@@ -134,7 +134,7 @@ impl Step<'_> {
     fn check_devices(&self, job: &Job, placement: &Placement, loads: &mut Loads) -> Option<()> {
         for task in &placement.tasks {
             let node = self.state.nodes.get(&task.device.node)?;
-            if !node.is_open() || node.site != placement.site {
+            if !self.state.is_open(node) || node.site != placement.site {
                 return None;
             }
             let device = &node.devices.get(usize::from(task.device.index))?.view;

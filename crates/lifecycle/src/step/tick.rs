@@ -138,8 +138,9 @@ impl Step<'_> {
     /// Another site that is alive and allowed.
     fn other_site(&self, job: sluice_types::JobId, not: sluice_types::SiteId) -> Option<sluice_types::SiteId> {
         let allowed = self.state.allowed_sites(self.state.jobs.get(&job)?);
-        let open =
-            |site: sluice_types::SiteId| self.state.nodes.values().any(|node| node.site == site && node.is_open());
+        let open = |site: sluice_types::SiteId| {
+            self.state.nodes.values().any(|node| node.site == site && self.state.is_open(node))
+        };
         let sites = self.state.sites.values().map(|site| site.id);
         sites.into_iter().find(|site| *site != not && (allowed.is_empty() || allowed.contains(site)) && open(*site))
     }

@@ -28,6 +28,8 @@ pub(super) enum Command {
     },
     CheckpointAndExit {
         deadline_ms: u64,
+        /// Absent from agents before this was known.
+        #[serde(default)]
         from: u64,
     },
     ResumeNormal,

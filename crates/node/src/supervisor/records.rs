@@ -141,7 +141,7 @@ impl Outcome {
             Self::Signalled { .. } => Some(Reason::Signalled),
             Self::OutOfMemory => Some(Reason::OutOfMemory),
             Self::RunLimit => Some(Reason::RunLimit),
-            Self::DiskLimit { .. } => Some(Reason::TooLarge),
+            Self::DiskLimit { .. } => Some(Reason::DiskLimit),
             Self::StartFailed { .. } => Some(Reason::StartFailed),
             Self::HostFailed { .. } => Some(Reason::HostFailed),
             Self::SupervisorLost => Some(Reason::NodeLost),

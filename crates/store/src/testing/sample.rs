@@ -406,6 +406,7 @@ impl Sample {
             id: self.site,
             name: name(named),
             vault: "127.0.0.1:7001".to_owned(),
+            vault_away: false,
             vault_key: Some(digest(1)),
             created: self.now(),
         }

@@ -53,7 +53,7 @@ fn spec(number: u32) -> v1::JobSpec {
         command: vec!["/bin/sh".to_owned(), "-c".to_owned(), checker::script(&seconds)],
         tasks: 1,
         resources: Some(resources),
-        retry: Some(v1::RetryPolicy { on_failure: 0, on_loss: 0 }),
+        retry: Some(v1::RetryPolicy { on_failure: 0, on_loss: None }),
         ..v1::JobSpec::default()
     }
 }

@@ -1,5 +1,6 @@
 //! `up` dies and comes back; jobs do not notice.
 
+use serde_json::Value;
 use sluice_e2e::{Options, Shape, Trainer, wait_for};
 
 use crate::support::{PATIENCE, judged, reach, reach_step, run_of, same_curve, start};
@@ -34,6 +35,26 @@ fn a_job_runs_on_while_everything_else_is_dead() -> anyhow::Result<()> {
 fn run_of_files(system: &sluice_e2e::System) -> anyhow::Result<usize> {
     let folder = system.kept().outputs().into_iter().next();
     folder.map_or(Ok(0), |folder| Ok(sluice_e2e::steps_of(&folder.join("steps.jsonl"))?.len()))
+}
+
+#[test]
+fn a_site_without_its_vault_gets_no_work_until_the_vault_is_back() -> anyhow::Result<()> {
+    let Some(mut own) = start("vault", Options { no_restart: true, ..Options::default() })? else { return Ok(()) };
+    let vault = own.system.kill_part("vault-a")?;
+    let cli = own.system.cli();
+    let command = ["--", "sh", "-c", "sleep 1"];
+    // For a while nobody knows. Then what may run at this site only says what it waits for, and the rest runs elsewhere.
+    let bound = wait_for("a job that waits", PATIENCE, || {
+        let job = cli.submit(&[&["--site", "a"], &command[..]].concat())?;
+        let told = |view: &Value| view["reason"] == "NODES_UNAVAILABLE" || view["state"] == "SUCCEEDED";
+        let view = wait_for("its word or its end", PATIENCE, || Ok(Some(cli.job(&job)?).filter(told)))?;
+        Ok((view["state"] == "PENDING").then_some(job))
+    })?;
+    let free = cli.submit(&command)?;
+    assert_eq!(reach(&cli, &free, "SUCCEEDED")?["site"], "sites/b");
+    own.system.launch("vault-a", vault)?;
+    assert_eq!(reach(&cli, &bound, "SUCCEEDED")?["site"], "sites/a");
+    Ok(())
 }
 
 /// Coming up is nothing that may work most of the time.

@@ -278,7 +278,10 @@ impl Oracle {
         };
         let steady = |host: &&Host| {
             let unchanged = self.watch.open.get(&host.node).and_then(Option::as_ref);
-            self.node_lasts(host.node, now, PLACEMENT) && lasts(unchanged, now, PLACEMENT)
+            let vault = self.watch.vaults.get(&sight.sites[host.site].id).and_then(Option::as_ref);
+            self.node_lasts(host.node, now, PLACEMENT)
+                && lasts(unchanged, now, PLACEMENT)
+                && lasts(vault, now, PLACEMENT)
         };
         sight.hosts.iter().filter(fits).find(steady).map(|host| host.node)
     }
