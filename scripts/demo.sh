@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/sluice"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$cache/target}"
 scripts/setup.sh
+scripts/own-builds.sh
 cargo build --release -p sluice -p sluice-trainer
 cargo build --quiet -p xtask
 

@@ -12,4 +12,5 @@ if [ -d "$cache/target" ] && [ "$(du -s --block-size=1G "$cache/target" | cut -f
     rm -rf "$cache/target"
 fi
 scripts/setup.sh --tests
+scripts/own-builds.sh
 exec cargo run --quiet --package xtask -- test
