@@ -50,7 +50,7 @@ enum Extra {
     /// Plants each bug in a copy of the workspace and checks that the judge catches it.
     Bugs {
         /// Seeds that each bug has to be caught within.
-        #[arg(long, default_value_t = 40)]
+        #[arg(long, default_value_t = 80)]
         within: u64,
         /// Only patches whose name contains this.
         #[arg(long)]

@@ -37,7 +37,8 @@ pub(super) fn rows(setting: Setting) -> anyhow::Result<Vec<Row>> {
     );
     let caught = bugs.figure("caught");
     let (planted, least_caught) = (bugs.figure("bugs"), (bugs.figure("bugs") * LEAST_CAUGHT).ceil());
-    let judged = Row::new("planted bugs that the judge catches", format!(">= {least_caught} of {planted}, as 18 of 20"));
+    let judged =
+        Row::new("planted bugs that the judge catches", format!(">= {least_caught} of {planted}, as 18 of 20"));
     Ok(vec![
         days_row(&days).control(format!("with a planted bug {caught} of {planted} fail"), caught > 0.0),
         least(&days, "least_jobs", "jobs that a seed submits, least", LEAST_JOBS),
