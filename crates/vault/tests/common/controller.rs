@@ -91,8 +91,17 @@ impl Controller {
 
     /// Copies and waits. Returns bytes fetched and relayed.
     pub async fn copy(&self, site: &str, manifest: Digest, sources: &[(&str, String)]) -> Result<(u64, u64), String> {
-        let order = self.order(site, manifest, sources).await;
-        match self.report(order).await {
+        // An order that went down the link of a vault that was just killed is lost: it is given again, as a controller does.
+        let report = loop {
+            let link = self.link(site).await;
+            let order = self.order(site, manifest, sources).await;
+            tokio::select! {
+                biased;
+                report = self.report(order) => break report,
+                () = link.closed() => {}
+            }
+        };
+        match report {
             Up::Done(done) => Ok((done.fetched_bytes, done.relayed_bytes)),
             Up::Failed(failed) => Err(failed.message),
             other => panic!("{other:?}"),
