@@ -30,7 +30,7 @@ pub(super) fn rows(setting: Setting) -> anyhow::Result<Vec<Row>> {
     }
     rows.push(bench.two_nodes()?);
     rows.push(bench.idle_neighbour()?);
-    rows.push(memory_cap()?);
+    rows.push(memory_cap(setting)?);
     rows.extend(super::outside::fractions(setting)?);
     Ok(rows)
 }
@@ -153,12 +153,13 @@ fn start(programs: &place::Programs, at: &Path) -> anyhow::Result<System> {
 }
 
 /// A job that takes more memory than its cap is killed, and the job says so; with a larger cap the same job succeeds.
-fn memory_cap() -> anyhow::Result<Row> {
+fn memory_cap(setting: Setting) -> anyhow::Result<Row> {
     let row = Row::new("a job over its memory cap is killed and told so", "OUT_OF_MEMORY");
     if let Some(why) = system::missing() {
         return Ok(row.skipped(&why));
     }
-    let programs = place::Programs::built(place::Profile::Debug);
+    super::outside::build(setting)?;
+    let programs = place::Programs::built(setting.profile());
     let folder = tempfile::tempdir().context("no temporary folder")?;
     let system = start(&programs, folder.path())?;
     let run = |cap: &str| -> anyhow::Result<String> {

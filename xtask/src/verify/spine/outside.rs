@@ -65,8 +65,8 @@ fn end_to_end(program: &str, setting: Setting) -> anyhow::Result<Option<Command>
     Ok(Some(command))
 }
 
-/// Builds what is measured, where the tests have not.
-fn build(setting: Setting) -> anyhow::Result<()> {
+/// Builds what is measured; the short form runs on what the tests have built.
+pub(super) fn build(setting: Setting) -> anyhow::Result<()> {
     if !setting.quick {
         place::build(setting.profile())?;
     }
