@@ -99,6 +99,12 @@ impl Inner {
         self.uploads.range(first..).next().is_some_and(|(kept, _)| *kept == digest)
     }
 
+    /// Where the vault of a node's site listens; empty while it has not said so.
+    pub(crate) fn vault_of(&self, node: NodeId) -> &str {
+        let site = self.nodes.get(&node).and_then(|row| self.sites.get(&row.site));
+        site.map_or("", |site| site.vault.as_str())
+    }
+
     pub(crate) fn tenant_named(&self, name: &Name) -> Option<&Tenant> {
         self.tenants.get(self.tenant_names.get(name)?)
     }

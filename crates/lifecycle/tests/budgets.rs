@@ -2,10 +2,10 @@
 
 mod support;
 
-use sluice_lifecycle::model::{BudgetPolicy, JobState};
-use sluice_lifecycle::{Settings, UserCommand};
+use sluice_lifecycle::model::{BudgetPolicy, JobState, TaskEnd};
+use sluice_lifecycle::{NodeReport, Settings, UserCommand};
 use sluice_types::{Credits, Nanos, Reason};
-use support::{Bench, WINDOW_COST};
+use support::{Bench, WINDOW_COST, end};
 
 #[test]
 fn a_strict_budget_stops_its_job_before_it_is_overdrawn() {
@@ -26,6 +26,29 @@ fn a_strict_budget_stops_its_job_before_it_is_overdrawn() {
     assert_eq!(bench.job(job).state, JobState::Suspended);
     let (account, spent) = bench.budget_now();
     assert_eq!((spent, account.available()), (14 * WINDOW_COST, WINDOW_COST));
+}
+
+/// A slice is paid for from the moment that it is kept for a job, also while what the job starts from is fetched.
+#[test]
+fn a_job_that_prepares_for_too_long_is_stopped_before_it_overdraws() {
+    let mut bench = Bench::new();
+    bench.budget(8, 0, BudgetPolicy::Suspend);
+    let job = bench.submit(None);
+    bench.plan();
+    let key = bench.task(job);
+    let mut windows = 0;
+    while bench.job(job).state == JobState::Starting {
+        bench.window(key);
+        windows += 1;
+    }
+    assert_eq!(windows, 6, "two windows are left for the way to its end");
+    let unstarted = TaskEnd { exit_code: None, ..end(false) };
+    bench.node_of(key, NodeReport::Ended { key, end: unstarted, windows, step: 0 });
+    let row = bench.job(job);
+    assert_eq!((row.state, row.reason), (JobState::Suspended, Some(Reason::SuspendedForMoney)));
+    let (account, spent) = bench.budget_now();
+    assert_eq!((spent, account.available()), (6 * WINDOW_COST, 2 * WINDOW_COST));
+    assert_eq!(bench.state.lease(key.lease).unwrap().uncollected.units(), 0);
 }
 
 /// What a slow checkpoint costs beyond the budget was never promised by the tenant.

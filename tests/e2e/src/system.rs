@@ -59,6 +59,17 @@ impl Launch {
         let place = self.0.iter().position(|word| word == flag)?;
         self.0.get(place + 1).map(String::as_str)
     }
+
+    /// With another value after a flag.
+    ///
+    /// # Errors
+    /// It has no such flag.
+    pub fn with(mut self, flag: &str, value: &str) -> anyhow::Result<Self> {
+        let place = self.0.iter().position(|word| word == flag).with_context(|| format!("no {flag}"))?;
+        let known = self.0.get_mut(place + 1).with_context(|| format!("nothing after {flag}"))?;
+        value.clone_into(known);
+        Ok(self)
+    }
 }
 
 /// A running system.

@@ -95,10 +95,13 @@ impl NodeApi {
             channels: HashMap::new(),
             logged: HashSet::new(),
             next_channel: 1,
+            vault: String::new(),
             intake,
             broken: VecDeque::new(),
         };
-        session.send(Down::Welcome(self.welcome(node, answer.generation))).await?;
+        let welcome = self.welcome(node, answer.generation);
+        session.vault.clone_from(&welcome.vault_address);
+        session.send(Down::Welcome(welcome)).await?;
         self.writer.refresh(node).await;
         tracing::info!(%node, generation = %answer.generation, "node attached");
         loop {
@@ -123,12 +126,11 @@ impl NodeApi {
     fn welcome(&self, node: NodeId, generation: Generation) -> v1::Welcome {
         let directory = self.directory.read();
         let row = directory.nodes.get(&node);
-        let site = row.and_then(|row| directory.sites.get(&row.site));
         v1::Welcome {
             node_id: node.to_string(),
             generation: generation.get(),
             window: Some(convert::duration(self.window)),
-            vault_address: site.map_or_else(String::new, |site| site.vault.clone()),
+            vault_address: directory.vault_of(node).to_owned(),
             settled_journal: row.map_or(0, |row| row.settled_journal),
         }
     }
@@ -167,6 +169,8 @@ struct Session<'a> {
     /// Leases with an open channel.
     logged: HashSet<LeaseId>,
     next_channel: u64,
+    /// The address of the site's vault, as the node was told it.
+    vault: String,
     intake: Intake,
     /// Logs whose channel broke, and when they are asked for again; the first is the first due.
     broken: VecDeque<(Instant, TaskKey)>,
@@ -194,7 +198,11 @@ impl Session<'_> {
             NodeReport::Running { key, .. } | NodeReport::Ended { key, .. } => Some(*key),
             _ => None,
         };
+        let beat = matches!(report, NodeReport::Heartbeat(_));
         let answer = self.api.submit(self.node, self.generation, report).await?;
+        if beat {
+            self.tell_vault().await?;
+        }
         if let Some(journal) = settled {
             self.send(Down::WindowAck(v1::WindowAck { journal })).await?;
         }
@@ -205,6 +213,17 @@ impl Session<'_> {
             Some(key) => self.open_log(key).await,
             None => Ok(()),
         }
+    }
+
+    /// Compared at each heartbeat and not only when the vault says it: whichever of the two was first to connect, or was
+    /// cut off in between, the node hears of it.
+    async fn tell_vault(&mut self) -> Result<(), Status> {
+        let address = self.api.directory.read().vault_of(self.node).to_owned();
+        if address == self.vault {
+            return Ok(());
+        }
+        self.vault.clone_from(&address);
+        self.send(Down::VaultMoved(v1::VaultMoved { address })).await
     }
 
     /// Nobody knows these tasks: they must end.

@@ -270,11 +270,17 @@ impl Step<'_> {
         windows.into_iter().for_each(|sequence| self.credit_window(id, sequence));
     }
 
-    /// Tells a running job to stop at a checkpoint because what comes next cannot be promised.
+    /// Tells a job to stop because what comes next cannot be promised: at a checkpoint, or, where it still prepares or has
+    /// no checkpoints, as it is.
     pub(super) fn suspend_for_money(&mut self, id: JobId, attempt: AttemptId) {
-        let Some(job) = self.state.jobs.get(&id).filter(|job| job.state == JobState::Running) else { return };
+        let Some(job) = self.state.jobs.get(&id) else { return };
+        let runs = match job.state {
+            JobState::Running => true,
+            JobState::Starting => false,
+            _ => return,
+        };
         let reason = Some(Reason::SuspendedForMoney);
-        match job.spec.checkpoint.is_some() {
+        match runs && job.spec.checkpoint.is_some() {
             true => self.order(attempt, OrderKind::SuspendForMoney),
             false => self.set_goal(attempt, Goal::Stop, None),
         }

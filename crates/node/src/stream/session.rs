@@ -65,7 +65,7 @@ pub(super) async fn run(
     note.on_welcome(&shared, &welcome);
     let sent = Sent::default();
     tokio::select! {
-        ended = read(agent, &up, &mut inbox, &sent, settled) => ended,
+        ended = read(agent, note, &up, &mut inbox, &sent, settled) => ended,
         ended = write(&shared, &up, &sent, settled) => ended,
     }
 }
@@ -90,6 +90,7 @@ impl Outbox {
 
 async fn read(
     agent: &Arc<Agent>,
+    note: &mut NodeNote,
     up: &Outbox,
     inbox: &mut Streaming<v1::AttachResponse>,
     sent: &Sent,
@@ -112,6 +113,10 @@ async fn read(
             }
             Some(Down::Open(open)) => channels.open(open),
             Some(Down::Frame(frame)) => channels.on_frame(&frame),
+            Some(Down::VaultMoved(moved)) => {
+                tracing::info!(address = moved.address, "the site's vault has moved");
+                note.on_vault(&agent.shared, moved.address);
+            }
             Some(Down::Welcome(_)) => return Err(StreamError::Broken("welcomed twice")),
             Some(Down::WindowAck(_)) | None => {}
         }
@@ -230,12 +235,14 @@ impl NodeNote {
     /// Takes over what the controller says about windows and the vault.
     fn on_welcome(&mut self, shared: &Shared, welcome: &v1::Welcome) {
         let window = welcome.window.as_ref().and_then(nanos).filter(|span| span.get() > 0);
-        let next = Self {
-            window: window.or(self.window),
-            vault: Some(welcome.vault_address.clone()).filter(|address| !address.is_empty()).or(self.vault.take()),
-        };
-        next.publish(shared);
-        next.keep(&shared.config.data);
-        *self = next;
+        self.window = window.or(self.window);
+        self.on_vault(shared, welcome.vault_address.clone());
+    }
+
+    /// Takes over where the vault is, as far as the controller knows.
+    fn on_vault(&mut self, shared: &Shared, address: String) {
+        self.vault = Some(address).filter(|address| !address.is_empty()).or(self.vault.take());
+        self.publish(shared);
+        self.keep(&shared.config.data);
     }
 }

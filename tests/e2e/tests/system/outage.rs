@@ -1,5 +1,7 @@
 //! `up` dies and comes back; jobs do not notice.
 
+use std::net::TcpListener;
+
 use serde_json::Value;
 use sluice_e2e::{Options, Shape, Trainer, wait_for};
 
@@ -54,6 +56,23 @@ fn a_site_without_its_vault_gets_no_work_until_the_vault_is_back() -> anyhow::Re
     assert_eq!(reach(&cli, &free, "SUCCEEDED")?["site"], "sites/b");
     own.system.launch("vault-a", vault)?;
     assert_eq!(reach(&cli, &bound, "SUCCEEDED")?["site"], "sites/a");
+    Ok(())
+}
+
+/// A vault that comes back elsewhere, or is first heard of when nodes are there already: they follow it.
+#[test]
+fn nodes_follow_the_vault_of_their_site() -> anyhow::Result<()> {
+    let Some(mut own) = start("moved", Options { no_restart: true, ..Options::default() })? else { return Ok(()) };
+    let vault = own.system.kill_part("vault-a")?;
+    let free = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    own.system.launch("vault-a", vault.with("--listen", &free)?.with("--advertise", &free)?)?;
+    let given = own.system.scratch().join("given");
+    std::fs::create_dir_all(&given)?;
+    std::fs::write(given.join("word"), "from the vault\n")?;
+    let folder = given.display().to_string();
+    let cli = own.system.cli();
+    let job = cli.submit(&["--site", "a", "--workdir", &folder, "--", "grep", "-q", "from the vault", "word"])?;
+    assert_eq!(reach(&cli, &job, "SUCCEEDED")?["site"], "sites/a");
     Ok(())
 }
 
