@@ -155,6 +155,7 @@ fn receipt() -> v1::Receipt {
         gap_ns,
         amount_credits,
         refused_windows: 0,
+        started_ns: Some(3_600_000_000_000),
     };
     v1::Receipt {
         job: "tenants/acme/projects/default/jobs/job-000000000002d".into(),

@@ -35,6 +35,8 @@ const GROUP: usize = 1024;
 const GATHER: Duration = Duration::from_millis(1);
 /// How often time is told.
 const TICK: Duration = Duration::from_millis(200);
+/// A commit that takes longer stands still.
+const STALL: Duration = Duration::from_secs(1);
 /// How often, and how many, old requests are deleted.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 const PRUNE_AGAIN: Duration = Duration::from_millis(500);
@@ -143,6 +145,8 @@ pub(crate) struct Writer {
     /// What was stepped and is not being committed yet.
     open: Group,
     commit: Option<JoinHandle<Result<Written, StoreError>>>,
+    /// When the commit under way began.
+    committing: Instant,
     deciding: Deciding,
     next_tick: Instant,
     next_pruning: Instant,
@@ -220,6 +224,7 @@ impl Writer {
                 urgent: first,
                 open: Group::default(),
                 commit: None,
+                committing: now,
                 deciding: Deciding::default(),
                 next_tick: now,
                 next_pruning: now + PRUNE_EVERY,
@@ -266,9 +271,13 @@ impl Writer {
     fn fill(&mut self, batch: &mut Batch, room: usize) {
         let now = Instant::now();
         if self.next_tick <= now && room > 0 {
-            batch.say(Command::Tick);
-            self.vaults_away().into_iter().for_each(|site| batch.say(Command::VaultAway { site }));
             self.next_tick = now + TICK;
+            // Nodes are answered behind the commit, and tell no more until then: their silence is ours.
+            let stalls = self.commit.is_some() && self.committing + STALL < now;
+            if !stalls {
+                batch.say(Command::Tick);
+                self.vaults_away().into_iter().for_each(|site| batch.say(Command::VaultAway { site }));
+            }
         }
         while batch.commands.len() < room
             && let Ok(work) = self.urgent.try_recv().or_else(|_| self.queue.try_recv())
@@ -310,6 +319,7 @@ impl Writer {
                 continue;
             }
             let (store, leader, metrics) = (Arc::clone(&self.store), self.leader, Arc::clone(&self.metrics));
+            self.committing = Instant::now();
             self.commit = Some(self.committer.spawn(async move {
                 let begin = std::time::Instant::now();
                 store.commit(leader, &group.rows).await?;
@@ -327,7 +337,8 @@ impl Writer {
         let remember = self.state.settings().remember;
         let before = Timestamp::from_nanos(self.clock.now().nanos().saturating_sub(remember.get()));
         let (store, leader) = (Arc::clone(&self.store), self.leader);
-        self.next_pruning = Instant::now() + PRUNE_EVERY;
+        self.committing = Instant::now();
+        self.next_pruning = self.committing + PRUNE_EVERY;
         self.commit = Some(
             self.committer
                 .spawn(async move { store.forget_requests(leader, before, PRUNE_AT_ONCE).await.map(Written::Pruned) }),

@@ -112,6 +112,8 @@ pub struct State {
     pub(crate) last_event: u64,
     /// When time was last told, and when old requests were last looked for; kept by nobody.
     pub(crate) last_tick: Timestamp,
+    /// Since when somebody has listened to the nodes without a gap.
+    pub(crate) awake: Timestamp,
     pub(crate) last_forgetting: Timestamp,
     /// Attempts of a job, also ended ones, while the job is in memory.
     pub(crate) attempts_of: BTreeMap<JobId, BTreeSet<AttemptId>>,

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::collections::BTreeMap;
+
 use sluice_lifecycle::model::{BudgetPolicy, JobState, TaskEnd};
 use sluice_lifecycle::{NodeReport, Settings, UserCommand};
 use sluice_types::{Credits, Nanos, Reason};
@@ -254,4 +256,78 @@ fn a_hold_reaches_until_a_loss_is_noticed() {
         bench.state.books().hold(attempt.funds).unwrap().remaining / WINDOW_COST
     };
     assert_eq!((held(15), held(120)), (6, 14));
+}
+
+#[test]
+fn a_budget_whose_period_is_changed_and_changed_back_is_followed() {
+    let mut bench = Bench::new();
+    bench.budget(100, 86_400, BudgetPolicy::Suspend);
+    let job = bench.run(None);
+    let key = bench.task(job);
+    for seconds in [3_600, 86_400, 3_600, 86_400] {
+        bench.window(key);
+        bench.budget(100, seconds, BudgetPolicy::Suspend);
+    }
+    bench.window(key);
+    assert_eq!(bench.job(job).state, JobState::Running);
+    assert_eq!(bench.state.lease(key.lease).unwrap().uncollected.units(), 0);
+}
+
+/// A job that never stops where it is told to, and is told again each time it is let go.
+#[test]
+fn a_job_under_one_order_after_the_other_goes_on_paying() {
+    let mut bench = Bench::new();
+    let job = bench.run(None);
+    let key = bench.task(job);
+    for _ in 0..5 {
+        bench.user(UserCommand::Suspend(job, None)).unwrap();
+        while bench.job(job).state == JobState::Suspending {
+            bench.window(key);
+        }
+    }
+    let lease = bench.state.lease(key.lease).unwrap();
+    assert!(lease.next_window > 20);
+    assert_eq!((lease.amount.units(), lease.uncollected.units()), (i64::try_from(lease.next_window).unwrap() * 100, 0));
+}
+
+#[test]
+fn an_order_under_which_the_money_ends_lets_the_job_go_on_no_more() {
+    for moves in [false, true] {
+        let mut bench = Bench::new();
+        bench.budget(8, 0, BudgetPolicy::Suspend);
+        let job = bench.run(None);
+        let key = bench.task(job);
+        (0..5).for_each(|_| bench.window(key));
+        let here = bench.state.lease(key.lease).unwrap().site;
+        let other = *bench.sites.iter().find(|site| **site != here).unwrap();
+        let order = if moves { UserCommand::Migrate(job, other, None) } else { UserCommand::Suspend(job, None) };
+        bench.user(order).unwrap();
+        bench.window(key);
+        let row = bench.job(job);
+        assert_eq!((row.state, row.reason), (JobState::Suspending, Some(Reason::SuspendedForMoney)), "{moves}");
+        bench.stop_at_checkpoint(key, 14);
+        let row = bench.job(job);
+        assert_eq!((row.state, row.reason), (JobState::Suspended, Some(Reason::SuspendedForMoney)), "{moves}");
+        assert_eq!(bench.budget_now().1, 6 * WINDOW_COST);
+    }
+}
+
+/// The limit is of the run; what comes before it is paid beside it.
+#[test]
+fn preparing_takes_nothing_of_a_run_limit() {
+    let mut bench = Bench::new();
+    let job = bench.submit(Some(60));
+    bench.plan();
+    let key = bench.task(job);
+    (0..4).for_each(|_| bench.window(key));
+    assert_eq!(bench.job(job).run_time, Nanos::ZERO);
+    let started = bench.clock();
+    // Of its run, before it is told of it.
+    bench.window(key);
+    bench.node_of(key, NodeReport::Running { key, started, step: 0, metrics: BTreeMap::new(), held: None });
+    assert_eq!(bench.job(job).run_time, Nanos::from_secs(10));
+    (0..5).for_each(|_| bench.window(key));
+    assert_eq!(bench.job(job).run_time, Nanos::from_secs(60));
+    let lease = bench.state.lease(key.lease).unwrap();
+    assert_eq!((lease.amount.units(), lease.uncollected.units()), (10 * WINDOW_COST, 0));
 }

@@ -11,8 +11,14 @@ use sluice_lifecycle::{Command, Held, NodeReport, StopStep, TaskKey, UserCommand
 use sluice_types::{Digest, JobId, Nanos, Reason};
 use support::{Bench, end, spec};
 
-/// A gang of two that runs.
-fn gang(bench: &mut Bench) -> (JobId, [TaskKey; 2]) {
+/// A gang of two that has its slices.
+fn placed() -> (Bench, JobId, [TaskKey; 2]) {
+    let mut bench = Bench::new();
+    let (job, keys) = place(&mut bench);
+    (bench, job, keys)
+}
+
+fn place(bench: &mut Bench) -> (JobId, [TaskKey; 2]) {
     let spec = Arc::new(sluice_lifecycle::model::JobSpec { tasks: 2, ..spec(None) });
     let submit = UserCommand::Submit { project: bench.project, name: None, spec };
     let job: JobId = bench.user(submit).unwrap().object.parse().unwrap();
@@ -23,6 +29,12 @@ fn gang(bench: &mut Bench) -> (JobId, [TaskKey; 2]) {
         lease: attempt.tasks[rank].lease,
         generation: attempt.generation,
     });
+    (job, keys)
+}
+
+/// A gang of two that runs.
+fn gang(bench: &mut Bench) -> (JobId, [TaskKey; 2]) {
+    let (job, keys) = place(bench);
     for key in keys {
         at(bench, key, 0, None);
     }
@@ -154,4 +166,39 @@ fn one_task_alone_stops_at_its_next_step() {
     assert_eq!(told(&bench, key).2, StopStep::Next);
     let attempt = bench.state.attempt(key.attempt).unwrap();
     assert_eq!(attempt.order.unwrap().kind, OrderKind::Suspend);
+}
+
+#[test]
+fn a_gang_whose_short_task_is_done_before_the_last_one_begins_runs() {
+    let (mut bench, job, [long, short]) = placed();
+    at(&mut bench, long, 0, None);
+    bench.end(short);
+    assert_eq!(bench.job(job).state, JobState::Running);
+    let (mut bench, job, [long, short]) = placed();
+    bench.end(short);
+    assert_eq!(bench.job(job).state, JobState::Starting);
+    at(&mut bench, long, 0, None);
+    assert_eq!(bench.job(job).state, JobState::Running);
+    bench.pass(400);
+    assert_eq!((bench.job(job).state, bench.job(job).losses), (JobState::Running, 0));
+}
+
+/// It cannot stop at one step any more; nothing of it is thrown away for that.
+#[test]
+fn a_gang_of_which_a_task_is_done_goes_on_to_its_end_whoever_wants_it_stopped() {
+    let mut bench = Bench::new();
+    let (job, [first, second]) = gang(&mut bench);
+    bench.end(second);
+    bench.user(UserCommand::Suspend(job, None)).unwrap();
+    let (_, revision, _) = told(&bench, first);
+    at(&mut bench, first, 9, Some(Held { revision, step: 9 }));
+    bench.pass(120);
+    assert_eq!((told(&bench, first).0, bench.job(job).state), (Goal::Run, JobState::Running));
+    let node = bench.state.lease(first.lease).unwrap().device.node;
+    bench.user(UserCommand::SetNode { node, cordoned: true, draining: true, reason: String::new() }).unwrap();
+    bench.pass(120);
+    assert_eq!((told(&bench, first).0, bench.job(job).state), (Goal::Run, JobState::Running));
+    bench.end(first);
+    let row = bench.rows.jobs.iter().find(|row| row.id == job).unwrap();
+    assert_eq!(row.state, JobState::Succeeded);
 }

@@ -57,10 +57,14 @@ async fn jobs<D: Dialect>(conn: &mut Conn<D>, rows: &mut Rows) -> Result<()> {
          UNION SELECT a.id FROM ({LIVE_JOBS}) AS j JOIN attempts AS a ON a.job = j.id) ORDER BY id"
     );
     rows.attempts = bodies::<D, _>(conn, "attempts", &attempts).await?;
-    rows.leases = bodies::<D, _>(conn, "leases", "SELECT body FROM leases WHERE live = 1 ORDER BY id").await?;
-    let windows = "SELECT w.body FROM leases AS l JOIN windows AS w ON w.lease = l.id AND w.sequence >= l.keep_from \
-                   WHERE l.live = 1 ORDER BY w.lease, w.sequence";
-    rows.windows = bodies::<D, _>(conn, "windows", windows).await?;
+    // Also the settled ones of a job that lives: a loss may credit them yet.
+    let leases = format!("SELECT body FROM leases WHERE job IN ({LIVE_JOBS}) ORDER BY id");
+    rows.leases = bodies::<D, _>(conn, "leases", &leases).await?;
+    let windows = format!(
+        "SELECT w.body FROM leases AS l JOIN windows AS w ON w.lease = l.id AND w.sequence >= l.keep_from \
+         WHERE l.job IN ({LIVE_JOBS}) ORDER BY w.lease, w.sequence"
+    );
+    rows.windows = bodies::<D, _>(conn, "windows", &windows).await?;
     let checkpoints = format!("SELECT body FROM checkpoints WHERE live = 1 AND job IN ({LIVE_JOBS}) ORDER BY id");
     rows.checkpoints = bodies::<D, _>(conn, "checkpoints", &checkpoints).await?;
     let migrations = format!(

@@ -355,6 +355,8 @@ pub(crate) struct ReceiptLeaseView {
     pub(crate) gap_ns: u64,
     pub(crate) amount: Money,
     pub(crate) refused_windows: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) started_ns: Option<u64>,
 }
 
 /// What was given back.
@@ -383,6 +385,7 @@ impl From<&v1::Receipt> for ReceiptView {
             gap_ns: l.gap_ns,
             amount: Money::new(l.amount_credits),
             refused_windows: l.refused_windows,
+            started_ns: l.started_ns,
         };
         let credit = |c: &v1::CreditLine| CreditView {
             lease: c.lease.clone(),

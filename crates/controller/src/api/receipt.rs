@@ -3,7 +3,7 @@
 use sluice_lifecycle::model::{Job, Lease, LeaseState};
 use sluice_proto::v1;
 use sluice_store::Page;
-use sluice_types::Credits;
+use sluice_types::{Credits, NodeInstant};
 use tonic::Status;
 
 use super::{Api, store_status};
@@ -63,6 +63,7 @@ impl Api {
             gap_ns: lease.gaps.get(),
             amount_credits: lease.amount.units(),
             refused_windows: lease.refused,
+            started_ns: lease.started.map(NodeInstant::nanos),
         }
     }
 

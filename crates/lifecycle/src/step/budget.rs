@@ -6,7 +6,7 @@ use sluice_types::{AttemptId, Credits, HoldId, ProjectId, TenantId};
 use super::money::MAX_AMOUNT;
 use super::{Step, money_refusal};
 use crate::command::{Answer, Refusal};
-use crate::model::{AttemptState, Budget, BudgetHold, BudgetPolicy, BudgetShare};
+use crate::model::{AttemptState, Budget, BudgetHold, BudgetPolicy, BudgetShare, OrderKind};
 
 impl Step<'_> {
     pub(super) fn set_budget(
@@ -112,10 +112,13 @@ impl Step<'_> {
         let Some(attempt) = self.state.attempts.get(&id).filter(|row| row.state != AttemptState::Ended) else { return };
         let Some(job) = self.state.jobs.get(&attempt.job) else { return };
         let prepares = self.open_migration(job.id).is_some_and(|row| row.target == Some(id));
-        if attempt.order.is_some() || !(prepares || job.current == Some(id)) {
+        // What stops for another reason costs until it has stopped, and may go on.
+        let stops = attempt.order.is_some_and(|order| order.kind == OrderKind::SuspendForMoney);
+        if stops || !(prepares || job.current == Some(id)) {
             return;
         }
         let (funds, limited) = (attempt.funds, attempt.run_limit.is_some());
+        let left = job.spec.max_run_time.map(|limit| limit.minus(job.run_time));
         let (job, tenant, project) = (job.id, job.tenant, job.project);
         let window = self.state.settings.window;
         let leases = attempt.tasks.iter().filter_map(|task| self.state.leases.get(&task.lease));
@@ -126,13 +129,15 @@ impl Step<'_> {
         self.follow_budgets(id, tenant, project);
 
         let remaining = self.remaining(funds);
-        let aim = if limited { remaining } else { full.max(remaining) };
+        // Of a run limit's hold, what preparing has cost is missing at its end.
+        let ahead = if limited { left.map_or(remaining, quoted) } else { full };
+        let aim = ahead.max(remaining);
         let strict = self.budgets_of(id).into_iter().filter(|budget| self.is_strict(budget.scope));
         let reach = strict.map(|budget| self.remaining(budget.hold) + self.room(&budget)).min().unwrap_or(i64::MAX);
         let own = self.state.books.available(&AccountKey::Funds(tenant)).max(0);
         let target = aim.min(remaining.saturating_add(own)).min(reach);
-        // Topped up a window at a time at least, not with every window of every task.
-        if !limited && target > remaining && remaining < full - cost {
+        // Topped up a window at a time at least, not with every window of every task; a run limit's to the unit.
+        if target > remaining && (limited || remaining < ahead - cost) {
             let cause = format!("renew/{job}/{funds}/{}", self.id());
             // Refused only where a sum leaves the ledger's range: then what is held is all there will be.
             let _ = self.extend_hold(funds, target - remaining, cause);
@@ -174,7 +179,8 @@ impl Step<'_> {
                 continue;
             }
             let hold = HoldId::from_raw(self.id());
-            let cause = format!("hold/{id}/budget/{scope}/{period}");
+            // A budget whose period was changed and changed back is followed twice into the same one.
+            let cause = format!("hold/{id}/budget/{scope}/{period}/{}", self.id());
             if self.open_hold(hold, (key, AccountKey::Spent(scope, period)), room.min(promised), cause).is_err() {
                 continue;
             }

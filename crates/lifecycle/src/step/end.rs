@@ -77,6 +77,9 @@ impl Step<'_> {
                 // It was told to stop before the order was taken back.
                 self.take_back_order(id);
             } else {
+                if row.goal == Goal::Run {
+                    self.attempt_running(id);
+                }
                 self.agree_on_step(id);
             }
             return;

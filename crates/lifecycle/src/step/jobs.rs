@@ -13,7 +13,6 @@ use super::people::bounded;
 use crate::command::{Answer, Caller, Refusal};
 use crate::model::{
     AttemptState, Goal, Job, JobSpec, JobState, Migration, MigrationCause, MigrationPhase, Order, OrderKind, Project,
-    TaskState,
 };
 use crate::state::Happened;
 use crate::validate;
@@ -208,7 +207,7 @@ impl Step<'_> {
     /// rest is stopped too, and it queues again.
     pub(super) fn take_back_order(&mut self, attempt: sluice_types::AttemptId) {
         let Some(row) = self.state.attempts.get(&attempt) else { return };
-        if row.tasks.iter().any(|task| task.state == TaskState::Ended) {
+        if row.tasks.iter().filter_map(|task| task.end.as_ref()).any(|end| end.at_checkpoint) {
             let deadline = self.now.after(self.state.settings.stop_deadline);
             self.set_goal(attempt, Goal::Stop, Some(Order { kind: OrderKind::Requeue, deadline, stop_step: None }));
         } else {

@@ -9,7 +9,10 @@ use crate::state::State;
 
 const MAX_TENANTS: usize = 10_000;
 const MAX_PROJECTS_PER_TENANT: usize = 1_000;
-const MAX_KEYS: usize = 100_000;
+/// Of one tenant, or of the platform.
+const MAX_KEYS: usize = 1_000;
+/// Those that were revoked are kept too.
+const MAX_KEYS_EVER: usize = 10_000;
 const MAX_SECRETS_PER_PROJECT: usize = 1_000;
 
 fn made(id: impl ToString) -> Answer {
@@ -83,7 +86,10 @@ impl Step<'_> {
         if let Some(tenant) = tenant {
             self.known_tenant(tenant)?;
         }
-        bounded(self.state.keys.len(), MAX_KEYS, "keys")?;
+        // Whose bound is reached gets no more; nobody else is concerned.
+        let own = || self.state.keys.values().filter(|key| key.tenant == tenant);
+        bounded(own().filter(|key| key.revoked.is_none()).count(), MAX_KEYS, "keys of one tenant")?;
+        bounded(own().count(), MAX_KEYS_EVER, "keys of one tenant, with those that were revoked")?;
         let id = KeyId::from_raw(self.id());
         let row = Key { id, tenant, project, role, hash, created: self.now, revoked: None };
         self.state.keys.insert(id, row);
@@ -111,8 +117,13 @@ impl Step<'_> {
         }
         let own = || self.state.secrets.values().filter(|secret| secret.project == project && !secret.deleted);
         let known = own().find(|secret| secret.name == name).map(|secret| secret.id);
-        bounded(own().count(), MAX_SECRETS_PER_PROJECT, "secrets of one project")?;
-        let id = known.unwrap_or_else(|| SecretId::from_raw(self.mint.next(self.now)));
+        let id = match known {
+            Some(id) => id,
+            None => {
+                bounded(own().count(), MAX_SECRETS_PER_PROJECT, "secrets of one project")?;
+                SecretId::from_raw(self.mint.next(self.now))
+            }
+        };
         self.state.secrets.insert(id, Secret { id, project, name, sealed, updated: self.now, deleted: false });
         Ok(made(id))
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sluice_types::{AttemptId, Generation, NodeId, NodeInstant, Reason};
+use sluice_types::{AttemptId, Generation, Nanos, NodeId, NodeInstant, Reason};
 
 use super::Step;
 use super::fleet::Inventory;
@@ -104,8 +104,18 @@ impl Step<'_> {
             && let Some(row) = self.state.leases.get_mut(&key.lease)
         {
             row.started = Some(started);
-            let node = row.device.node;
+            let (node, job, rank) = (row.device.node, row.job, row.rank);
             self.credit_preparation(key.lease);
+            // Windows may be here before it is known that they were of its run.
+            let ran = self.state.windows.range((key.lease, 0)..=(key.lease, u64::MAX)).map(|(_, window)| window);
+            let ran = ran.filter(|window| window.start >= started).map(|window| window.end.since(window.start));
+            let ran = ran.fold(Nanos::ZERO, Nanos::plus);
+            if rank == 0
+                && ran > Nanos::ZERO
+                && let Some(row) = self.state.jobs.get_mut(&job)
+            {
+                row.run_time = row.run_time.plus(ran);
+            }
             if self.state.nodes.get(&node).is_some_and(|row| row.failed_starts > 0)
                 && let Some(row) = self.state.nodes.get_mut(&node)
             {
@@ -114,7 +124,7 @@ impl Step<'_> {
         }
         self.progress(key, number, metrics);
         if self.advance_task(key, TaskState::Running) {
-            self.attempt_running(key);
+            self.attempt_running(key.attempt);
         }
     }
 
@@ -164,10 +174,11 @@ impl Step<'_> {
         self.state.jobs.mark(&id);
     }
 
-    fn attempt_running(&mut self, key: TaskKey) {
+    /// Every task runs, or has run: a short one may end before the last begins.
+    pub(super) fn attempt_running(&mut self, attempt: AttemptId) {
         let now = self.now;
-        let Some(row) = self.state.attempts.get_mut(&key.attempt) else { return };
-        if row.state == AttemptState::Running || row.tasks.iter().any(|task| task.state != TaskState::Running) {
+        let Some(row) = self.state.attempts.get_mut(&attempt) else { return };
+        if row.state != AttemptState::Assigned || row.tasks.iter().any(|task| task.state < TaskState::Running) {
             return;
         }
         row.state = AttemptState::Running;
@@ -175,7 +186,7 @@ impl Step<'_> {
         let (id, site, generation) = (row.job, row.site, row.generation);
         let name = self.site_name(site);
         let Some(job) = self.state.jobs.get(&id).cloned() else { return };
-        if job.current != Some(key.attempt) {
+        if job.current != Some(attempt) {
             return;
         }
         let what = Happened::new("Running", format!("at {name}, generation {generation}"), "node");

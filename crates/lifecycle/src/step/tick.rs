@@ -5,7 +5,7 @@ use sluice_types::{AttemptId, Nanos, Reason, Timestamp};
 use super::Step;
 use crate::command::{Answer, Refusal};
 use crate::model::{
-    AttemptState, Goal, JobState, LeaseState, MigrationCause, MigrationPhase, NodeState, Order, OrderKind,
+    AttemptState, Goal, JobState, LeaseState, MigrationCause, MigrationPhase, NodeState, Order, OrderKind, TaskState,
 };
 use crate::state::Happened;
 
@@ -31,7 +31,12 @@ impl Step<'_> {
     fn wake_up(&mut self) {
         let last = std::mem::replace(&mut self.state.last_tick, self.now);
         let gap = self.now.since(last);
-        if last == Timestamp::default() || gap < Nanos::new(self.state.settings.loss_timeout.get() / 2) {
+        let begins = last == Timestamp::default();
+        if !begins && gap < Nanos::new(self.state.settings.loss_timeout.get() / 2) {
+            return;
+        }
+        self.state.awake = self.now;
+        if begins {
             return;
         }
         let nodes: Vec<_> = self.state.nodes.values().map(|node| node.id).collect();
@@ -50,10 +55,15 @@ impl Step<'_> {
         silent.into_iter().for_each(|node| self.lose_node(node));
     }
 
+    /// Whether a deadline counts: what happened while nobody listened must be told first.
+    fn is_over(&self, deadline: Timestamp) -> bool {
+        deadline < self.now && self.now.since(self.state.awake) > self.state.settings.stop_deadline
+    }
+
     /// A phase took longer than its deadline: back.
     fn late_migrations(&mut self) {
         let moving = self.state.marks.moving.iter().filter_map(|id| self.state.migrations.get(id));
-        let late = moving.filter(|row| row.is_open() && row.deadline < self.now);
+        let late = moving.filter(|row| row.is_open() && self.is_over(row.deadline));
         let late: Vec<_> = late.map(|row| (row.job, row.phase, row.target)).collect();
         for (job, phase, target) in late {
             match (phase, target) {
@@ -69,7 +79,7 @@ impl Step<'_> {
         let stopping = self.state.marks.stopping.iter().filter_map(|id| self.state.attempts.get(id));
         let late = stopping.filter(|row| row.state != AttemptState::Ended && row.goal == Goal::Checkpoint);
         let late = late.filter_map(|row| Some((row.id, row.job, row.order?)));
-        let late: Vec<_> = late.filter(|(_, _, order)| order.deadline < self.now).collect();
+        let late: Vec<_> = late.filter(|(_, _, order)| self.is_over(order.deadline)).collect();
         for (attempt, job, order) in late {
             match order.kind {
                 OrderKind::SuspendForMoney => self.set_goal(attempt, Goal::Stop, None),
@@ -91,7 +101,7 @@ impl Step<'_> {
         let deadline = self.state.settings.start_deadline;
         let starting = self.state.marks.starting.iter().filter_map(|id| self.state.attempts.get(id));
         // Ids grow with time, so the first that is not late ends the search.
-        let late = starting.take_while(|row| self.now.since(row.created) > deadline);
+        let late = starting.take_while(|row| self.now.since(row.created.max(self.state.awake)) > deadline);
         let late = late.filter(|row| row.state == AttemptState::Assigned && row.goal == Goal::Run);
         let late: Vec<_> = late.map(|row| row.id).collect();
         for attempt in late {
@@ -116,7 +126,9 @@ impl Step<'_> {
         for attempt in leaving {
             let Some(row) = self.state.attempts.get(&attempt) else { continue };
             let job = self.state.jobs.get(&row.job).filter(|job| job.current == Some(attempt));
-            let ready = row.state == AttemptState::Running && row.order.is_none();
+            // A gang of which a task is done can stop nowhere together any more: it is left to its end.
+            let whole = row.tasks.iter().all(|task| task.state != TaskState::Ended);
+            let ready = row.state == AttemptState::Running && row.order.is_none() && whole;
             if !ready || !job.is_some_and(|job| job.state == JobState::Running && job.spec.checkpoint.is_some()) {
                 continue;
             }

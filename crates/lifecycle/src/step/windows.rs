@@ -5,7 +5,9 @@ use sluice_types::{AttemptId, Credits, JobId, LeaseId, NodeId, Reason};
 
 use super::Step;
 use crate::command::WindowReport;
-use crate::model::{AttemptState, BudgetHold, BudgetShare, Checkpoint, Goal, JobState, Lease, OrderKind, Window};
+use crate::model::{
+    AttemptState, BudgetHold, BudgetShare, Checkpoint, Goal, JobState, Lease, Order, OrderKind, Window,
+};
 use crate::state::Happened;
 
 /// What becomes of a journal record.
@@ -91,7 +93,8 @@ impl Step<'_> {
         }
         if let Some(row) = self.state.jobs.get_mut(&lease.job) {
             row.spent = row.spent.checked_add(posted).unwrap_or(row.spent);
-            if lease.rank == 0 {
+            // Not what it waited for its data.
+            if lease.rank == 0 && lease.started.is_some_and(|started| record.start >= started) {
                 row.run_time = row.run_time.plus(wall);
             }
         }
@@ -273,16 +276,26 @@ impl Step<'_> {
     /// Tells a job to stop because what comes next cannot be promised: at a checkpoint, or, where it still prepares or has
     /// no checkpoints, as it is.
     pub(super) fn suspend_for_money(&mut self, id: JobId, attempt: AttemptId) {
+        if self.state.jobs.get(&id).is_some_and(|job| job.state == JobState::Migrating) {
+            self.abort_migration(id, Reason::SuspendedForMoney);
+        }
         let Some(job) = self.state.jobs.get(&id) else { return };
         let runs = match job.state {
-            JobState::Running => true,
+            JobState::Running | JobState::Suspending => true,
             JobState::Starting => false,
             _ => return,
         };
+        let Some(row) = self.state.attempts.get(&attempt).filter(|row| row.goal != Goal::Stop) else { return };
         let reason = Some(Reason::SuspendedForMoney);
-        match runs && job.spec.checkpoint.is_some() {
-            true => self.order(attempt, OrderKind::SuspendForMoney),
-            false => self.set_goal(attempt, Goal::Stop, None),
+        match row.order {
+            // It is on its way to a checkpoint already; only that it must not go on without one is new.
+            Some(order) => {
+                if let Some(row) = self.state.attempts.get_mut(&attempt) {
+                    row.order = Some(Order { kind: OrderKind::SuspendForMoney, ..order });
+                }
+            }
+            None if runs && job.spec.checkpoint.is_some() => self.order(attempt, OrderKind::SuspendForMoney),
+            None => self.set_goal(attempt, Goal::Stop, None),
         }
         let message = Reason::SuspendedForMoney.remedy().to_owned();
         let what = Happened::new("Suspending", message.clone(), "controller").because(reason);

@@ -2,7 +2,7 @@
 //! A whole device costs 100 units per window of 10 seconds.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test uses its part; a test fails by panicking")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_ledger::{Account, AccountKey, Price, Rate};
 use sluice_lifecycle::model::{
@@ -33,6 +33,8 @@ pub(crate) struct Bench {
     mint: Mint,
     world: World,
     journals: BTreeMap<NodeId, u64>,
+    /// Of every transfer: the store takes none twice.
+    causes: BTreeSet<String>,
 }
 
 impl Bench {
@@ -53,6 +55,7 @@ impl Bench {
             mint: Mint::new(0, 7),
             world: World::new(),
             journals: BTreeMap::new(),
+            causes: BTreeSet::new(),
         };
         for site in 0..2u8 {
             let made = bench.user(UserCommand::CreateSite(format!("site-{site}").parse().unwrap())).unwrap();
@@ -94,6 +97,9 @@ impl Bench {
     pub(crate) fn command(&mut self, command: Command) -> Result<Answer, Refusal> {
         let (mut answers, rows) = step(&mut self.state, vec![command], self.now, &mut self.mint);
         self.state.books().audit().unwrap();
+        for transfer in &rows.transfers {
+            assert!(self.causes.insert(transfer.cause.clone()), "{} twice", transfer.cause);
+        }
         for delta in self.state.deltas(&rows, self.now) {
             self.world.apply(&delta);
         }

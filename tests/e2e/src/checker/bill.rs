@@ -132,8 +132,9 @@ fn judge_lease(verdict: &mut Verdict, inputs: &Inputs, case: &Case<'_>, lease: &
     let lengths: Vec<u64> = billed.iter().map(|window| window.end_ns.saturating_sub(window.start_ns)).collect();
     let mut left = promised(case, lease, &terms).unwrap_or(i64::MAX);
     for (window, due) in billed.iter().zip(rate_all(&terms, &lengths)) {
-        let amount = due.min(left);
-        left -= amount;
+        // What a task waits for before its run is paid beside what its limit promises.
+        let amount = if is_run(lease, window) { due.min(left) } else { due };
+        left -= if is_run(lease, window) { amount } else { 0 };
         verdict.figures.uncollected += due - amount;
         if window.amount_credits != amount {
             let told = window.amount_credits;
@@ -152,12 +153,18 @@ fn judge_lease(verdict: &mut Verdict, inputs: &Inputs, case: &Case<'_>, lease: &
     billed
 }
 
-/// What is held for a job with a run limit: the rest of the limit. Nothing beyond it is ever taken.
+fn is_run(lease: &v1::ReceiptLease, window: &v1::Window) -> bool {
+    lease.started_ns.is_some_and(|started| window.start_ns >= started)
+}
+
+/// What is held for the run of a job with a run limit: the rest of the limit. Nothing beyond it is ever taken.
 fn promised(case: &Case<'_>, lease: &v1::ReceiptLease, terms: &Terms) -> Option<i64> {
     let limit = case.job.spec.as_ref()?.max_run_time.as_ref()?;
     let limit = u64::try_from(limit.seconds).ok()? * 1_000_000_000 + u64::try_from(limit.nanos).ok()?;
     let before = case.receipt.leases.iter().take_while(|other| other.lease != lease.lease);
-    let used: u64 = before.map(|other| other.billed_ns).sum();
+    let of = |other: &v1::ReceiptLease, window: &&v1::Window| window.lease == other.lease && is_run(other, window);
+    let runs = before.flat_map(|other| case.windows.iter().filter(move |window| of(other, window)));
+    let used: u64 = runs.map(|window| window.end_ns.saturating_sub(window.start_ns)).sum();
     Some(ceiling(terms, limit.saturating_sub(used)))
 }
 

@@ -1,6 +1,7 @@
 //! `up` dies and comes back; jobs do not notice.
 
 use std::net::TcpListener;
+use std::process::Command;
 
 use serde_json::Value;
 use sluice_e2e::{Options, Shape, Trainer, wait_for};
@@ -56,6 +57,25 @@ fn a_site_without_its_vault_gets_no_work_until_the_vault_is_back() -> anyhow::Re
     assert_eq!(reach(&cli, &free, "SUCCEEDED")?["site"], "sites/b");
     own.system.launch("vault-a", vault)?;
     assert_eq!(reach(&cli, &bound, "SUCCEEDED")?["site"], "sites/a");
+    Ok(())
+}
+
+/// Longer than a node may be silent: nobody's answer comes, and nobody is to blame for it.
+#[test]
+fn a_commit_that_stands_still_loses_no_node() -> anyhow::Result<()> {
+    let Some(own) = start("stall", Options { no_restart: true, ..Options::default() })? else { return Ok(()) };
+    let cli = own.system.cli();
+    let job = cli.submit(&["--", "sleep", "14"])?;
+    reach(&cli, &job, "RUNNING")?;
+    let hold = "import sqlite3, sys, time\n\
+                held = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)\n\
+                held.execute('BEGIN IMMEDIATE')\n\
+                time.sleep(8)";
+    let database = own.system.scratch().join("data/controller/sluice.db");
+    let held = Command::new("python3").args(["-c", hold]).arg(database).status()?;
+    anyhow::ensure!(held.success(), "the database could not be held");
+    let view = reach(&cli, &job, "SUCCEEDED")?;
+    assert_eq!((view["attempts"].as_u64(), view["losses"].as_u64()), (Some(1), Some(0)), "{view:#}");
     Ok(())
 }
 
