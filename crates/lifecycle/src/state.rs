@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use sluice_ledger::{AccountKey, Books, PriceBook, Transfer};
 use sluice_plan::{Delta, NodeView};
 use sluice_types::{
-    AttemptId, CheckpointId, Digest, JobId, KeyId, LeaseId, MigrationId, Nanos, NodeId, ProjectId, Reason, SecretId,
-    SiteId, TenantId, Timestamp,
+    AttemptId, CheckpointId, Digest, JobId, KeyId, LeaseId, MigrationId, Name, Nanos, NodeId, ProjectId, Reason,
+    SecretId, SiteId, TenantId, Timestamp,
 };
 
 use crate::marks::Marks;
@@ -93,6 +93,8 @@ pub struct State {
     pub(crate) projects: Table<ProjectId, Project>,
     pub(crate) keys: Table<KeyId, Key>,
     pub(crate) secrets: Table<SecretId, Secret>,
+    /// Secrets that are not deleted, as submits name them.
+    pub(crate) secret_names: BTreeMap<ProjectId, BTreeMap<Name, SecretId>>,
     pub(crate) sites: Table<SiteId, Site>,
     pub(crate) nodes: Table<NodeId, Node>,
     pub(crate) tokens: Table<Digest, JoinToken>,
@@ -112,9 +114,9 @@ pub struct State {
     pub(crate) last_event: u64,
     /// When time was last told, and when old requests were last looked for; kept by nobody.
     pub(crate) last_tick: Timestamp,
-    /// Since when somebody has listened to the nodes without a gap.
-    pub(crate) awake: Timestamp,
     pub(crate) last_forgetting: Timestamp,
+    /// Since when somebody has listened to the nodes without a gap; kept by nobody.
+    pub(crate) awake: Timestamp,
     /// Attempts of a job, also ended ones, while the job is in memory.
     pub(crate) attempts_of: BTreeMap<JobId, BTreeSet<AttemptId>>,
     pub(crate) checkpoints_of: BTreeMap<JobId, BTreeSet<CheckpointId>>,
@@ -166,7 +168,10 @@ impl State {
         rows.tenants.into_iter().for_each(|row| state.tenants.load(row.id, row));
         rows.projects.into_iter().for_each(|row| state.projects.load(row.id, row));
         rows.keys.into_iter().for_each(|row| state.keys.load(row.id, row));
-        rows.secrets.into_iter().filter(|row| !row.deleted).for_each(|row| state.secrets.load(row.id, row));
+        for secret in rows.secrets.into_iter().filter(|row| !row.deleted) {
+            state.secret_names.entry(secret.project).or_default().insert(secret.name.clone(), secret.id);
+            state.secrets.load(secret.id, secret);
+        }
         rows.sites.into_iter().for_each(|row| state.sites.load(row.id, row));
         for mut node in rows.nodes {
             node.last_seen = now;
@@ -333,8 +338,8 @@ impl State {
 
     /// A secret by its name.
     #[must_use]
-    pub fn secret(&self, project: ProjectId, name: &sluice_types::Name) -> Option<&Secret> {
-        self.secrets.values().find(|row| row.project == project && row.name == *name && !row.deleted)
+    pub fn secret(&self, project: ProjectId, name: &Name) -> Option<&Secret> {
+        self.secrets.get(self.secret_names.get(&project)?.get(name)?)
     }
 
     /// The current price book.

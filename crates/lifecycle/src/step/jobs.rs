@@ -315,8 +315,7 @@ impl crate::State {
         }
         self.check_uploads(project, spec)?;
         for secret in &spec.secrets {
-            let known = |known: &&crate::model::Secret| known.project == project && known.name == secret.secret;
-            if !self.secrets.values().filter(|row| !row.deleted).any(|row| known(&row)) {
+            if !self.secret_names.get(&project).is_some_and(|own| own.contains_key(&secret.secret)) {
                 return Err(Refusal::field("spec.secrets", format!("the project has no secret {}", secret.secret)));
             }
         }

@@ -1,5 +1,7 @@
 //! Tenants, projects, keys and secrets.
 
+use std::collections::BTreeMap;
+
 use sluice_types::{Digest, KeyId, Name, NetworkMode, ProjectId, Reason, SecretId, SiteId, TenantId};
 
 use super::Step;
@@ -115,22 +117,22 @@ impl Step<'_> {
         if !self.state.projects.contains(&project) {
             return Err(Refusal::not_found("project"));
         }
-        let own = || self.state.secrets.values().filter(|secret| secret.project == project && !secret.deleted);
-        let known = own().find(|secret| secret.name == name).map(|secret| secret.id);
-        let id = match known {
-            Some(id) => id,
+        let own = self.state.secret_names.get(&project);
+        let id = match own.and_then(|own| own.get(&name)) {
+            Some(id) => *id,
             None => {
-                bounded(own().count(), MAX_SECRETS_PER_PROJECT, "secrets of one project")?;
+                bounded(own.map_or(0, BTreeMap::len), MAX_SECRETS_PER_PROJECT, "secrets of one project")?;
                 SecretId::from_raw(self.mint.next(self.now))
             }
         };
+        self.state.secret_names.entry(project).or_default().insert(name.clone(), id);
         self.state.secrets.insert(id, Secret { id, project, name, sealed, updated: self.now, deleted: false });
         Ok(made(id))
     }
 
     pub(super) fn delete_secret(&mut self, project: ProjectId, name: &Name) -> Result<Answer, Refusal> {
-        let known = |row: &&Secret| row.project == project && !row.deleted && row.name == *name;
-        let id = self.state.secrets.values().find(known).map(|row| row.id);
+        let own = self.state.secret_names.get_mut(&project);
+        let id = own.and_then(|own| own.remove(name));
         let id = id.ok_or_else(|| Refusal::not_found("secret"))?;
         let now = self.now;
         if let Some(row) = self.state.secrets.get_mut(&id) {
