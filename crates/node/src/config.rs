@@ -10,7 +10,7 @@ use sluice_device::Backend;
 use sluice_types::{Bytes, CoreMilli, Name, Nanos};
 use sluice_vault::{ClientLimits, TlsSource, VaultClient, no_tls};
 
-use crate::depot::{Depot, VaultDepot};
+use crate::depot::{Depot, Rooms, VaultDepot};
 use crate::metrics::NodeMetrics;
 use crate::supervisor::{Sandbox, SandboxMode};
 
@@ -145,9 +145,10 @@ impl NodeConfig {
 /// The usual way to a vault: over the network, with this TLS.
 #[must_use]
 pub fn vault_depots(tls: TlsSource) -> DepotSource {
+    let rooms = Rooms::new();
     Arc::new(move |address| {
         let client = VaultClient::new(address, tls.clone(), ClientLimits::default());
-        Arc::new(VaultDepot::new(client))
+        Arc::new(VaultDepot::within(client, rooms.clone()))
     })
 }
 

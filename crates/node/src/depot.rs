@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use sluice_types::{AttemptId, Digest, Generation, JobId, Reason};
@@ -10,6 +11,7 @@ use sluice_vault::archive::{self, ArchiveLimits};
 use sluice_vault::{
     CheckpointManifest, ClientError, Entry, FILE_DTYPE, Manifest, Materialised, Part, RelativePath, VaultClient,
 };
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::error::in_one_line;
@@ -115,31 +117,62 @@ pub trait Depot: Send + Sync + fmt::Debug {
     ) -> Result<Option<StoredOutputs>, DepotError>;
 }
 
+/// Conversations of each kind at a time.
+const ROOM: usize = 64;
+
+/// Room for conversations, shared by all depots of an agent. Each holds a thread of the runtime's pool and needs further
+/// ones for its files: were there as many conversations as threads, all would wait for ever. Those that store have room
+/// of their own, so that tasks that wait for slow inputs hold up no checkpoint.
+#[derive(Debug, Clone)]
+pub(crate) struct Rooms {
+    fetching: Arc<Semaphore>,
+    storing: Arc<Semaphore>,
+}
+
+impl Rooms {
+    pub(crate) fn new() -> Self {
+        Self::of(ROOM)
+    }
+
+    fn of(each: usize) -> Self {
+        Self { fetching: Arc::new(Semaphore::new(each)), storing: Arc::new(Semaphore::new(each)) }
+    }
+}
+
 /// A [`Depot`] over the network.
 #[derive(Debug, Clone)]
 pub struct VaultDepot {
     client: VaultClient,
+    rooms: Rooms,
 }
 
 impl VaultDepot {
-    /// Over this client.
+    /// Over this client, with room of its own.
     #[must_use]
     pub fn new(client: VaultClient) -> Self {
-        Self { client }
+        Self::within(client, Rooms::new())
+    }
+
+    /// Over this client.
+    pub(crate) fn within(client: VaultClient, rooms: Rooms) -> Self {
+        Self { client, rooms }
     }
 }
 
-/// Runs one conversation with the vault on a thread of its own: its futures hold borrows across awaits that cannot be
-/// shown to be `Send`. Dropped, the conversation ends at its next await.
-async fn apart<T, F>(talk: impl FnOnce() -> F + Send + 'static) -> Result<T, DepotError>
+/// Runs one conversation with the vault on a thread of its own, once there is room: its futures hold borrows across awaits
+/// that cannot be shown to be `Send`. Dropped, the conversation ends at its next await.
+async fn apart<T, F>(room: &Arc<Semaphore>, talk: impl FnOnce() -> F + Send + 'static) -> Result<T, DepotError>
 where
     T: Send + 'static,
     F: Future<Output = Result<T, DepotError>>,
 {
+    let room = room.clone().acquire_owned().await.map_err(std::io::Error::other)?;
     let dropped = CancellationToken::new();
     let _guard = dropped.clone().drop_guard();
     let handle = tokio::runtime::Handle::current();
     let done = tokio::task::spawn_blocking(move || {
+        // Held by the thread: a conversation that is dropped has it until it ends.
+        let _room = room;
         handle.block_on(async {
             tokio::select! {
                 done = talk() => done,
@@ -155,7 +188,7 @@ impl Depot for VaultDepot {
     async fn fetch(&self, digest: Digest, work: &Path, path: &str, scratch: &Path) -> Result<(), DepotError> {
         let (client, work, path) = (self.client.clone(), work.to_owned(), path.to_owned());
         let scratch = scratch.to_owned();
-        apart(move || async move {
+        apart(&self.rooms.fetching, move || async move {
             client.ensure(&[], &[digest]).await?;
             client.get_file(digest, &scratch).await?;
             place(digest, &work, &path, &scratch)
@@ -165,7 +198,7 @@ impl Depot for VaultDepot {
 
     async fn fetch_checkpoint(&self, manifest: Digest, rank: u32, into: &Path) -> Result<Materialised, DepotError> {
         let (client, into) = (self.client.clone(), into.to_owned());
-        apart(move || async move {
+        apart(&self.rooms.fetching, move || async move {
             client.ensure(&[manifest], &[]).await?;
             Ok(client.materialise(manifest, rank, &into).await?)
         })
@@ -180,7 +213,10 @@ impl Depot for VaultDepot {
         parent: Option<Digest>,
     ) -> Result<Sealed, DepotError> {
         let (client, folder, staged) = (self.client.clone(), folder.to_owned(), staged.clone());
-        apart(move || async move { store_checkpoint(&client, &folder, staged, world_size, parent).await }).await
+        apart(&self.rooms.storing, move || async move {
+            store_checkpoint(&client, &folder, staged, world_size, parent).await
+        })
+        .await
     }
 
     async fn store_outputs(
@@ -193,7 +229,7 @@ impl Depot for VaultDepot {
             return Ok(None);
         }
         let (client, folder, scratch) = (self.client.clone(), folder.to_owned(), scratch.to_owned());
-        apart(move || async move {
+        apart(&self.rooms.storing, move || async move {
             // Left by a try that was interrupted.
             let _none = std::fs::remove_file(&scratch);
             let packed = client.pack_tar(&folder, &scratch, ArchiveLimits::default()).await;
@@ -335,7 +371,45 @@ pub(crate) fn told(error: &DepotError) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+
+    #[test]
+    fn more_conversations_than_threads_all_come_to_their_end() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().max_blocking_threads(3).enable_all().build().unwrap();
+        let (rooms, talks) = (Rooms::of(1), 16);
+        let mut all = tokio::task::JoinSet::new();
+        for place in 0..talks {
+            let room = if place % 2 == 0 { rooms.fetching.clone() } else { rooms.storing.clone() };
+            // As each does for its files.
+            let talk = || async { Ok(tokio::task::spawn_blocking(|| 7).await.unwrap()) };
+            all.spawn_on(async move { apart(&room, talk).await }, runtime.handle());
+        }
+        let done = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), all.join_all()).await });
+        // Threads that wait for each other would hold up its end as well.
+        runtime.shutdown_background();
+        assert_eq!(done.expect("they wait for each other").len(), talks);
+    }
+
+    #[test]
+    fn whoever_waits_for_inputs_holds_up_no_checkpoint() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let rooms = Rooms::of(1);
+        let stored = runtime.block_on(async {
+            let slow = apart::<(), _>(&rooms.fetching, std::future::pending);
+            let quick = apart(&rooms.storing, || std::future::ready(Ok(7)));
+            let stored = async {
+                tokio::select! {
+                    biased;
+                    never = slow => never.map(|()| 0),
+                    stored = quick => stored,
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), stored).await
+        });
+        assert_eq!(stored.expect("it waits for the inputs").unwrap(), 7);
+    }
 
     #[test]
     fn files_are_placed_and_archives_unpacked_only_inside() {

@@ -232,6 +232,21 @@ async fn without_enforcement_everything_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn outputs_for_a_vault_that_fell_silent_hold_up_an_end_no_longer_than_the_limit() {
+    let host = Host::advisory().await;
+    let mut config = host.config();
+    config.limits.finish = Duration::from_secs(2);
+    let agent = host.agent_with(config);
+    let job = shell("echo out > $SLUICE_OUTPUTS/o");
+    host.way.fall_silent();
+    host.controller.want(&job).await;
+    let ended = host.controller.ended(&job).await;
+    assert!(ended.exit_code == Some(0) && ended.outputs.is_none(), "{ended:?}");
+    assert!(ended.message.contains("the outputs were not stored"), "{ended:?}");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_one_agent_uses_a_folder() {
     let host = Host::advisory().await;
     let agent = host.agent();

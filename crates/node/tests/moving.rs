@@ -77,6 +77,22 @@ async fn a_job_stops_at_a_checkpoint_and_goes_on_from_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_checkpoint_for_a_vault_that_fell_silent_holds_up_an_end_no_longer_than_the_limit() {
+    let Some(host) = Host::enforced().await else { return };
+    let Some(job) = trainer(&host).await else { return };
+    let mut config = host.config();
+    config.limits.finish = Duration::from_secs(2);
+    let agent = host.agent_with(config);
+    host.controller.want(&job).await;
+    steps(&host, &job, 3).await;
+    host.way.fall_silent();
+    host.controller.want(&job.with(v1::Goal::Checkpoint)).await;
+    let ended = host.controller.ended(&job).await;
+    assert!(!ended.at_checkpoint && ended.message.contains("checkpoint 1 was not stored"), "{ended:?}");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn regular_checkpoints_survive_a_killed_agent_in_their_order() {
     let Some(host) = Host::enforced().await else { return };
     let Some(mut job) = trainer(&host).await else { return };

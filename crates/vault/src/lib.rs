@@ -44,6 +44,7 @@ pub use manifest::{
 pub use materialise::{Materialised, Placed};
 pub use path::{PathError, RelativePath, open_beneath};
 pub use policy::{AllowAll, PeerPolicy, RequireCertificate, VaultMethod};
+pub use relay::RELAYS_FULL;
 pub use routes::TransferLimits;
 pub use server::{Transport, VaultServer};
 pub use stage::{Part, Staged};

@@ -22,7 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Status, Streaming};
 
-use crate::relay::{Grant, serve};
+use crate::relay::{Grant, RELAYS_FULL, serve};
 use crate::replicate::{Origin, Replicator};
 use crate::routes::TransferLimits;
 use crate::stats::count;
@@ -187,7 +187,7 @@ impl Linker {
 
     async fn relay(&self, session: &mut Session, order: RelayOrder) {
         if session.relays.len() >= self.limits.orders {
-            let error = "too many relays at once".to_owned();
+            let error = RELAYS_FULL.to_owned();
             let refusal = RelayData { relay: order.relay, end: true, error, ..RelayData::default() };
             let _gone = session.up.send(LinkRequest { message: Some(Up::Relay(refusal)) }).await;
             return;

@@ -1,15 +1,24 @@
 //! Sends a blob up to the controller for somebody who cannot reach this vault.
 
+use std::time::Duration;
+
 use sluice_proto::v1::link_request::Message;
 use sluice_proto::v1::{LinkRequest, RelayData, RelayGrant, RelayOrder};
 use sluice_types::Digest;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
 
 use crate::stats::count;
 use crate::store::BlobStore;
 
 /// Frames on the link are small, so that heartbeats and other relays get their turn.
 const FRAME: u64 = 256 << 10;
+/// A relay whose next grant does not come for so long was forgotten: it ends, since its place is wanted.
+const GRANT_PATIENCE: Duration = Duration::from_secs(120);
+
+/// What a vault says instead of a blob when it relays as many as it may: unlike its other refusals this is no word on
+/// whether it has the blob.
+pub const RELAYS_FULL: &str = "too many relays at once";
 
 /// How far a relay may go.
 #[derive(Debug, Clone, Copy)]
@@ -66,10 +75,9 @@ async fn send(
     let whole = reader.size();
     loop {
         let frame_end = reader.frame_end();
-        let Ok(grant) = grants.wait_for(|grant| grant.stop || grant.until >= frame_end).await.map(|grant| *grant)
-        else {
-            return Ok(());
-        };
+        let granted = timeout(GRANT_PATIENCE, grants.wait_for(|grant| grant.stop || grant.until >= frame_end)).await;
+        let granted = granted.map_err(|_| "no grant came for too long".to_owned())?;
+        let Ok(grant) = granted.map(|grant| *grant) else { return Ok(()) };
         if grant.stop {
             return Ok(());
         }
@@ -81,5 +89,35 @@ async fn send(
             return Ok(());
         }
         size_bytes = 0;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::store::hash_bytes;
+
+    /// On one thread with a clock that jumps to the next timer.
+    #[tokio::test(start_paused = true)]
+    async fn a_relay_that_nobody_lets_go_on_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = SystemTime::UNIX_EPOCH;
+        let store = BlobStore::open(folder.path(), Default::default(), Arc::default(), now).await.unwrap();
+        let blob = vec![7; 3 << 20];
+        store.put(hash_bytes(&blob), blob.clone().into()).await.unwrap();
+        let order = RelayOrder { relay: 5, digest: hash_bytes(&blob).to_string(), offset: 0, window: 1 << 20 };
+        let (_grants, granted) = watch::channel(Grant::first(&order));
+        let (link, mut up) = mpsc::channel(64);
+        let relay = timeout(Duration::from_secs(600), serve(store, order, granted, link)).await;
+        assert_eq!(relay.expect("it waits for ever"), 5);
+        let mut last = None;
+        while let Some(LinkRequest { message: Some(Message::Relay(data)) }) = up.recv().await {
+            last = Some(data);
+        }
+        let last = last.unwrap();
+        assert!(last.end && last.error.contains("no grant"), "{last:?}");
     }
 }

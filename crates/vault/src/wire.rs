@@ -33,6 +33,11 @@ pub(crate) fn window_for(bytes: u64) -> u32 {
     u32::try_from((bytes / 40).clamp(u64::from(MIN_WINDOW), MAX_WINDOW)).unwrap_or(MIN_WINDOW)
 }
 
+/// HTTP/2 pings find a peer whose host lost its power: nothing comes from it, not even that the connection is gone.
+const PING: Duration = Duration::from_secs(10);
+/// How long the answer to a ping may take. Long: on a slow line it queues behind what is under way.
+const PING_PATIENCE: Duration = Duration::from_secs(30);
+
 /// An endpoint for `host:port`, with or without a scheme.
 pub(crate) fn endpoint(
     address: &str,
@@ -46,6 +51,9 @@ pub(crate) fn endpoint(
     let endpoint = Endpoint::from_shared(format!("{scheme}://{bare}"))?
         .connect_timeout(connect)
         .tcp_nodelay(true)
+        .http2_keep_alive_interval(PING)
+        .keep_alive_timeout(PING_PATIENCE)
+        .keep_alive_while_idle(true)
         .initial_stream_window_size(window)
         .initial_connection_window_size(window)
         .max_frame_size(MAX_HTTP_FRAME);

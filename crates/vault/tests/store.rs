@@ -245,6 +245,21 @@ async fn a_cut_upload_goes_on_from_where_it_was() {
     assert_eq!((std::fs::read(back).unwrap() == bytes, proxy.cuts()), (true, 2));
 }
 
+/// On one thread with a clock that jumps to the next timer: nothing but the pings has one here.
+#[tokio::test]
+async fn a_vault_whose_host_lost_its_power_is_not_waited_for_for_ever() {
+    let folder = tempfile::tempdir().unwrap();
+    let vault = start(config(folder.path(), "")).await;
+    let proxy = Proxy::to(vault.address).await;
+    let client = client(proxy.address);
+    let digest = client.put_bytes(b"here").await.unwrap();
+    proxy.fall_silent();
+    tokio::time::pause();
+    let asked = tokio::time::timeout(Duration::from_secs(600), client.ensure(&[], &[digest])).await;
+    let refused = asked.expect("it waits for ever");
+    assert!(matches!(refused, Err(ClientError::Vault(_))), "{refused:?}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn parts_of_files_are_staged_once_and_come_back() {
     let folder = tempfile::tempdir().unwrap();

@@ -247,7 +247,8 @@ impl Hub {
         }
     }
 
-    /// Asks a vault to send a blob up. The receiver gets its parts; grants are sent with [`Hub::grant`].
+    /// Asks a vault to send a blob up. The receiver gets its parts; grants are sent with [`Hub::grant`]. One
+    /// that is given up before its last part must be stopped with [`Hub::stop_relay`].
     pub(crate) fn open_relay(
         &self,
         site: SiteId,
@@ -262,21 +263,22 @@ impl Hub {
         let order = v1::RelayOrder { relay, digest: digest.to_string(), offset, window };
         let message = v1::LinkResponse { message: Some(v1::link_response::Message::Relay(order)) };
         link.sender.try_send(Ok(message)).ok()?;
-        // Of callers that went away before a part came.
-        link.relays.retain(|_, receiver| !receiver.is_closed());
         link.relays.insert(relay, sender);
         Some((relay, receiver))
     }
 
-    /// Lets a relay go on up to `until`, or stops it.
-    pub(crate) fn grant(&self, site: SiteId, relay: u64, until: u64, stop: bool) {
-        let mut vaults = self.vaults();
-        let Some(link) = vaults.get_mut(&site) else { return };
-        let grant = v1::RelayGrant { relay, until, stop };
-        let message = v1::LinkResponse { message: Some(v1::link_response::Message::Grant(grant)) };
-        let _ = link.sender.try_send(Ok(message));
-        if stop {
+    /// Lets a relay go on up to `until`.
+    pub(crate) fn grant(&self, site: SiteId, relay: u64, until: u64) {
+        if let Some(link) = self.vaults().get_mut(&site) {
+            link.extend(v1::RelayGrant { relay, until, stop: false });
+        }
+    }
+
+    /// Ends a relay that nobody waits for any more.
+    pub(crate) fn stop_relay(&self, site: SiteId, relay: u64) {
+        if let Some(link) = self.vaults().get_mut(&site) {
             link.relays.remove(&relay);
+            link.extend(v1::RelayGrant { relay, until: 0, stop: true });
         }
     }
 
@@ -289,6 +291,18 @@ impl Hub {
         if last || lost {
             link.relays.remove(&relay);
         }
+        if lost && !last {
+            // Whoever asked is gone, and the vault was not told or has not heard of it.
+            link.extend(v1::RelayGrant { relay, until: 0, stop: true });
+        }
+    }
+}
+
+impl VaultLink {
+    /// Where the link is full, this is lost: the relay then ends because nothing comes on either side.
+    fn extend(&self, grant: v1::RelayGrant) {
+        let message = v1::LinkResponse { message: Some(v1::link_response::Message::Grant(grant)) };
+        let _ = self.sender.try_send(Ok(message));
     }
 }
 

@@ -1,11 +1,13 @@
 //! Takes the pieces of logs that a node's stream brings to disk, beside the stream: a slow disk must delay no heartbeat.
 //!
 //! A piece is acknowledged when it is in the file. One that cannot be kept is not: its channel is reported as broken, and
-//! what follows on it is dropped, until the session opens another channel where the file ends.
+//! what follows on it is dropped, until the session opens another channel where the file ends. So is one that finds too many
+//! others waiting: a disk that has stalled.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use sluice_lifecycle::TaskKey;
 use sluice_proto::v1;
 use sluice_proto::v1::attach_response::Message as Down;
 use sluice_types::{AttemptId, JobId};
@@ -16,12 +18,14 @@ use tonic::Status;
 use crate::logs::LogStore;
 use crate::metrics::ControllerMetrics;
 
-/// Pieces of at most 64 KiB that may wait per stream; a stream that is ahead by more waits for the disk.
-const QUEUE: usize = 16;
+/// Pieces of at most 64 KiB that may wait per stream.
+const QUEUE: usize = 64;
 
 /// Where a log channel's bytes go.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct LogTarget {
+    /// Whose log it is.
+    pub(super) key: TaskKey,
     pub(super) job: JobId,
     pub(super) rank: u32,
     pub(super) attempt: AttemptId,
@@ -29,11 +33,18 @@ pub(super) struct LogTarget {
     pub(super) begin: u64,
 }
 
+/// A piece of a log could not be kept. The node may have ended the channel since.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Trouble {
+    pub(super) channel: u64,
+    pub(super) key: TaskKey,
+}
+
 /// The way of one stream's logs to disk. Ends with the stream.
 pub(super) struct Intake {
     pieces: mpsc::Sender<(LogTarget, v1::ChannelFrame)>,
     /// Channels whose pieces could not be kept, each told once.
-    pub(super) broken: mpsc::Receiver<u64>,
+    pub(super) broken: mpsc::Receiver<Trouble>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -49,10 +60,17 @@ impl Intake {
         Self { pieces, broken, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// Takes a piece; waits while too many are under way.
-    pub(super) async fn take(&self, target: LogTarget, frame: v1::ChannelFrame) {
-        // Nobody takes it only when the node is gone.
-        let _ = self.pieces.send((target, frame)).await;
+    /// Takes a piece without waiting: behind it are heartbeats.
+    ///
+    /// # Errors
+    /// Too many are under way: the channel is broken.
+    pub(super) fn take(&self, target: LogTarget, frame: v1::ChannelFrame) -> Result<(), Trouble> {
+        let trouble = Trouble { channel: frame.channel, key: target.key };
+        match self.pieces.try_send((target, frame)) {
+            Err(mpsc::error::TrySendError::Full(_)) => Err(trouble),
+            // Nobody takes it only when the node is gone.
+            Ok(()) | Err(mpsc::error::TrySendError::Closed(_)) => Ok(()),
+        }
     }
 }
 
@@ -61,7 +79,7 @@ async fn run(
     metrics: Arc<ControllerMetrics>,
     mut queue: mpsc::Receiver<(LogTarget, v1::ChannelFrame)>,
     acks: mpsc::Sender<Result<v1::AttachResponse, Status>>,
-    trouble: mpsc::Sender<u64>,
+    trouble: mpsc::Sender<Trouble>,
 ) {
     let mut broken = HashSet::new();
     while let Some((target, frame)) = queue.recv().await {
@@ -81,8 +99,10 @@ async fn run(
         let kept = kept.await.map_err(std::io::Error::other).and_then(|kept| kept);
         if let Err(error) = kept {
             tracing::warn!(%error, job = %target.job, "cannot keep a piece of a log");
-            broken.insert(channel);
-            if trouble.send(channel).await.is_err() {
+            if !end {
+                broken.insert(channel);
+            }
+            if trouble.send(Trouble { channel, key: target.key }).await.is_err() {
                 return;
             }
             continue;
@@ -101,7 +121,15 @@ async fn run(
 
 #[cfg(test)]
 mod tests {
+    use sluice_types::{Generation, LeaseId};
+
     use super::*;
+
+    fn target() -> LogTarget {
+        let attempt = AttemptId::from_raw(2);
+        let key = TaskKey { attempt, lease: LeaseId::from_raw(3), generation: Generation::ZERO };
+        LogTarget { key, job: JobId::from_raw(1), rank: 0, attempt, begin: 0 }
+    }
 
     fn frame(offset: u64, data: &'static [u8]) -> v1::ChannelFrame {
         v1::ChannelFrame { channel: 7, offset, data: data.into(), ..v1::ChannelFrame::default() }
@@ -120,24 +148,43 @@ mod tests {
         let logs = Arc::new(LogStore::open(folder.path()).unwrap());
         let (sender, mut acks) = mpsc::channel(8);
         let mut intake = Intake::start(Arc::clone(&logs), Arc::default(), sender);
-        let target = LogTarget { job: JobId::from_raw(1), rank: 0, attempt: AttemptId::from_raw(2), begin: 0 };
-        intake.take(target, frame(0, b"one ")).await;
+        let target = target();
+        intake.take(target, frame(0, b"one ")).unwrap();
         assert_eq!(acknowledged(&mut acks).await, 4);
 
         // A file where the job's folder would be: nothing can be written below it.
         let at = folder.path().join(target.job.to_string());
         std::fs::rename(&at, folder.path().join("aside")).unwrap();
         std::fs::write(&at, "").unwrap();
-        intake.take(target, frame(4, b"two ")).await;
-        intake.take(target, frame(8, b"three")).await;
-        assert_eq!(intake.broken.recv().await, Some(7));
+        intake.take(target, frame(4, b"two ")).unwrap();
+        intake.take(target, frame(8, b"three")).unwrap();
+        assert_eq!(intake.broken.recv().await, Some(Trouble { channel: 7, key: target.key }));
 
         std::fs::remove_file(&at).unwrap();
         std::fs::rename(folder.path().join("aside"), &at).unwrap();
         let again = LogTarget { begin: logs.length(target.job, 0, target.attempt), ..target };
-        intake.take(again, v1::ChannelFrame { channel: 8, ..frame(0, b"two three") }).await;
+        intake.take(again, v1::ChannelFrame { channel: 8, ..frame(0, b"two three") }).unwrap();
         assert_eq!(acknowledged(&mut acks).await, 9);
         assert!(intake.broken.try_recv().is_err());
         assert_eq!(logs.read(target.job, 0, 0, 100).unwrap(), "one two three");
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_is_ahead_of_the_disk_is_told_so_and_not_held_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let logs = Arc::new(LogStore::open(folder.path()).unwrap());
+        let (sender, mut acks) = mpsc::channel(8);
+        let intake = Intake::start(Arc::clone(&logs), Arc::default(), sender);
+        let target = target();
+        // On one thread nothing is taken to the disk before the next await.
+        for place in 0..QUEUE {
+            intake.take(target, frame(place as u64, b"x")).unwrap();
+        }
+        let trouble = Trouble { channel: 7, key: target.key };
+        assert_eq!(intake.take(target, frame(QUEUE as u64, b"x")), Err(trouble));
+        for place in 0..QUEUE {
+            assert_eq!(acknowledged(&mut acks).await, place as u64 + 1);
+        }
+        assert_eq!(logs.length(target.job, 0, target.attempt), QUEUE as u64);
     }
 }

@@ -1,5 +1,6 @@
 //! The links to nodes and vaults, which dial in.
 
+mod channels;
 mod hub;
 mod identity;
 mod intake;

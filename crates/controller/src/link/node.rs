@@ -1,6 +1,5 @@
 //! The stream of a node: its reports go to the writer in order, what it should be doing comes back.
 
-use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,14 +12,15 @@ use sluice_proto::v1::attach_request::Message as Up;
 use sluice_proto::v1::attach_response::Message as Down;
 use sluice_proto::v1::node_service_server::NodeService;
 use sluice_store::Store;
-use sluice_types::{Generation, LeaseId, Nanos, NodeId, Reason};
+use sluice_types::{Generation, Nanos, NodeId, Reason};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::channels::Channels;
 use super::hub::LINK_QUEUE;
-use super::intake::{Intake, LogTarget};
+use super::intake::{Intake, LogTarget, Trouble};
 use super::{Answers, Hub, subject};
 use crate::directory::Directory;
 use crate::logs::LogStore;
@@ -29,10 +29,6 @@ use crate::writer::WriterHandle;
 
 /// Nodes heartbeat every second; a stream that is silent for longer is closed.
 const SILENCE: Duration = Duration::from_secs(30);
-/// Log channels open on one stream.
-const MAX_CHANNELS: usize = 4096;
-/// A log that could not be kept is asked for again after so long.
-const MEND_AFTER: Duration = Duration::from_secs(5);
 
 /// Serves nodes.
 #[derive(Clone)]
@@ -92,12 +88,9 @@ impl NodeApi {
             node,
             generation: answer.generation,
             sender,
-            channels: HashMap::new(),
-            logged: HashSet::new(),
-            next_channel: 1,
+            channels: Channels::new(),
             vault: String::new(),
             intake,
-            broken: VecDeque::new(),
         };
         let welcome = self.welcome(node, answer.generation);
         session.vault.clone_from(&welcome.vault_address);
@@ -105,11 +98,11 @@ impl NodeApi {
         self.writer.refresh(node).await;
         tracing::info!(%node, generation = %answer.generation, "node attached");
         loop {
-            let due = session.broken.front().map(|(due, _)| *due);
+            let due = session.channels.due_at();
             let message = tokio::select! {
                 () = seat.stop.cancelled() => return Err(refuse(Reason::StaleGeneration, "a newer stream is open")),
-                Some(channel) = session.intake.broken.recv() => {
-                    session.broke(channel).await?;
+                Some(trouble) = session.intake.broken.recv() => {
+                    session.broke(trouble).await?;
                     continue;
                 }
                 () = sleep_until(due) => {
@@ -154,26 +147,15 @@ async fn next(inbound: &mut Streaming<v1::AttachRequest>) -> Result<Option<Up>, 
     }
 }
 
-/// An open log channel.
-struct LogChannel {
-    key: TaskKey,
-    target: LogTarget,
-}
-
 struct Session<'a> {
     api: &'a NodeApi,
     node: NodeId,
     generation: Generation,
     sender: Sender,
-    channels: HashMap<u64, LogChannel>,
-    /// Leases with an open channel.
-    logged: HashSet<LeaseId>,
-    next_channel: u64,
+    channels: Channels,
     /// The address of the site's vault, as the node was told it.
     vault: String,
     intake: Intake,
-    /// Logs whose channel broke, and when they are asked for again; the first is the first due.
-    broken: VecDeque<(Instant, TaskKey)>,
 }
 
 impl Session<'_> {
@@ -240,7 +222,7 @@ impl Session<'_> {
 
     /// Asks for the task's log from where the kept copy ends.
     async fn open_log(&mut self, key: TaskKey) -> Result<(), Status> {
-        if self.logged.contains(&key.lease) || self.channels.len() >= MAX_CHANNELS {
+        if !self.channels.has_room_for(key.lease) {
             return Ok(());
         }
         let lease = match self.api.store.get_lease(key.lease).await {
@@ -251,41 +233,37 @@ impl Session<'_> {
                 return Ok(());
             }
         };
-        let channel = self.next_channel;
-        self.next_channel += 1;
         let offset = self.api.logs.length(lease.job, lease.rank, lease.attempt);
-        let target = LogTarget { job: lease.job, rank: lease.rank, attempt: lease.attempt, begin: offset };
-        self.channels.insert(channel, LogChannel { key, target });
-        self.logged.insert(key.lease);
+        let target = LogTarget { key, job: lease.job, rank: lease.rank, attempt: lease.attempt, begin: offset };
+        let channel = self.channels.open(target);
         let purpose = Some(v1::channel_open::Purpose::Log(v1::LogChannel { offset }));
         self.send(Down::Open(v1::ChannelOpen { channel, key: Some(convert::task_key_back(&key)), purpose })).await
     }
 
     async fn frame(&mut self, frame: v1::ChannelFrame) -> Result<(), Status> {
-        let Some(open) = self.channels.get(&frame.channel) else { return Ok(()) };
-        let (target, lease, channel, end) = (open.target, open.key.lease, frame.channel, frame.end);
-        self.intake.take(target, frame).await;
-        if end {
-            // Complete, or the node gave up: another report of the task asks for what is missing.
-            self.channels.remove(&channel);
-            self.logged.remove(&lease);
+        let Some(target) = self.channels.target(frame.channel) else { return Ok(()) };
+        let ended = frame.end.then(|| (frame.channel, frame.reason.clone()));
+        if let Err(trouble) = self.intake.take(target, frame) {
+            tracing::warn!(node = %self.node, job = %target.job, "a log comes faster than it can be kept");
+            return self.broke(trouble).await;
+        }
+        if let Some((channel, reason)) = ended {
+            self.channels.ended(channel, &reason, Instant::now());
         }
         Ok(())
     }
 
-    /// A piece could not be kept: the channel is closed and the log asked for again from where the file ends, later.
-    async fn broke(&mut self, channel: u64) -> Result<(), Status> {
-        let Some(open) = self.channels.remove(&channel) else { return Ok(()) };
-        self.broken.push_back((Instant::now() + MEND_AFTER, open.key));
-        let end = v1::ChannelFrame { channel, end: true, ..v1::ChannelFrame::default() };
+    /// A piece could not be kept: the channel is closed and the log asked for again, later.
+    async fn broke(&mut self, trouble: Trouble) -> Result<(), Status> {
+        if !self.channels.broke(trouble, Instant::now()) {
+            return Ok(());
+        }
+        let end = v1::ChannelFrame { channel: trouble.channel, end: true, ..v1::ChannelFrame::default() };
         self.send(Down::Frame(end)).await
     }
 
     async fn mend(&mut self) -> Result<(), Status> {
-        while self.broken.front().is_some_and(|(due, _)| *due <= Instant::now())
-            && let Some((_, key)) = self.broken.pop_front()
-        {
-            self.logged.remove(&key.lease);
+        while let Some(key) = self.channels.take_due(Instant::now()) {
             self.open_log(key).await?;
         }
         Ok(())

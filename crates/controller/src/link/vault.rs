@@ -97,7 +97,7 @@ impl SiteService for SiteApi {
 fn relay_status(error: &RelayError) -> Status {
     match error {
         RelayError::Missing => refuse(Reason::NotFound, "there is no such blob"),
-        RelayError::Gone => refuse(Reason::Unavailable, error.to_string()),
+        RelayError::Gone | RelayError::Busy => refuse(Reason::Unavailable, error.to_string()),
         RelayError::Unreadable(_) => refuse(Reason::Unavailable, "the blob cannot be read there"),
     }
 }
@@ -149,8 +149,8 @@ impl SiteApi {
     async fn forgotten(&self, site: SiteId, done: &v1::ForgetDone) -> Result<(), Status> {
         let manifests = done.manifests.iter().take(MAX_FORGOTTEN).filter_map(|text| text.parse().ok()).collect();
         self.writer.report(Command::Forgotten { site, manifests }).await.map_err(|refusal| status(&refusal))?;
+        // What could not be forgotten is ordered again with the next heartbeat: at once would be without a pause.
         self.hub.forgotten(site);
-        self.writer.refresh_copies().await;
         Ok(())
     }
 

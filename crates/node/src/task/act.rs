@@ -127,9 +127,7 @@ impl Task {
 
     /// Kills at once. What is being stored does not count any more.
     fn kill(&mut self) {
-        if self.work.as_ref().is_some_and(|work| matches!(work.kind, Kind::Seal | Kind::Outputs)) {
-            self.work = None;
-        }
+        self.drop_storing();
         if self.work.is_some() || Instant::now() < self.retry_at {
             return;
         }
@@ -156,10 +154,15 @@ impl Task {
     }
 
     fn drop_results(&mut self) {
+        self.drop_storing();
+        self.staged.clear();
+    }
+
+    /// Ends a conversation with the vault that stores something, if one is under way.
+    pub(super) fn drop_storing(&mut self) {
         if self.work.as_ref().is_some_and(|work| matches!(work.kind, Kind::Seal | Kind::Outputs)) {
             self.work = None;
         }
-        self.staged.clear();
     }
 
     /// Takes note of work that came to its end.

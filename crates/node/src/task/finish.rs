@@ -81,6 +81,13 @@ impl Task {
 
     /// The next step after the end of the process.
     pub(super) async fn finish(&mut self) {
+        let limit = self.shared.config.limits.finish;
+        let finish_by = *self.finish_by.get_or_insert_with(|| Instant::now() + limit);
+        let in_time = Instant::now() < finish_by;
+        if !in_time {
+            // A vault that fell silent may hold a conversation for longer than its results are waited for.
+            self.drop_storing();
+        }
         if self.work.is_some() || Instant::now() < self.retry_at {
             return;
         }
@@ -91,9 +98,7 @@ impl Task {
         if (keeps && !self.all_found) || !self.close_meter().await {
             return self.back_off();
         }
-        let limit = self.shared.config.limits.finish;
-        let finish_by = *self.finish_by.get_or_insert_with(|| Instant::now() + limit);
-        if keeps && Instant::now() < finish_by {
+        if keeps && in_time {
             self.seal_next();
             if self.work.is_some() || !self.staged.is_empty() {
                 return;

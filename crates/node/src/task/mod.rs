@@ -325,7 +325,12 @@ impl Task {
     /// Later, and later still after each failure.
     fn back_off(&mut self) {
         self.retry_pause = (self.retry_pause * 2).clamp(Duration::from_millis(250), LONGEST_RETRY);
-        self.retry_at = Instant::now() + self.retry_pause;
+        let now = Instant::now();
+        self.retry_at = now + self.retry_pause;
+        // When the time to finish is over, what could not be stored is given up at once.
+        if let Some(finish_by) = self.finish_by.filter(|by| *by > now) {
+            self.retry_at = self.retry_at.min(finish_by);
+        }
     }
 
     /// The clock of the task's own boot; `None` where that boot is over.

@@ -10,6 +10,8 @@
 
 mod controller;
 mod job;
+#[path = "../../../vault/tests/common/proxy.rs"]
+mod proxy;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use controller::Controller;
 pub use job::{Job, TRAINER, checkpointing, shell};
+use proxy::Proxy;
 
 static COUNT: AtomicU32 = AtomicU32::new(1);
 
@@ -35,6 +38,8 @@ pub struct Host {
     pub root: tempfile::TempDir,
     pub controller: Controller,
     pub vault: VaultClient,
+    /// The agents' way to the vault; tests have one of their own.
+    pub way: Proxy,
     pub metrics: Arc<NodeMetrics>,
     parent: String,
     uids: u32,
@@ -90,9 +95,11 @@ impl Host {
         .await
         .unwrap();
         let address = vault.address().to_string();
+        let way = Proxy::to(vault.address()).await;
         tokio::spawn(vault.run(stop.clone()));
         Self {
-            controller: Controller::start(&address).await,
+            controller: Controller::start(&way.address.to_string()).await,
+            way,
             vault: VaultClient::new(address, no_tls(), ClientLimits::default()),
             metrics: Arc::default(),
             parent: format!("sluice-agent-{}-{number}", std::process::id()),

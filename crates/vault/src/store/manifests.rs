@@ -175,17 +175,29 @@ impl BlobStore {
                 Err(StoreError::NotFound(_) | StoreError::Corrupt(_)) => continue,
                 Err(other) => return Err(other),
             };
-            {
+            let size = {
                 let mut state = self.state();
                 if state.refs.contains_key(&digest) {
                     continue;
                 }
                 let Some(size) = state.manifests.remove(&digest) else { continue };
                 state.used = state.used.saturating_sub(size);
-                waiting.extend(state.release(&manifest));
-            }
+                size
+            };
             // First the manifest: blobs without one are harmless, the other way round is a broken promise.
-            self.remove_object(Kind::Manifest, digest).await?;
+            if let Err(error) = self.remove_object(Kind::Manifest, digest).await {
+                // Its file is still here, and so is what it names: it counts until a later try succeeds.
+                let mut state = self.state();
+                state.manifests.insert(digest, size);
+                state.used = state.used.saturating_add(size);
+                return Err(error);
+            }
+            let mut state = self.state();
+            let free = state.release(&manifest);
+            // Should deleting one of them fail, the next sweep goes on with them.
+            let blobs: Vec<_> = free.iter().filter(|it| state.blobs.contains_key(it)).copied().collect();
+            state.condemned.extend(blobs);
+            waiting.extend(free);
         }
         Ok(())
     }
@@ -219,5 +231,78 @@ impl BlobStore {
                 Err(error) => tracing::error!(%digest, %error, "a manifest could not be read at start"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::{Duration, SystemTime};
+
+    use sluice_types::{AttemptId, Generation, JobId};
+
+    use super::*;
+    use crate::manifest::{CheckpointManifest, Entry};
+    use crate::store::StoreLimits;
+
+    fn checkpoint(blobs: &[Bytes]) -> Bytes {
+        let entry = |blob: &Bytes| Entry {
+            name: format!("w{}", blob[0]),
+            dtype: "u8".into(),
+            shape: vec![blob.len() as u64],
+            digest: hash_bytes(blob),
+            length: blob.len() as u64,
+        };
+        let entries: Vec<_> = blobs.iter().map(entry).collect();
+        let manifest = CheckpointManifest {
+            version: CheckpointManifest::VERSION,
+            job: JobId::from_raw(1),
+            attempt: AttemptId::from_raw(2),
+            generation: Generation::new(3),
+            rank: 0,
+            world_size: 1,
+            step: 1,
+            parent: None,
+            cursor: serde_json::Value::Null,
+            code: String::new(),
+            total: entries.iter().map(|entry| entry.length).sum(),
+            entries,
+        };
+        Manifest::Task(manifest).encode().unwrap().0
+    }
+
+    #[tokio::test]
+    async fn what_could_not_be_deleted_is_still_here_and_goes_with_a_later_try() {
+        let folder = tempfile::tempdir().unwrap();
+        let limits = StoreLimits { promise: Duration::ZERO, ..StoreLimits::default() };
+        let open = || BlobStore::open(folder.path(), limits, Arc::default(), SystemTime::now());
+        let store = open().await.unwrap();
+        let blobs = [1, 2].map(|seed| Bytes::from(vec![seed; 1000]));
+        for blob in &blobs {
+            store.put(hash_bytes(blob), blob.clone()).await.unwrap();
+        }
+        let manifest = store.seal(checkpoint(&blobs)).await.unwrap();
+        let stored = store.stored();
+        let stuck = |digests: &[Digest]| *store.inner.stuck.lock().unwrap() = digests.to_vec();
+        stuck(&[manifest]);
+        assert!(store.forget(manifest).await.is_err());
+        assert_eq!((store.manifests(), store.stored()), (vec![manifest], stored));
+        assert!(!store.delete(hash_bytes(&blobs[0])).await.unwrap(), "a manifest names it");
+
+        // The manifest goes this time, its blobs do not.
+        stuck(&blobs.each_ref().map(|blob| hash_bytes(blob)));
+        assert!(store.forget(manifest).await.is_err());
+        assert_eq!((store.manifests().len(), store.blobs().len()), (0, 2));
+        store.forget(manifest).await.unwrap();
+        // One that cannot be deleted holds up none of the others.
+        let first = store.blobs().into_iter().min().unwrap();
+        stuck(&[first]);
+        assert!(store.sweep().await.is_err());
+        assert_eq!(store.blobs(), [first]);
+        stuck(&[]);
+        store.sweep().await.unwrap();
+        assert_eq!((store.blobs().len(), store.stored().get()), (0, 0));
+        drop(store);
+        assert_eq!(open().await.unwrap().stored().get(), 0, "no file was left");
     }
 }

@@ -94,6 +94,9 @@ struct Inner {
     flights: Flights,
     state: Mutex<State>,
     stats: Arc<VaultStats>,
+    /// Files that cannot be deleted.
+    #[cfg(test)]
+    stuck: Mutex<Vec<Digest>>,
     // Advisory lock on the folder, let go by the kernel when the process ends.
     _lock: std::fs::File,
 }
@@ -115,7 +118,7 @@ struct State {
     clock: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Blob {
     size: u64,
     /// When somebody was last told that it is here.
@@ -174,6 +177,8 @@ impl BlobStore {
             flights: Flights::default(),
             state: Mutex::new(state),
             stats,
+            #[cfg(test)]
+            stuck: Mutex::default(),
             _lock: lock,
         };
         let store = Self { inner: Arc::new(inner) };
@@ -228,11 +233,11 @@ impl BlobStore {
 
     async fn delete_now(&self, digest: Digest) -> Result<bool, StoreError> {
         let _flight = self.inner.flights.enter(digest).await;
-        {
+        let blob = {
             let now = Instant::now();
             let mut state = self.state();
             let named = state.refs.contains_key(&digest);
-            let Some(blob) = state.blobs.get(&digest) else {
+            let Some(blob) = state.blobs.get(&digest).copied() else {
                 state.condemned.remove(&digest);
                 return Ok(true);
             };
@@ -244,12 +249,19 @@ impl BlobStore {
                 state.condemned.insert(digest);
                 return Ok(false);
             }
-            let size = blob.size;
             state.blobs.remove(&digest);
             state.condemned.remove(&digest);
-            state.used = state.used.saturating_sub(size);
+            state.used = state.used.saturating_sub(blob.size);
+            blob
+        };
+        if let Err(error) = self.remove_object(Kind::Blob, digest).await {
+            // Its file is still here: it counts, and goes with a later sweep.
+            let mut state = self.state();
+            state.blobs.insert(digest, blob);
+            state.used = state.used.saturating_add(blob.size);
+            state.condemned.insert(digest);
+            return Err(error);
         }
-        self.remove_object(Kind::Blob, digest).await?;
         count(&self.stats().blobs_deleted, 1);
         Ok(true)
     }
@@ -258,7 +270,7 @@ impl BlobStore {
     /// [`StoreLimits::unnamed`]. Called now and then.
     ///
     /// # Errors
-    /// The disk.
+    /// The disk; of several, the first.
     pub async fn sweep(&self) -> Result<(), StoreError> {
         let now = Instant::now();
         let gone: BTreeSet<_> = {
@@ -268,13 +280,19 @@ impl BlobStore {
             let unnamed = state.blobs.iter().filter(|(digest, blob)| !state.refs.contains_key(digest) && old(blob));
             unnamed.map(|(digest, _)| *digest).chain(state.condemned.iter().copied()).collect()
         };
+        let mut swept = Ok(());
         for digest in gone {
-            self.delete(digest).await?;
+            // One that cannot be deleted holds up none of the others.
+            swept = swept.and(self.delete(digest).await.map(|_| ()));
         }
-        Ok(())
+        swept
     }
 
     async fn remove_object(&self, kind: Kind, digest: Digest) -> Result<(), StoreError> {
+        #[cfg(test)]
+        if self.inner.stuck.lock().unwrap().contains(&digest) {
+            return Err(StoreError::Io { action: "delete a file", source: std::io::Error::other("stuck") });
+        }
         let gone = self.inner.objects.delete_stream(Box::pin(futures::stream::once(async move {
             Ok::<_, object_store::Error>(kind.location(&digest))
         })));

@@ -70,7 +70,9 @@ impl Controller {
     }
 
     async fn send(&self, site: &str, message: Down) {
-        self.link(site).await.send(Ok(LinkResponse { message: Some(message) })).await.unwrap();
+        // A link that breaks this very moment is followed by another.
+        let message = LinkResponse { message: Some(message) };
+        while self.link(site).await.send(Ok(message.clone())).await.is_err() {}
     }
 
     /// Gives an order to copy and returns its number.

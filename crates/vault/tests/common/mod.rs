@@ -66,6 +66,14 @@ impl Running {
         self.stats.figures()
     }
 
+    /// Waits until it has counted so many links. The controller has a link a little earlier than that: a test that cuts or
+    /// relays as soon as the controller can send would race with it.
+    pub async fn linked(&self, links: u64) {
+        while self.figures().links_made < links {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     /// In the middle of whatever it does, without a chance to clean up. What must not survive is dropped.
     pub async fn kill(self) {
         self.task.abort();
