@@ -73,7 +73,6 @@ inside() {
         mount --bind "$root" "$root"
         for each in dev sys; do mount --rbind "/$each" "$root/$each"; done
         mount -t proc proc "$root/proc"
-        mount -t tmpfs tmpfs "$root/tmp"
         mkdir -p "$root/old"
         cd "$root"; pivot_root . old
         umount -l /old

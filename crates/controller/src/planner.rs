@@ -175,10 +175,11 @@ impl Planner {
     fn take(&mut self, message: Message) {
         match message {
             Message::Deltas(deltas, rejected) => {
-                if deltas.iter().any(|delta| matches!(delta, Delta::Node(_) | Delta::NodeGone(_))) {
+                let edition = self.world.inventory_edition();
+                deltas.iter().for_each(|delta| self.world.apply(delta));
+                if self.world.inventory_edition() != edition {
                     self.queue.fitting.write().unwrap_or_else(PoisonError::into_inner).clear();
                 }
-                deltas.iter().for_each(|delta| self.world.apply(delta));
                 rejected.into_iter().for_each(|job| self.world.reject(job));
             }
             Message::Explain(job, reply) => self.questions.push_back((job, reply)),

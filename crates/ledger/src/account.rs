@@ -42,8 +42,9 @@ pub enum AccountKey {
     Budget(BudgetScope, u64),
     /// What has been spent of a budget in one period.
     Spent(BudgetScope, u64),
-    /// Where budgets are granted from.
-    Grants,
+    /// Where the budget of one period is granted from. One for each, so that nobody's grants, however large and often,
+    /// use up a sum that others' need.
+    Grants(BudgetScope, u64),
     /// What is left of a tenant's quota of one class. Limited.
     Quota(TenantId, DeviceClassName),
     /// What a tenant holds of one class.
@@ -58,7 +59,7 @@ impl AccountKey {
     pub const fn unit(&self) -> Unit {
         match self {
             Self::Outside | Self::Funds(_) | Self::Revenue(_) | Self::Platform => Unit::Money,
-            Self::Budget(..) | Self::Spent(..) | Self::Grants => Unit::Budget,
+            Self::Budget(..) | Self::Spent(..) | Self::Grants(..) => Unit::Budget,
             Self::Quota(..) | Self::InUse(..) | Self::Capacity => Unit::Quota,
         }
     }
@@ -109,7 +110,7 @@ impl fmt::Display for AccountKey {
             Self::Platform => f.write_str("platform"),
             Self::Budget(scope, period) => write!(f, "budget/{scope}/{period}"),
             Self::Spent(scope, period) => write!(f, "spent/{scope}/{period}"),
-            Self::Grants => f.write_str("grants"),
+            Self::Grants(scope, period) => write!(f, "grants/{scope}/{period}"),
             Self::Quota(tenant, class) => write!(f, "quota/{tenant}/{class}"),
             Self::InUse(tenant, class) => write!(f, "in-use/{tenant}/{class}"),
             Self::Capacity => f.write_str("capacity"),
@@ -139,7 +140,7 @@ impl FromStr for AccountKey {
             "platform" => Self::Platform,
             "budget" => Self::Budget(part(first)?, part(second)?),
             "spent" => Self::Spent(part(first)?, part(second)?),
-            "grants" => Self::Grants,
+            "grants" => Self::Grants(part(first)?, part(second)?),
             "quota" => Self::Quota(part(first)?, part(second)?),
             "in-use" => Self::InUse(part(first)?, part(second)?),
             "capacity" => Self::Capacity,

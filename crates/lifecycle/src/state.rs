@@ -538,6 +538,7 @@ impl State {
         deltas.extend(self.books.accounts().filter(|account| account.key.is_limited()).cloned().map(Delta::Account));
         deltas.extend(self.prices.clone().map(Delta::Prices));
         deltas.extend(self.jobs.values().filter_map(|job| self.wanted(job, now)).map(Delta::Job));
+        deltas.push(Delta::Now(now));
         deltas
     }
 
@@ -557,6 +558,9 @@ impl State {
         }));
         let retold = rows.retold.iter().filter_map(|id| self.wanted(self.jobs.get(id)?, now));
         deltas.extend(retold.map(Delta::Job));
+        if !deltas.is_empty() {
+            deltas.push(Delta::Now(now));
+        }
         deltas
     }
 

@@ -134,9 +134,13 @@ impl State {
 
     /// At how many sites a job's checkpoints must be to be durable: the policy's number, within what there is.
     pub(crate) fn durable_sites(&self, job: &Job) -> usize {
+        Self::durable_aim(job).min(self.storage_sites(job).count()).max(1)
+    }
+
+    /// The policy's number, whatever there is.
+    pub(crate) fn durable_aim(job: &Job) -> usize {
         let policy = job.spec.checkpoint.as_ref().map_or(0, |policy| policy.durable_sites);
-        let wanted = if policy == 0 { 2 } else { usize::try_from(policy).unwrap_or(usize::MAX) };
-        wanted.min(self.storage_sites(job).count()).max(1)
+        if policy == 0 { 2 } else { usize::try_from(policy).unwrap_or(usize::MAX) }
     }
 
     /// Sites with a vault in reach that may keep the job's bytes, in the order of their ids.

@@ -125,6 +125,31 @@ fn superseded_and_useless_manifests_are_discarded_and_the_head_never() {
 }
 
 #[test]
+fn a_vault_that_is_away_does_not_make_a_copy_fewer_be_enough() {
+    let mut bench = Bench::new();
+    for (place, site) in bench.sites.clone().into_iter().enumerate() {
+        bench.command(Command::VaultAddress { site, address: format!("vault-{place}:1") }).unwrap();
+    }
+    let job = bench.run_durable(2);
+    let key = bench.task(job);
+    let here = bench.state.lease(key.lease).unwrap().site;
+    let there = *bench.sites.iter().find(|other| **other != here).unwrap();
+    seal(&mut bench, key, 1, 1);
+    bench.command(Command::Copied { site: there, manifest: Digest::from_bytes([1; 32]) }).unwrap();
+    bench.command(Command::VaultAway { site: there }).unwrap();
+    // As durable as it can be now, but no more than the one that also the other site has.
+    seal(&mut bench, key, 2, 2);
+    assert_eq!((due(&bench, here), due(&bench, there)), (vec![], vec![]));
+    seal(&mut bench, key, 3, 3);
+    assert_eq!((due(&bench, here), due(&bench, there)), (vec![2], vec![]));
+    // The vault comes back, and gets the newest one before it forgets the old one.
+    bench.command(Command::VaultAddress { site: there, address: "vault:1".to_owned() }).unwrap();
+    assert_eq!(due(&bench, there), []);
+    bench.command(Command::Copied { site: there, manifest: Digest::from_bytes([3; 32]) }).unwrap();
+    assert_eq!((due(&bench, here), due(&bench, there)), (vec![1, 2], vec![1]));
+}
+
+#[test]
 fn a_validation_checks_as_a_submit_does_and_leaves_nothing() {
     let mut bench = Bench::new();
     let mut wanted = spec(None);

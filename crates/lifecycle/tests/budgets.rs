@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_lifecycle::model::{BudgetPolicy, JobState, TaskEnd};
 use sluice_lifecycle::{NodeReport, Settings, UserCommand};
@@ -330,4 +330,35 @@ fn preparing_takes_nothing_of_a_run_limit() {
     assert_eq!(bench.job(job).run_time, Nanos::from_secs(60));
     let lease = bench.state.lease(key.lease).unwrap();
     assert_eq!((lease.amount.units(), lease.uncollected.units()), (10 * WINDOW_COST, 0));
+}
+
+/// What one tenant sets, however large and however often, must not be able to use up what another's grants need.
+#[test]
+fn budgets_of_different_owners_and_periods_share_no_account() {
+    let mut bench = Bench::new();
+    bench.budget(8, 100, BudgetPolicy::Suspend);
+    let made = bench.user(UserCommand::CreateTenant("other".parse().unwrap())).unwrap();
+    let other = made.object.parse().unwrap();
+    let budget = UserCommand::SetBudget {
+        tenant: other,
+        project: None,
+        amount: Credits::new(7),
+        period_seconds: 100,
+        policy: BudgetPolicy::Suspend,
+    };
+    bench.user(budget).unwrap();
+    bench.skip(100);
+    bench.skip(100);
+    let mut of: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for account in bench.state.books().accounts() {
+        let name = account.key.to_string();
+        let parts: Vec<&str> = name.split('/').collect();
+        if let ["budget" | "spent" | "grants", rest @ ..] = parts.as_slice() {
+            of.entry(rest.join("/")).or_default().insert(name.clone());
+        }
+    }
+    assert!(of.len() >= 4, "two owners, two periods each: {of:?}");
+    for (period, accounts) in &of {
+        assert!(accounts.contains(&format!("budget/{period}")) && accounts.contains(&format!("grants/{period}")));
+    }
 }

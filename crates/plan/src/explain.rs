@@ -18,7 +18,7 @@ use std::sync::Arc;
 use sluice_ledger::AccountKey;
 use sluice_types::{Bytes, CoreMilli, JobId, MilliGpu, TaskResources};
 
-use crate::fit::{cheapest, count, gain};
+use crate::fit::{count, gain};
 use crate::inventory::Spot;
 use crate::judge::ever;
 use crate::purse::Gift;
@@ -35,6 +35,9 @@ struct Rehearsal {
     cut: bool,
 }
 
+/// What opening and closing a set of nodes costs beside its nodes, in jobs looked at.
+const SET_WORK: u64 = 20;
+
 /// One question about one job.
 struct Question {
     job: JobId,
@@ -42,6 +45,15 @@ struct Question {
     want: Arc<Want>,
     /// Jobs and tasks that may still be looked at.
     work: u64,
+}
+
+impl Question {
+    /// `None`, now and from now on, where the bound on work is reached.
+    fn spend(&mut self, work: u64) -> Option<()> {
+        let left = self.work.checked_sub(work);
+        self.work = left.unwrap_or(0);
+        left.map(|_| ())
+    }
 }
 
 impl World {
@@ -125,19 +137,16 @@ impl World {
             cursor = Some(order);
             let terms = self.terms(shape);
             let want = Arc::clone(&self.queue.shape(shape).want);
-            match question.work.checked_sub(1 + u64::from(want.tasks)) {
-                Some(left) => question.work = left,
-                None => {
-                    rehearsal.cut = true;
-                    break;
-                }
+            if question.spend(1 + u64::from(want.tasks)).is_none() {
+                rehearsal.cut = true;
+                break;
             }
             match self.seek(&want, &terms, order.1) {
                 Ok(choice) => {
                     self.take_off(order.1, &choice);
                     rehearsal.flown.push(order.1);
                 }
-                Err(miss) if self.queue.shape(shape).passed >= self.patience => {
+                Err(miss) if self.starves(self.queue.shape(shape)) => {
                     if self.diagnose(&want, &terms, order.1, miss).waits_for_room() {
                         self.keep_for(&want, &terms);
                     }
@@ -159,18 +168,18 @@ impl World {
         self.round = Round::default();
     }
 
-    /// Whether the job would be placed now if it wanted `want`.
-    fn admits(&mut self, want: &Want, question: &mut Question) -> bool {
-        question.work = question.work.saturating_sub(1 + u64::from(want.tasks));
+    /// Whether the job would be placed now if it wanted `want`; `None` where the bound on work was reached.
+    fn admits(&mut self, want: &Want, question: &mut Question) -> Option<bool> {
+        question.spend(1 + u64::from(want.tasks))?;
         let terms = Terms::of(want, &self.inventory, &self.purse);
-        question.work > 0 && self.seek(want, &terms, question.job).is_ok()
+        Some(self.seek(want, &terms, question.job).is_ok())
     }
 
     /// Whether the job is placed in a rehearsal of the whole round; `None` where the bound on work was reached.
     fn rehearsal_admits(&mut self, question: &mut Question) -> Option<bool> {
         let rehearsal = self.rehearse(question);
         let want = Arc::clone(&question.want);
-        let admitted = (!rehearsal.cut).then(|| self.admits(&want, question));
+        let admitted = if rehearsal.cut { None } else { self.admits(&want, question) };
         self.rewind(rehearsal);
         admitted
     }
@@ -187,7 +196,7 @@ impl World {
         ];
         let mut changes = Vec::new();
         for (kind, most) in most {
-            let found = smallest(most, |amount| self.admits(&less(&want, kind, amount), question));
+            let found = smallest(most, |amount| self.admits(&less(&want, kind, amount), question) == Some(true));
             changes.extend(found.and_then(|amount| change(kind, i128::from(amount))));
         }
         if question.work == 0 { Vec::new() } else { changes }
@@ -202,7 +211,7 @@ impl World {
         let found = others.into_iter().find(|site| {
             let mut wider = (*want).clone();
             wider.sites.push(*site);
-            self.admits(&wider, question)
+            self.admits(&wider, question) == Some(true)
         });
         found.and_then(|site| change(ChangeKind::OtherSite, i128::from(site.raw())))
     }
@@ -241,6 +250,7 @@ impl World {
         for size in least..=closed.len() {
             let mut set: Vec<usize> = (0..size).collect();
             loop {
+                question.spend(SET_WORK.saturating_add(u64::try_from(size).unwrap_or(u64::MAX)))?;
                 self.set_open(&closed, &set, true);
                 let admitted = self.rehearsal_admits(question);
                 self.set_open(&closed, &set, false);
@@ -256,7 +266,7 @@ impl World {
     }
 
     /// The least number of closed nodes that could make room, with the most useful ones put first; `None` where all
-    /// of them together do not, even with nobody in front.
+    /// of them together admit the job not even with nobody in front: then no set of them does.
     fn least_nodes(&mut self, closed: &mut Vec<u32>, question: &Question) -> Option<usize> {
         if closed.is_empty() {
             return None;
@@ -266,7 +276,7 @@ impl World {
         let tasks = u64::from(want.tasks);
         let now: Vec<u64> = terms.sites.values().map(|offers| count(&self.inventory, offers, tasks)).collect();
         self.set_open(closed, &all, true);
-        let possible = cheapest(&mut self.inventory, &terms, &want, question.job).is_some();
+        let possible = self.seek(&want, &terms, question.job).is_ok();
         self.set_open(closed, &all, false);
         if !possible {
             return None;

@@ -117,12 +117,18 @@ pub(crate) struct Inventory {
     profiles: BTreeMap<Profile, u32>,
     dirty: Vec<Spot>,
     layout: u64,
+    edition: u64,
 }
 
 impl Inventory {
     /// Changes with the set of pools.
     pub(crate) const fn layout(&self) -> u64 {
         self.layout
+    }
+
+    /// Changes with every node that appears, differs or goes.
+    pub(crate) const fn edition(&self) -> u64 {
+        self.edition
     }
 
     pub(crate) fn pool(&self, pool: u32) -> &Pool {
@@ -187,6 +193,7 @@ impl Inventory {
         if self.nodes[slot as usize].view.as_ref() == Some(view) {
             return;
         }
+        self.edition += 1;
         self.clear_view(slot);
         let mut devices: Vec<Device> = Vec::with_capacity(view.devices.len());
         for seen in &view.devices {
@@ -222,6 +229,7 @@ impl Inventory {
     /// Forgets a node; its claims stay until they end.
     pub(crate) fn remove_node(&mut self, id: NodeId) {
         if let Some(slot) = self.by_id.get(&id).copied() {
+            self.edition += 1;
             self.clear_view(slot);
             self.drop_if_empty(slot);
         }

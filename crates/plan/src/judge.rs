@@ -129,7 +129,13 @@ impl fmt::Display for Block {
                 write!(f, "it takes {asked}m of the quota of class `{class}`, which lacks {missing}m")
             }
             Self::Budget { key, hold, missing } => {
-                write!(f, "it holds {}, and {key} lacks {}", Credits::new(*hold), money(*missing))
+                write!(f, "it holds {}, and ", Credits::new(*hold))?;
+                match key {
+                    // Without the period: it must not be news whenever one begins.
+                    AccountKey::Budget(scope, _) => write!(f, "the budget of {scope}")?,
+                    other => other.fmt(f)?,
+                }
+                write!(f, " lacks {}", money(*missing))
             }
             Self::Funds { hold, missing } => {
                 write!(f, "it holds {}, and the funds lack {}", Credits::new(*hold), money(*missing))
@@ -218,11 +224,10 @@ pub(crate) fn quota(purse: &mut Purse, want: &Want) -> Result<(), Block> {
 /// Whether budgets and funds cover a hold.
 pub(crate) fn covers(purse: &mut Purse, want: &Want, hold: i64) -> Result<(), Block> {
     for key in want.budgets() {
-        if purse.knows(key) {
-            match purse.lacks(key, hold) {
-                0 => {}
-                missing => return Err(Block::Budget { key: key.clone(), hold, missing }),
-            }
+        // A period that has no account yet is granted nothing yet.
+        let missing = if purse.knows(key) { purse.lacks(key, hold) } else { i128::from(hold) };
+        if missing > 0 || !purse.knows(key) {
+            return Err(Block::Budget { key: key.clone(), hold, missing });
         }
     }
     match purse.lacks(&AccountKey::Funds(want.tenant), hold) {

@@ -11,32 +11,63 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
-use sluice_types::{DeviceRef, SiteId};
+use sluice_types::{DeviceRef, Nanos, SiteId};
 
 use crate::hash::ring_of;
 use crate::inventory::{Inventory, Spot};
 use crate::room::{host_times, times};
 use crate::terms::{Offer, Terms};
-use crate::want::Want;
+use crate::want::{Kept, Shape, Want};
 use crate::world::World;
 
-/// For how many jobs devices are kept in one round; the rest wait for their turn.
+/// For how many jobs devices are kept in one round, one of each tenant; the rest wait for their turn.
 const KEPT_FOR: u32 = 16;
+/// For how long devices are kept while nothing that is in the way of the plan ends, and for how long they are not after
+/// that: what is kept is paid by nobody, and what is in the way may never end.
+const KEPT_WITHOUT_GAIN: Nanos = Nanos::from_secs(12 * 3600);
 
 /// One more task on a device: what the device lacks for it, in thousandths of share and of memory.
 type Step = Reverse<(u64, u64, DeviceRef, u64)>;
 
 impl World {
-    /// Keeps the devices of the want's best plan, where empty devices that are not kept yet could hold it at all.
-    pub(crate) fn keep_for(&mut self, want: &Want, terms: &Terms) {
-        if self.round.kept_for >= KEPT_FOR {
-            return;
+    /// Whether devices may be kept for a shape: others have passed it too often, and it does not rest.
+    pub(crate) fn starves(&self, shape: &Shape) -> bool {
+        shape.passed >= self.patience && shape.rests_until.is_none_or(|until| self.now >= until)
+    }
+
+    /// Keeps the devices of the want's best plan, where empty devices that are not kept yet could hold it at all. Returns
+    /// what the plan lacks.
+    pub(crate) fn keep_for(&mut self, want: &Want, terms: &Terms) -> Option<u64> {
+        if self.round.kept_for >= KEPT_FOR || self.round.kept_tenants.contains(&want.tenant) {
+            return None;
         }
-        let plans = terms.sites.iter().filter_map(|(site, offers)| best_plan(&self.inventory, *site, offers, want));
-        let Some((_, _, devices)) = plans.min_by_key(|(lacks, site, _)| (*lacks, *site)) else { return };
+        // Also where no plan is found: looking for one reads every node.
         self.round.kept_for += 1;
+        let plans = terms.sites.iter().filter_map(|(site, offers)| best_plan(&self.inventory, *site, offers, want));
+        let (lacks, _, devices) = plans.min_by_key(|(lacks, site, _)| (*lacks, *site))?;
         self.keep(&devices, true);
         self.round.kept.extend(devices);
+        self.round.kept_tenants.insert(want.tenant);
+        Some(lacks)
+    }
+
+    /// Keeps devices for a shape that starves, or lets it rest where that has led nowhere for too long.
+    pub(crate) fn keep_or_rest(&mut self, at: u32, want: &Want, terms: &Terms) {
+        if !self.starves(self.queue.shape(at)) {
+            return;
+        }
+        let Some(lacks) = self.keep_for(want, terms) else { return };
+        let now = self.now;
+        let shape = self.queue.shape_mut(at);
+        match shape.kept {
+            Some(kept) if lacks >= kept.lacks => {
+                if now >= kept.since.after(KEPT_WITHOUT_GAIN) {
+                    shape.rests_until = Some(now.after(KEPT_WITHOUT_GAIN));
+                    (shape.kept, shape.passed) = (None, 0);
+                }
+            }
+            _ => shape.kept = Some(Kept { since: now, lacks }),
+        }
     }
 }
 

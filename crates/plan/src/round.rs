@@ -5,9 +5,10 @@
 //! shrinks, so once the first job of a shape is blocked the whole shape is, at the cost of one check.
 
 use std::cmp::Reverse;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use sluice_types::{JobId, PriceVersion, Reason};
+use sluice_types::{JobId, PriceVersion, Reason, TenantId};
 
 use crate::fit::{Choice, cheapest};
 use crate::inventory::Spot;
@@ -22,7 +23,8 @@ use crate::world::World;
 pub struct Limits {
     /// Placements at most.
     pub placements: usize,
-    /// Jobs looked at plus tasks tried plus verdicts told at most; the last job looked at may exceed it.
+    /// Jobs looked at plus tasks tried plus verdicts told at most, and the devices kept for others once more for each job
+    /// that is blocked; the last job looked at may exceed it.
     pub examined: usize,
 }
 
@@ -48,8 +50,10 @@ pub(crate) struct Round {
     untold: bool,
     /// Devices kept for starving jobs until the round ends.
     pub(crate) kept: Vec<Spot>,
-    /// For how many jobs.
+    /// For how many jobs a plan was looked for.
     pub(crate) kept_for: u32,
+    /// Whose jobs.
+    pub(crate) kept_tenants: BTreeSet<TenantId>,
     /// Shapes found blocked for want of room.
     blocked: Vec<u32>,
 }
@@ -100,6 +104,8 @@ impl World {
                     plan.placements.push(placement);
                 }
                 Err(miss) => {
+                    // Told from what is kept, which is given back and kept again for it.
+                    spent += self.round.kept.len();
                     let block = self.block(order.1, shape, &want, &terms, miss);
                     spent += self.tell(shape, &block, &mut plan, limits.examined.saturating_sub(spent));
                 }
@@ -155,7 +161,8 @@ impl World {
 
     /// Puts a choice in flight and writes it down.
     fn place(&mut self, job: JobId, shape: u32, choice: &Choice) -> Placement {
-        self.queue.shape_mut(shape).passed = 0;
+        let row = self.queue.shape_mut(shape);
+        (row.passed, row.kept) = (0, None);
         let version = self.queue.jobs.get(&job).map_or(0, |waiting| waiting.version);
         let tasks = choice.picks.iter().map(|pick| TaskPlacement {
             device: self.inventory.device_ref(pick.at),
@@ -185,11 +192,8 @@ impl World {
             let placed = terms.placed(&self.inventory);
             let shape = self.queue.shape_mut(at);
             shape.stamp = Some(placed);
-            let starving = shape.passed >= self.patience;
             self.round.blocked.push(at);
-            if starving {
-                self.keep_for(want, terms);
-            }
+            self.keep_or_rest(at, want, terms);
         }
         block
     }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use sluice_ledger::{Account, PriceBook, billed_milli};
 use sluice_types::{
     Bytes, CoreMilli, Credits, DeviceClassName, DeviceRef, IsolationClass, JobId, LeaseId, MilliGpu, Nanos, NodeId,
-    PriceVersion, ProjectId, Reason, SiteId, TaskResources, TenantId,
+    PriceVersion, ProjectId, Reason, SiteId, TaskResources, TenantId, Timestamp,
 };
 
 /// One device of a node.
@@ -110,6 +110,8 @@ pub enum Delta {
     Account(Account),
     /// A new edition of the price book.
     Prices(PriceBook),
+    /// When the others were committed: how long devices have been kept for a job is measured by it.
+    Now(Timestamp),
 }
 
 /// One task's place.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use sluice_ledger::AccountKey;
-use sluice_types::{JobId, Nanos, ProjectId, Reason, SiteId, TaskResources, TenantId};
+use sluice_types::{JobId, Nanos, ProjectId, Reason, SiteId, TaskResources, TenantId, Timestamp};
 
 use crate::hash::Lookup;
 use crate::terms::Terms;
@@ -59,6 +59,12 @@ impl Want {
         i64::from(self.tasks).saturating_mul(i64::from(self.task.milli.get()))
     }
 
+    /// Whether both ask for the same, whatever pays for it and wherever it has been.
+    fn asks_as(&self, other: &Self) -> bool {
+        let part = |want: &Self| (want.tenant, want.purpose, want.tasks);
+        part(self) == part(other) && self.task == other.task && self.sites == other.sites
+    }
+
     /// Whether the request or its policy allows the site.
     pub(crate) fn allows(&self, site: SiteId) -> bool {
         self.sites.is_empty() || self.sites.contains(&site)
@@ -97,6 +103,18 @@ pub(crate) struct Shape {
     pub(crate) passed: u32,
     /// Tasks ever placed where it waits, when it was last found blocked in this round.
     pub(crate) stamp: Option<u64>,
+    /// How devices have been kept for it, where they are.
+    pub(crate) kept: Option<Kept>,
+    /// Until when none are.
+    pub(crate) rests_until: Option<Timestamp>,
+}
+
+/// Devices are kept for a shape.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Kept {
+    /// Since when what its best plan lacks has been this much.
+    pub(crate) since: Timestamp,
+    pub(crate) lacks: u64,
 }
 
 /// All jobs, by what they want.
@@ -146,14 +164,22 @@ impl Queue {
         self.heads.range((from, Unbounded)).next().map(|(order, shape)| (*order, *shape))
     }
 
-    /// Takes a job's new state. Its last verdict is remembered while it wants the same.
+    /// Takes a job's new state. What it was last told is remembered for as long as it is the same version of the same
+    /// request, and its patience also when a budget's period, what is held or where its state is have changed.
     pub(crate) fn set(&mut self, job: &JobView, task: Arc<TaskResources>) {
         let want = Want::of(job, task);
         let known = self.by_want.get(&want).copied();
-        let before = self.jobs.get(&job.id);
-        let same = before.is_some_and(|before| Some(before.shape) == known);
-        let told = before.filter(|_| same).and_then(|before| before.told);
-        let shape = known.unwrap_or_else(|| self.new_shape(want));
+        let before = self.jobs.get(&job.id).filter(|before| self.shape(before.shape).want.asks_as(&want));
+        let told = before.filter(|before| before.version == job.version).and_then(|before| before.told);
+        let patience = before.map(|before| self.shape(before.shape)).map(|row| (row.passed, row.kept, row.rests_until));
+        let shape = known.unwrap_or_else(|| {
+            let shape = self.new_shape(want);
+            if let Some(patience) = patience {
+                let row = self.shape_mut(shape);
+                (row.passed, row.kept, row.rests_until) = patience;
+            }
+            shape
+        });
         self.shape_mut(shape).members += 1;
         self.remove(job.id);
         let (version, project, priority) = (job.version, job.project, job.priority);
@@ -222,6 +248,8 @@ impl Queue {
             terms: None,
             passed: 0,
             stamp: None,
+            kept: None,
+            rests_until: None,
         };
         let at = self.vacant.pop().unwrap_or_else(|| {
             self.shapes.push(None);

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
-use sluice_types::{DeviceRef, JobId, TaskResources};
+use sluice_types::{DeviceRef, JobId, TaskResources, Timestamp};
 
 use crate::hash::{Lookup, MixHasher};
 use crate::inventory::{Claim, Inventory};
@@ -40,6 +40,8 @@ pub struct World {
     pub(crate) flights: Lookup<JobId, Flight>,
     pub(crate) round: Round,
     pub(crate) patience: u32,
+    /// When the last of the committed facts was committed.
+    pub(crate) now: Timestamp,
     tasks: Interner,
 }
 
@@ -77,6 +79,7 @@ impl World {
             flights: Lookup::default(),
             round: Round::default(),
             patience,
+            now: Timestamp::default(),
             tasks: Interner::default(),
         }
     }
@@ -99,6 +102,7 @@ impl World {
             }
             Delta::Account(account) => self.purse.set_account(account),
             Delta::Prices(prices) => self.purse.set_prices(prices),
+            Delta::Now(now) => self.now = self.now.max(*now),
         }
     }
 
@@ -127,6 +131,13 @@ impl World {
     #[must_use]
     pub fn free_of(&self, device: DeviceRef) -> Option<Footprint> {
         self.inventory.free_of(device)
+    }
+
+    /// Changes with every node that appears, differs or goes: for as long as it stays, what [`World::admissible`] said
+    /// stays true.
+    #[must_use]
+    pub const fn inventory_edition(&self) -> u64 {
+        self.inventory.edition()
     }
 
     pub(crate) fn intern(&mut self, task: &TaskResources) -> Arc<TaskResources> {

@@ -7,9 +7,9 @@ mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use common::{Dice, Rows, small};
+use common::{Dice, Rows, book, funds, gpu, job, lease, node, price, small};
 use sluice_ledger::AccountKey;
-use sluice_plan::{ChangeKind, Delta, Explanation, JobView, Limits, Purpose, World};
+use sluice_plan::{ChangeKind, Delta, Explanation, JobView, Limits, NodeView, Purpose, World};
 use sluice_types::{Bytes, CoreMilli, JobId, MilliGpu, Reason, SiteId};
 
 const PATIENCE: u32 = 2;
@@ -263,7 +263,7 @@ fn check_verdict(case: &Case, job: &JobView, why: &Explanation, seed: u64) {
         price.rate.gib_hour = sluice_types::Credits::ZERO;
     }
     open.accounts.clear();
-    let stateless = JobView { state_at: Vec::new(), ..job.clone() };
+    let stateless = JobView { state_at: Vec::new(), budgets: Vec::new(), ..job.clone() };
     open.jobs.insert(job.id, stateless.clone());
     let possible = !open.world(PATIENCE).decide(Limits::NONE).placements.is_empty();
     assert_eq!(why.never, !possible, "seed {seed} {}: {why:?}", job.id);
@@ -290,4 +290,45 @@ fn named_changes_are_enough_and_smallest_in_200_worlds() {
 #[ignore = "minutes in a debug build"]
 fn named_changes_are_enough_and_smallest_in_1000_worlds() {
     check_all(0..1000, 1);
+}
+
+/// Forty closed nodes of one device each, and a job that one of them would hold.
+fn behind_closed_nodes(money: i64) -> World {
+    let mut world = World::new();
+    for id in 1..=40 {
+        let closed = NodeView { open: false, ..node(id, 1, vec![gpu(0, "a", 8)]) };
+        world.apply(&Delta::Node(closed));
+    }
+    world.apply(&Delta::Node(node(41, 1, vec![gpu(0, "a", 8)])));
+    world.apply(&Delta::Lease(lease(1, 41, 0, &job(1, "a", 1, 1000).resources)));
+    world.apply(&Delta::Prices(book(1, vec![price("a", 1000)])));
+    world.apply(&Delta::Account(funds(1, money)));
+    world.apply(&Delta::Job(job(2, "a", 1, 1000)));
+    world
+}
+
+#[test]
+fn sets_of_closed_nodes_are_not_tried_where_money_binds() {
+    // All sets of forty nodes are more than anybody can wait for.
+    let why = behind_closed_nodes(1).explain(JobId::from_raw(2)).unwrap();
+    assert_eq!(why.reason, Some(Reason::InsufficientFunds));
+    assert!(!why.changes.iter().any(|change| change.kind == ChangeKind::OpenNodes), "{:?}", why.changes);
+}
+
+#[test]
+fn sets_of_closed_nodes_are_tried_within_the_bound_on_work() {
+    let mut world = behind_closed_nodes(i64::MAX / 8);
+    // Whatever is opened, the job in front takes the money of both.
+    let mut front = job(1, "a", 1, 1000);
+    front.priority = 1;
+    world.apply(&Delta::Job(front));
+    let one = world.explain(JobId::from_raw(2)).unwrap();
+    assert!(one.changes.iter().any(|change| (change.kind, change.amount) == (ChangeKind::OpenNodes, 2)), "{one:?}");
+    // What one of them holds.
+    let mut opened = world.clone();
+    opened.apply(&Delta::Node(node(1, 1, vec![gpu(0, "a", 8)])));
+    let hold = opened.decide(Limits::NONE).placements[0].hold.units();
+    world.apply(&Delta::Account(funds(1, hold)));
+    let why = world.explain(JobId::from_raw(2)).unwrap();
+    assert!(!why.changes.iter().any(|change| change.kind == ChangeKind::OpenNodes), "{:?}", why.changes);
 }

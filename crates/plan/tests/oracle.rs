@@ -157,8 +157,9 @@ impl<'a> Naive<'a> {
 
     fn money_covers(&self, job: &JobView, hold: i64) -> bool {
         let funds = self.available(&AccountKey::Funds(job.tenant)).unwrap_or(0);
-        let budgets = job.budgets.iter().filter_map(|key| self.available(key));
-        hold == 0 || budgets.chain([funds]).all(|left| left >= hold)
+        let budgets: Option<Vec<i64>> = job.budgets.iter().map(|key| self.available(key)).collect();
+        let Some(budgets) = budgets else { return false };
+        hold == 0 || budgets.into_iter().chain([funds]).all(|left| left >= hold)
     }
 
     fn spend(&mut self, job: &JobView, hold: i64) {

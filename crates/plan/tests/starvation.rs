@@ -3,15 +3,25 @@
 
 mod common;
 
-use common::{Rows, book, funds, gpu, job, node, price};
-use sluice_plan::{Delta, LeaseView, Limits, World};
-use sluice_types::{DeviceRef, JobId, LeaseId, NodeId, Reason};
+use common::{Rows, book, funds, gpu, job, node, price, tenant};
+use sluice_ledger::{Account, AccountKey, BudgetScope};
+use sluice_plan::{Delta, JobView, LeaseView, Limits, World};
+use sluice_types::{DeviceRef, JobId, LeaseId, NodeId, Reason, Timestamp};
 
 const GANG: u64 = 5;
 
 /// One node of four devices. Every round two small jobs arrive and the oldest lease ends, so that room is always left
 /// for small jobs and never for the gang. Returns the round in which the gang is placed, and the reasons told.
 fn rounds_until_placed(patience: u32, most: u64) -> (Option<u64>, Vec<Reason>) {
+    rounds_until_placed_with(patience, most, |_| None)
+}
+
+/// The same, with changes of its own in some rounds.
+fn rounds_until_placed_with(
+    patience: u32,
+    most: u64,
+    mut news: impl FnMut(u64) -> Option<Vec<Delta>>,
+) -> (Option<u64>, Vec<Reason>) {
     let mut rows = Rows::default();
     let mut world = World::with_patience(patience);
     let mut reasons = Vec::new();
@@ -34,6 +44,7 @@ fn rounds_until_placed(patience: u32, most: u64) -> (Option<u64>, Vec<Reason>) {
     for round in 0..most {
         let mut deltas: Vec<Delta> = rows.leases.keys().next().copied().map(Delta::LeaseGone).into_iter().collect();
         deltas.extend([0, 1].map(|other| Delta::Job(job(1000 + 2 * round + other, "a", 1, 500))));
+        deltas.extend(news(round).into_iter().flatten());
         for delta in deltas {
             rows.apply(&delta);
             world.apply(&delta);
@@ -87,4 +98,72 @@ fn a_job_of_higher_priority_may_use_what_is_kept() {
     assert_eq!(plan.placements.iter().map(|placement| placement.job.raw()).collect::<Vec<_>>(), [1]);
     let told: Vec<_> = plan.verdicts.iter().map(|verdict| (verdict.job.raw(), verdict.reason)).collect();
     assert_eq!(told, [(2, Reason::GangDoesNotFit), (3, Reason::BehindOthers)]);
+}
+
+#[test]
+fn patience_is_not_lost_when_a_budgets_period_ends() {
+    let budget = |period| AccountKey::Budget(BudgetScope::Tenant(tenant(1)), period);
+    let (placed, _) = rounds_until_placed_with(World::PATIENCE, 500, |round| {
+        let mut gang = job(GANG, "a", 4, 1000);
+        gang.budgets = vec![budget(round / 4)];
+        let granted = Account { credits_posted: 1 << 40, ..Account::empty(budget(round / 4)) };
+        (round % 4 == 0).then(|| vec![Delta::Account(granted), Delta::Job(gang)])
+    });
+    assert!(placed.is_some_and(|round| round <= u64::from(World::PATIENCE) + 12), "{placed:?}");
+}
+
+#[test]
+fn devices_are_kept_no_longer_than_it_helps() {
+    const HOUR: u64 = 3600;
+    let mut world = World::with_patience(1);
+    let endless = job(1, "a", 1, 1000).resources;
+    for delta in [
+        Delta::Node(node(1, 1, vec![gpu(0, "a", 8), gpu(1, "a", 8)])),
+        Delta::Account(funds(1, 1 << 40)),
+        Delta::Prices(book(1, vec![price("a", 1)])),
+        Delta::Lease(common::lease(1, 1, 0, &endless)),
+        Delta::Job(job(GANG, "a", 2, 1000)),
+    ] {
+        world.apply(&delta);
+    }
+    // A small job an hour, which runs for less than an hour: 1 where it was placed.
+    let hours = (1..=60u64).map(|hour| {
+        let small = job(100 + hour, "a", 1, 500);
+        world.apply(&Delta::Now(Timestamp::from_nanos(hour * HOUR * 1_000_000_000)));
+        world.apply(&Delta::Job(small.clone()));
+        let placed = world.decide(Limits::default()).placements.len();
+        world.apply(&Delta::JobGone(small.id));
+        placed
+    });
+    let hours: Vec<usize> = hours.collect();
+    let kept = |span: std::ops::Range<usize>| hours[span].iter().all(|placed| *placed == 0);
+    // One passes; then the other device is kept for 12 hours, to no end, and then given to others for as long.
+    assert_eq!(hours[0], 1, "{hours:?}");
+    assert!(kept(1..14), "{hours:?}");
+    assert_eq!(hours[14..25], [1; 11], "{hours:?}");
+    assert!(kept(25..38), "{hours:?}");
+}
+
+#[test]
+fn devices_are_kept_for_one_job_of_a_tenant_at_a_time() {
+    let mut world = World::with_patience(0);
+    let half = job(1, "a", 1, 500).resources;
+    let mut deltas = vec![
+        Delta::Account(funds(1, 1 << 40)),
+        Delta::Account(funds(2, 1 << 40)),
+        Delta::Prices(book(1, vec![price("a", 1)])),
+    ];
+    for at in 1..=3 {
+        deltas.push(Delta::Node(node(at, at, vec![gpu(0, "a", 8), gpu(1, "a", 8)])));
+        deltas.push(Delta::Lease(common::lease(at, at, 0, &half)));
+    }
+    // Three gangs, each wants both devices of a node: two of one tenant, one of another's.
+    for (id, owner, milli) in [(1, 1, 1000), (2, 1, 999), (3, 2, 1000)] {
+        deltas.push(Delta::Job(JobView { tenant: tenant(owner), ..job(id, "a", 2, milli) }));
+    }
+    // Of the three nodes two are kept: a small job still finds the third.
+    deltas.push(Delta::Job(job(4, "a", 1, 500)));
+    deltas.iter().for_each(|delta| world.apply(delta));
+    let plan = world.decide(Limits::default());
+    assert_eq!(plan.placements.iter().map(|placement| placement.job.raw()).collect::<Vec<_>>(), [4]);
 }

@@ -6,7 +6,7 @@ mod common;
 use std::fmt::Write;
 
 use common::{Rows, book, budget, core, funds, gpu, job, lease, node, price, site, tenant};
-use sluice_ledger::AccountKey;
+use sluice_ledger::{AccountKey, BudgetScope};
 use sluice_plan::{Delta, JobView, Limits, Plan, Purpose, World};
 use sluice_types::{Bytes, CoreMilli, JobId, Reason};
 
@@ -120,11 +120,29 @@ fn identical_jobs_are_told_once_and_only_news() {
     assert_eq!(world.decide(Limits::default()).verdicts.len(), 600);
     assert!(!world.has_more());
     assert_eq!(world.decide(Limits::default()), Plan::default());
-    // A new version that wants the same is not told again; one that wants something else is.
+    // The same version is not told again, also when a budget's period is another one. A new version is: what its row
+    // says may have been cleared, by a suspension that was taken back in the same commit.
+    let period = |period| AccountKey::Budget(BudgetScope::Tenant(tenant(1)), period);
+    world.apply(&rows().credit(period(1), 1 << 40));
+    world.apply(&Delta::Job(with(job(6, "cpu", 1, 200), |job| job.budgets = vec![period(1)])));
     world.apply(&Delta::Job(with(job(7, "cpu", 1, 200), |job| job.version = 2)));
     world.apply(&Delta::Job(with(job(8, "cpu", 1, 201), |job| job.version = 2)));
     let told: Vec<_> = world.decide(Limits::default()).verdicts.iter().map(|verdict| verdict.job.raw()).collect();
-    assert_eq!(told, [8]);
+    assert_eq!(told, [7, 8]);
+}
+
+#[test]
+fn a_period_that_is_not_granted_yet_pays_for_nothing() {
+    let mut world = rows().world(World::PATIENCE);
+    let ungranted = AccountKey::Budget(BudgetScope::Tenant(tenant(1)), 8);
+    world.apply(&Delta::Job(with(job(1, "a", 1, 100), |job| job.budgets = vec![ungranted.clone()])));
+    let plan = world.decide(Limits::default());
+    // The writer would refuse the placement, and the scheduler would place it again, without end.
+    assert_eq!(plan.placements, []);
+    assert_eq!(plan.verdicts.iter().map(|verdict| verdict.reason).collect::<Vec<_>>(), [Reason::BudgetExhausted]);
+    assert!(!plan.verdicts[0].message.contains("/8"), "the period is no news: {}", plan.verdicts[0].message);
+    world.apply(&rows().credit(ungranted, 1 << 40));
+    assert_eq!(world.decide(Limits::default()).placements.len(), 1);
 }
 
 #[test]

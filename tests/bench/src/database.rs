@@ -1,7 +1,7 @@
 //! Fresh databases.
 
 use std::cell::Cell;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use sluice_store::testing::{Cluster, NoCluster};
@@ -54,12 +54,14 @@ impl Source {
 
     /// An empty database, or the one there is.
     pub(crate) async fn fresh(&self, below: Option<&Path>) -> anyhow::Result<Fresh> {
-        let folder = match below {
-            Some(below) => tempfile::Builder::new().prefix("sluice-bench-").tempdir_in(below),
-            None => tempfile::Builder::new().prefix("sluice-bench-").tempdir(),
+        let below = match below {
+            Some(below) => below.to_owned(),
+            None => some_disk()?,
         };
+        let folder = tempfile::Builder::new().prefix("sluice-bench-").tempdir_in(&below);
         let folder = folder.context("no folder for a database")?;
-        on_disk(folder.path())?;
+        let disk = is_on_disk(folder.path())?;
+        anyhow::ensure!(disk, "{} is in memory: name another --folder", folder.path().display());
         let url = match self {
             Self::Sqlite => format!("sqlite:{}", folder.path().join("sluice.db").display()),
             Self::Private(cluster, used) => {
@@ -72,9 +74,17 @@ impl Source {
     }
 }
 
+/// The folder for temporary files or, where that is in memory, the one that this program was built into.
+fn some_disk() -> anyhow::Result<PathBuf> {
+    let usual = std::env::temp_dir();
+    if is_on_disk(&usual)? {
+        return Ok(usual);
+    }
+    let program = std::env::current_exe().context("cannot tell where this program is")?;
+    Ok(program.parent().context("this program is in no folder")?.to_owned())
+}
+
 /// A commit in memory is not durable, so its rate says nothing.
-fn on_disk(folder: &Path) -> anyhow::Result<()> {
-    let kind = nix::sys::statfs::statfs(folder)?.filesystem_type();
-    anyhow::ensure!(kind != nix::sys::statfs::TMPFS_MAGIC, "{} is in memory: name another --folder", folder.display());
-    Ok(())
+fn is_on_disk(folder: &Path) -> anyhow::Result<bool> {
+    Ok(nix::sys::statfs::statfs(folder)?.filesystem_type() != nix::sys::statfs::TMPFS_MAGIC)
 }

@@ -1,5 +1,7 @@
 //! Budgets: what is left of a period, and the holds of running work that follow it from period to period.
 
+use std::collections::BTreeSet;
+
 use sluice_ledger::{AccountKey, BudgetScope, LedgerError, quote};
 use sluice_types::{AttemptId, Credits, HoldId, ProjectId, TenantId};
 
@@ -33,20 +35,18 @@ impl Step<'_> {
         self.adjust_budget(&budget).map_err(|error| money_refusal(&error))?;
         self.state.budgets.insert(scope.clone(), budget);
         self.retell(|_, job| job.tenant == tenant);
-        self.cover_running(tenant);
+        self.cover_running(&BTreeSet::from([tenant]));
         Ok(Answer { object: scope, ..Answer::default() })
     }
 
     /// Brings what is left in the current period to the budget's amount less what is spent or promised of it.
     fn adjust_budget(&mut self, budget: &Budget) -> Result<(), LedgerError> {
         let scope = budget.ledger_scope();
-        let account = AccountKey::Budget(scope, budget.period(self.now));
+        let period = budget.period(self.now);
+        let (account, grants) = (AccountKey::Budget(scope, period), AccountKey::Grants(scope, period));
         let change = self.missing_of(budget, &account);
         let cause = format!("budget/{scope}/set/{}", self.id());
-        let sides = match change >= 0 {
-            true => (AccountKey::Grants, account),
-            false => (account, AccountKey::Grants),
-        };
+        let sides = if change >= 0 { (grants, account) } else { (account, grants) };
         self.transfer(sides, change.abs(), cause)
     }
 
@@ -69,31 +69,30 @@ impl Step<'_> {
     /// Grants every budget its amount for a period that just began, and moves what runs into that period.
     pub(super) fn grant_budgets(&mut self) {
         let budgets: Vec<_> = self.state.budgets.values().cloned().collect();
-        let mut granted: Vec<TenantId> = Vec::new();
+        let mut granted: BTreeSet<TenantId> = BTreeSet::new();
         for budget in budgets {
-            let scope = budget.ledger_scope();
-            let account = AccountKey::Budget(scope, budget.period(self.now));
+            let (scope, period) = (budget.ledger_scope(), budget.period(self.now));
+            let account = AccountKey::Budget(scope, period);
             if self.state.books.knows(&account) {
                 continue;
             }
-            let cause = format!("budget/{scope}/{}", budget.period(self.now));
-            // Refused only where the sum of all grants leaves the ledger's range; the budget is then not refilled.
-            if self.transfer((AccountKey::Grants, account), budget.amount.units(), cause).is_ok() {
-                granted.push(budget.tenant);
+            let cause = format!("budget/{scope}/{period}");
+            // A new period's accounts are empty, and no budget is larger than they can hold.
+            if self.transfer((AccountKey::Grants(scope, period), account), budget.amount.units(), cause).is_ok() {
+                granted.insert(budget.tenant);
             }
         }
-        granted.dedup();
         if !granted.is_empty() {
             self.retell(|_, job| granted.contains(&job.tenant));
+            self.cover_running(&granted);
         }
-        granted.into_iter().for_each(|tenant| self.cover_running(tenant));
     }
 
     /// Lets budgets that changed bind what runs already.
-    fn cover_running(&mut self, tenant: TenantId) {
+    fn cover_running(&mut self, tenants: &BTreeSet<TenantId>) {
         let live = self.state.attempts.values().filter(|row| row.state != AttemptState::Ended);
-        let of_tenant = |job| self.state.jobs.get(&job).is_some_and(|job| job.tenant == tenant);
-        let live: Vec<_> = live.filter(|row| of_tenant(row.job)).map(|row| row.id).collect();
+        let covered = |job| self.state.jobs.get(&job).is_some_and(|job| tenants.contains(&job.tenant));
+        let live: Vec<_> = live.filter(|row| covered(row.job)).map(|row| row.id).collect();
         live.into_iter().for_each(|attempt| self.renew(attempt));
     }
 
@@ -211,7 +210,8 @@ impl Step<'_> {
     pub(super) fn credit_budget(&mut self, share: &BudgetShare, cause: &str) {
         let (scope, period) = (share.scope, share.period);
         let (account, spent) = (AccountKey::Budget(scope, period), AccountKey::Spent(scope, period));
-        let parts = [(share.held, account.clone(), ""), (share.over, AccountKey::Grants, "/over")];
+        let grants = AccountKey::Grants(scope, period);
+        let parts = [(share.held, account.clone(), ""), (share.over, grants.clone(), "/over")];
         for (amount, to, part) in parts {
             if amount != Credits::ZERO {
                 // Only a sum out of the ledger's range is refused; the money itself was credited before.
@@ -221,7 +221,7 @@ impl Step<'_> {
         let Some(budget) = self.state.budgets.get(&scope.to_string()).cloned() else { return };
         let surplus = -self.missing_of(&budget, &account);
         if surplus > 0 {
-            let _ = self.transfer((account, AccountKey::Grants), surplus, format!("{cause}/{scope}/surplus"));
+            let _ = self.transfer((account, grants), surplus, format!("{cause}/{scope}/surplus"));
         }
     }
 }

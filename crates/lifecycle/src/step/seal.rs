@@ -7,7 +7,7 @@ use sluice_types::{AttemptId, CheckpointId, Digest, JobId, NodeId, NodeInstant, 
 use super::Step;
 use crate::command::{Answer, Refusal, TaskKey};
 use crate::model::{AttemptState, Checkpoint, CheckpointPart, Job};
-use crate::state::Happened;
+use crate::state::{Happened, State};
 
 impl Step<'_> {
     #[allow(clippy::too_many_arguments)]
@@ -137,8 +137,12 @@ impl Step<'_> {
         let older = self.state.checkpoints_of.get(&job).into_iter().flatten();
         let older = older.filter_map(|other| self.state.checkpoints.get(other));
         let needed = self.checkpoints_in_use(job);
+        // Durable may mean fewer sites for as long as a vault is away. What more sites have is kept until the newer one
+        // has got as far: the vault comes back with it, and another may be lost before the copy is there.
+        let sites = row.sites().len();
+        let aim = State::durable_aim(&owner);
         let older: Vec<_> = older
-            .filter(|other| !other.retired && !needed.contains(&other.id))
+            .filter(|other| !other.retired && !needed.contains(&other.id) && sites >= aim.min(other.sites().len()))
             .filter(|other| (other.generation, other.step, other.id) < (row.generation, row.step, id))
             .map(|other| other.id)
             .collect();

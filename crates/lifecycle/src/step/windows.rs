@@ -157,7 +157,7 @@ impl Step<'_> {
                 self.post_hold(hold, held, format!("{cause}/{scope}")).expect(why);
             }
             let mut over = posted - held;
-            let sides = (AccountKey::Grants, AccountKey::Spent(scope, period));
+            let sides = (AccountKey::Grants(scope, period), AccountKey::Spent(scope, period));
             if over > 0 && self.transfer(sides, over, format!("{cause}/{scope}/over")).is_err() {
                 // Only a sum out of the ledger's range is refused; the budget then shows less than was spent.
                 over = 0;

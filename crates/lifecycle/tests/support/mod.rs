@@ -175,17 +175,29 @@ impl Bench {
 
     /// Submits a job that wants one device and runs until it is stopped.
     pub(crate) fn submit(&mut self, limit: Option<u64>) -> JobId {
-        let command = UserCommand::Submit {
-            project: self.project,
-            name: None,
-            spec: std::sync::Arc::new(spec(limit.map(Nanos::from_secs))),
-        };
+        self.submit_spec(spec(limit.map(Nanos::from_secs)))
+    }
+
+    fn submit_spec(&mut self, spec: JobSpec) -> JobId {
+        let command = UserCommand::Submit { project: self.project, name: None, spec: std::sync::Arc::new(spec) };
         self.user(command).unwrap().object.parse().unwrap()
     }
 
     /// Submits a job, has it placed and lets it run.
     pub(crate) fn run(&mut self, limit: Option<u64>) -> JobId {
         let job = self.submit(limit);
+        self.placed_and_running(job)
+    }
+
+    /// The same for a job whose checkpoints must be at so many sites.
+    pub(crate) fn run_durable(&mut self, sites: u32) -> JobId {
+        let mut wanted = spec(None);
+        wanted.checkpoint.as_mut().unwrap().durable_sites = sites;
+        let job = self.submit_spec(wanted);
+        self.placed_and_running(job)
+    }
+
+    fn placed_and_running(&mut self, job: JobId) -> JobId {
         self.plan();
         let key = self.task(job);
         let started = self.clock();

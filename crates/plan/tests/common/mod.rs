@@ -66,6 +66,8 @@ impl Rows {
             Delta::JobGone(job) => drop(self.jobs.remove(&job)),
             Delta::Account(account) => drop(self.accounts.insert(account.key.clone(), account)),
             Delta::Prices(prices) => self.prices = Some(prices),
+            // Not a fact that worlds are compared by.
+            Delta::Now(_) => {}
         }
     }
 
