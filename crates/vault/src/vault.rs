@@ -6,10 +6,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::net::TcpListener;
+use futures::stream::{FuturesUnordered, Stream, StreamExt as _, unfold};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::Router;
 use tonic::transport::{Server, ServerTlsConfig};
 
 use crate::error::VaultError;
@@ -40,8 +42,9 @@ pub struct VaultConfig {
     pub advertise: String,
     /// The controller, `host:port`; empty = no link, for tests.
     pub controller: String,
-    /// TLS for those who dial us; it must ask for client certificates. `None` only on loopback.
-    pub server_tls: Option<ServerTlsConfig>,
+    /// TLS for those who dial us; it must ask for client certificates. What is sent later, as for a renewed certificate,
+    /// is for new connections, and cuts no transfer. `None` only on loopback.
+    pub server_tls: Option<watch::Receiver<ServerTlsConfig>>,
     /// TLS for dialling the controller.
     pub controller_tls: TlsSource,
     /// TLS for dialling other vaults.
@@ -131,19 +134,8 @@ impl Vault {
         let transport = if config.server_tls.is_some() { Transport::Tls } else { Transport::Plaintext };
         let server =
             VaultServer::new(store.clone(), replicator.clone(), config.policy.clone(), transport, config.transfers);
-        let mut builder = Server::builder()
-            .initial_stream_window_size(SERVER_WINDOW)
-            .initial_connection_window_size(SERVER_WINDOW)
-            .max_concurrent_streams(MAX_STREAMS)
-            .max_frame_size(MAX_HTTP_FRAME)
-            .http2_keepalive_interval(Some(Duration::from_secs(20)));
-        if let Some(tls) = config.server_tls {
-            builder = builder.tls_config(tls)?;
-        }
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-        let router = builder.add_service(server.service());
         let served = async {
-            let served = router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned()).await;
+            let served = serve(server, listener, config.server_tls, stop.clone()).await;
             stop.cancel();
             served
         };
@@ -171,6 +163,73 @@ impl Vault {
             served = all => Ok(served?),
             () = deadline => Ok(()),
         }
+    }
+}
+
+/// Serves until told to stop. With each renewal of the TLS settings a new server takes the port over, and the one before
+/// it ends with the last of its transfers: the store and the link know nothing of it.
+async fn serve(
+    server: VaultServer,
+    listener: TcpListener,
+    mut tls: Option<watch::Receiver<ServerTlsConfig>>,
+    stop: CancellationToken,
+) -> Result<(), tonic::transport::Error> {
+    let listener = Arc::new(listener);
+    let mut servers = FuturesUnordered::new();
+    while !stop.is_cancelled() {
+        let settings = tls.as_mut().map(|tls| tls.borrow_and_update().clone());
+        let router = router(server.clone(), settings)?;
+        let ended = stop.child_token();
+        servers.push(router.serve_with_incoming_shutdown(accept(listener.clone()), ended.clone().cancelled_owned()));
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = renewed(&mut tls) => break,
+                // One that was replaced ends well, the newest only with an error.
+                Some(served) = servers.next() => served?,
+            }
+        }
+        ended.cancel();
+    }
+    while let Some(served) = servers.next().await {
+        served?;
+    }
+    Ok(())
+}
+
+fn router(server: VaultServer, tls: Option<ServerTlsConfig>) -> Result<Router, tonic::transport::Error> {
+    let mut builder = Server::builder()
+        .initial_stream_window_size(SERVER_WINDOW)
+        .initial_connection_window_size(SERVER_WINDOW)
+        .max_concurrent_streams(MAX_STREAMS)
+        .max_frame_size(MAX_HTTP_FRAME)
+        .http2_keepalive_interval(Some(Duration::from_secs(20)));
+    if let Some(tls) = tls {
+        builder = builder.tls_config(tls)?;
+    }
+    Ok(builder.add_service(server.service()))
+}
+
+/// Connections, as they come. Several servers may take from one port: no moment is without one.
+fn accept(listener: Arc<TcpListener>) -> impl Stream<Item = std::io::Result<TcpStream>> {
+    unfold(listener, |listener| async move {
+        let accepted = listener.accept().await.map(|(stream, _)| {
+            // Without it the connection is only slower.
+            let _slow = stream.set_nodelay(true);
+            stream
+        });
+        Some((accepted, listener))
+    })
+}
+
+/// Waits for new TLS settings; for ever where none will come.
+async fn renewed(tls: &mut Option<watch::Receiver<ServerTlsConfig>>) {
+    let come = match tls {
+        Some(tls) => tls.changed().await.is_ok(),
+        None => false,
+    };
+    if !come {
+        std::future::pending::<()>().await;
     }
 }
 

@@ -212,6 +212,36 @@ async fn a_blob_that_nothing_names_goes_when_nobody_asks_for_it() {
     assert_eq!(here, wanted, "what was asked for, and what a manifest names");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_start_makes_no_blob_younger() {
+    let folder = tempfile::tempdir().unwrap();
+    let (promise, day) = (Duration::from_secs(60), Duration::from_secs(86_400));
+    let limits = StoreLimits { promise, unnamed: Some(day), ..limits() };
+    let store = open(folder.path(), limits).await.unwrap();
+    let (old, asked, young) = (hash_bytes(b"old"), hash_bytes(b"asked"), hash_bytes(b"young"));
+    for (digest, bytes) in [(old, "old"), (asked, "asked"), (young, "young")] {
+        store.put(digest, bytes.into()).await.unwrap();
+    }
+    drop(store);
+    let yesterday = SystemTime::now() - day;
+    for digest in [old, asked] {
+        let file = std::fs::File::options().append(true).open(on_disk(folder.path(), &digest)).unwrap();
+        file.set_modified(yesterday).unwrap();
+    }
+    let store = open(folder.path(), limits).await.unwrap();
+    store.sweep().await.unwrap();
+    assert_eq!(store.blobs().len(), 3, "what may have been promised before the start is kept a little");
+    tokio::time::advance(promise / 2).await;
+    assert!(store.size(&asked).is_some());
+    tokio::time::advance(promise).await;
+    store.sweep().await.unwrap();
+    let mut here = store.blobs();
+    here.sort();
+    let mut wanted = [asked, young];
+    wanted.sort();
+    assert_eq!(here, wanted);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_manifest_is_not_sealed_over_a_missing_blob() {
     let folder = tempfile::tempdir().unwrap();

@@ -4,16 +4,22 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{config, noise, start};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use sluice_proto::v1::put_blob_request::Part;
+use sluice_proto::v1::vault_service_client::VaultServiceClient;
+use sluice_proto::v1::{PutBlobHeader, PutBlobRequest};
 use sluice_types::Digest;
 use sluice_vault::{
     ClientError, ClientLimits, PeerPolicy, RequireCertificate, TlsSource, VaultClient, VaultError, VaultMethod,
     hash_bytes,
 };
+use tokio::sync::watch;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity, ServerTlsConfig};
 
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -34,9 +40,13 @@ impl Authority {
         Certificate::from_pem(self.0.pem())
     }
 
-    fn server(&self, optional: bool) -> ServerTlsConfig {
-        let config = ServerTlsConfig::new().identity(self.identity("vault.sluice")).client_ca_root(self.root());
-        config.client_auth_optional(optional)
+    fn settings(&self) -> ServerTlsConfig {
+        ServerTlsConfig::new().identity(self.identity("vault.sluice")).client_ca_root(self.root())
+    }
+
+    /// Settings that are never renewed.
+    fn server(&self, optional: bool) -> watch::Receiver<ServerTlsConfig> {
+        watch::channel(self.settings().client_auth_optional(optional)).1
     }
 
     fn client(&self, identity: Option<Identity>) -> TlsSource {
@@ -116,6 +126,48 @@ async fn the_policy_decides_by_certificate_method_and_digest() {
     assert_eq!(get(&other, b"open").await, Some(Code::PermissionDenied));
     assert_eq!(code(reader.put_bytes(b"new").await), Some(Code::PermissionDenied));
     assert_eq!(vault.figures().peers_refused, 3);
+}
+
+/// Another authority's certificate stands for a renewed one, so that each can be told from the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewed_certificate_is_shown_to_new_connections_and_cuts_no_transfer() {
+    let (before, after) = (Authority::new(), Authority::new());
+    let folder = tempfile::tempdir().unwrap();
+    let (renew, server_tls) = watch::channel(before.settings());
+    let mut config = config(folder.path(), "");
+    config.server_tls = Some(server_tls);
+    let vault = start(config).await;
+    let old = before.client(Some(before.identity("node-1")))().unwrap();
+    let old = Endpoint::from_shared(format!("https://{}", vault.address)).unwrap().tls_config(old).unwrap();
+    let mut old = VaultServiceClient::new(old.connect().await.unwrap());
+    let new = client(vault.address, after.client(Some(after.identity("node-1"))));
+
+    // An upload that has begun before, and ends after, connections of the new kind are taken.
+    let bytes = noise(1, 200_000);
+    let digest = hash_bytes(&bytes);
+    let (parts, upload) = tokio::sync::mpsc::channel(1);
+    let header = PutBlobHeader { digest: digest.to_string(), size_bytes: 200_000, offset: 0 };
+    let send = async |part| parts.send(PutBlobRequest { part: Some(part) }).await.unwrap();
+    let uploaded = tokio::spawn(async move { old.put_blob(ReceiverStream::new(upload)).await });
+    send(Part::Header(header)).await;
+    send(Part::Data(bytes::Bytes::copy_from_slice(&bytes[..100_000]))).await;
+    while vault.figures().put_bytes < 100_000 {
+        tokio::task::yield_now().await;
+    }
+    assert!(new.put_bytes(b"new").await.is_err(), "it is not shown yet");
+    renew.send_replace(after.settings());
+    let taken = async {
+        while new.put_bytes(b"new").await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), taken).await.expect("the new certificate is not shown");
+    send(Part::Data(bytes::Bytes::copy_from_slice(&bytes[100_000..]))).await;
+    drop(parts);
+    uploaded.await.unwrap().unwrap();
+    assert_eq!(new.get_bytes(digest, 1 << 20).await.unwrap(), bytes);
+    let refused = client(vault.address, before.client(Some(before.identity("node-1")))).put_bytes(b"old").await;
+    assert!(refused.is_err(), "the old certificate is shown still");
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ use sluice_identity::{Host, HostKind, Subject, peer};
 use sluice_types::Digest;
 use sluice_vault::{PeerPolicy, StoreLimits, TransferLimits, VaultConfig, VaultMethod, VaultStats};
 use tokio::sync::watch;
+use tonic::transport::ServerTlsConfig;
 
 use super::host;
 use crate::command::VaultArgs;
@@ -29,7 +30,7 @@ impl PeerPolicy for ClusterPolicy {
     }
 }
 
-/// Runs until a signal. When the certificate was renewed the server starts again with the new one.
+/// Runs until a signal. When the certificate was renewed, new connections are shown the new one.
 pub(crate) async fn vault(arguments: VaultArgs) -> anyhow::Result<()> {
     telemetry::start();
     process::end_with_parent(arguments.process.with_parent)?;
@@ -49,29 +50,32 @@ pub(crate) async fn vault(arguments: VaultArgs) -> anyhow::Result<()> {
     metrics::serve(arguments.process.metrics, &arguments.folder, figures, stop.clone()).await?;
     let (renewed, mut news) = watch::channel(0);
     tokio::spawn(host::keep_renewed(host.clone(), stop.clone(), renewed));
-    while !stop.is_cancelled() {
-        let round = stop.child_token();
-        let run = sluice_vault::run(config(&arguments, &host, &stats), round.clone());
-        tokio::pin!(run);
+    let (shown, tls) = watch::channel(host.server_tls());
+    let run = sluice_vault::run(config(&arguments, &host, tls, &stats), stop);
+    tokio::pin!(run);
+    loop {
         tokio::select! {
             ended = &mut run => return ended.context("the vault ended"),
-            _ = news.changed() => {
-                round.cancel();
-                run.await.context("the vault ended")?;
+            Ok(()) = news.changed() => {
+                shown.send_replace(host.server_tls());
             }
         }
     }
-    Ok(())
 }
 
-fn config(arguments: &VaultArgs, host: &Host, stats: &Arc<VaultStats>) -> VaultConfig {
+fn config(
+    arguments: &VaultArgs,
+    host: &Host,
+    server_tls: watch::Receiver<ServerTlsConfig>,
+    stats: &Arc<VaultStats>,
+) -> VaultConfig {
     let (up, across) = (host.clone(), host.clone());
     VaultConfig {
         folder: arguments.folder.join("blobs"),
         listen: arguments.listen,
         advertise: arguments.advertise.clone(),
         controller: host::controllers(host, &arguments.join).into_iter().next().unwrap_or_default(),
-        server_tls: Some(host.server_tls()),
+        server_tls: Some(server_tls),
         controller_tls: Arc::new(move || Some(up.controller_tls())),
         peer_tls: Arc::new(move || Some(across.vault_tls())),
         policy: Arc::new(ClusterPolicy),

@@ -21,7 +21,7 @@ impl State {
         let mut missing = Vec::new();
         for (digest, length) in manifest.blobs() {
             match self.blobs.get_mut(&digest) {
-                Some(blob) if blob.size == length => blob.touched = now,
+                Some(blob) if blob.size == length => blob.touch(now),
                 _ => missing.push((digest, length)),
             }
         }

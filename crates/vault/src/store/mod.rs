@@ -123,6 +123,24 @@ struct Blob {
     size: u64,
     /// When somebody was last told that it is here.
     touched: Instant,
+    /// How long nobody had been told before, where that is known from its file only.
+    before: Duration,
+}
+
+impl Blob {
+    fn stored(size: u64) -> Self {
+        Self { size, touched: Instant::now(), before: Duration::ZERO }
+    }
+
+    fn touch(&mut self, now: Instant) {
+        (self.touched, self.before) = (now, Duration::ZERO);
+    }
+
+    /// How long nobody has been told that it is here. A promise counts from [`Self::touched`], since a process knows
+    /// nothing of those of the one before it.
+    fn idle(&self, now: Instant) -> Duration {
+        now.duration_since(self.touched).saturating_add(self.before)
+    }
 }
 
 #[derive(Debug)]
@@ -155,7 +173,7 @@ impl Kind {
 }
 
 impl BlobStore {
-    /// Opens a folder, creating it where needed, and takes in what is there. `now` judges the age of partial files.
+    /// Opens a folder, creating it where needed, and takes in what is there. `now` judges the age of files.
     ///
     /// # Errors
     /// [`StoreError::Locked`] if another vault has it; the disk.
@@ -208,7 +226,7 @@ impl BlobStore {
         let now = Instant::now();
         let mut state = self.state();
         if let Some(blob) = state.blobs.get_mut(digest) {
-            blob.touched = now;
+            blob.touch(now);
             return Some(Bytes::new(blob.size));
         }
         state.manifests.get(digest).map(|size| Bytes::new(*size))
@@ -275,8 +293,9 @@ impl BlobStore {
         let now = Instant::now();
         let gone: BTreeSet<_> = {
             let state = self.state();
-            let old =
-                |blob: &Blob| self.inner.limits.unnamed.is_some_and(|age| now.duration_since(blob.touched) >= age);
+            let limits = self.inner.limits;
+            let promised = |blob: &Blob| now.duration_since(blob.touched) < limits.promise;
+            let old = |blob: &Blob| limits.unnamed.is_some_and(|age| blob.idle(now) >= age) && !promised(blob);
             let unnamed = state.blobs.iter().filter(|(digest, blob)| !state.refs.contains_key(digest) && old(blob));
             unnamed.map(|(digest, _)| *digest).chain(state.condemned.iter().copied()).collect()
         };

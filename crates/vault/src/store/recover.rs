@@ -1,6 +1,6 @@
 //! What a start finds in the folder: complete files go into the index, young beginnings are kept, the rest goes.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, Metadata, TryLockError};
 use std::io;
 use std::path::Path;
 use std::time::SystemTime;
@@ -33,14 +33,18 @@ pub(super) fn read_folder(folder: &Path, limits: StoreLimits, now: SystemTime) -
     let mut state = State::default();
     // Nobody was promised anything by this process yet; a manifest on its way before the stop still gets its time.
     let touched = Instant::now();
-    for_each_object(&folder.join(Kind::Blob.folder()), &mut |digest, size| {
-        state.used = state.used.saturating_add(size);
-        state.blobs.insert(digest, Blob { size, touched });
+    for_each_object(&folder.join(Kind::Blob.folder()), &mut |digest, file| {
+        // Else no blob would ever be old in a vault that is started often.
+        let before = now.duration_since(file.modified()?).unwrap_or_default();
+        state.used = state.used.saturating_add(file.len());
+        state.blobs.insert(digest, Blob { size: file.len(), touched, before });
+        Ok(())
     })
     .map_err(StoreError::io("list the blobs"))?;
-    for_each_object(&folder.join(Kind::Manifest.folder()), &mut |digest, size| {
-        state.used = state.used.saturating_add(size);
-        state.manifests.insert(digest, size);
+    for_each_object(&folder.join(Kind::Manifest.folder()), &mut |digest, file| {
+        state.used = state.used.saturating_add(file.len());
+        state.manifests.insert(digest, file.len());
+        Ok(())
     })
     .map_err(StoreError::io("list the manifests"))?;
     keep_partials(&folder.join("partial"), limits, now, &mut state).map_err(StoreError::io("list partial files"))?;
@@ -48,7 +52,7 @@ pub(super) fn read_folder(folder: &Path, limits: StoreLimits, now: SystemTime) -
 }
 
 /// Walks the two levels. A file under another name is what a stop left of a write that was never acknowledged.
-fn for_each_object(folder: &Path, found: &mut impl FnMut(Digest, u64)) -> io::Result<()> {
+fn for_each_object(folder: &Path, found: &mut impl FnMut(Digest, Metadata) -> io::Result<()>) -> io::Result<()> {
     for shard in fs::read_dir(folder)? {
         let shard = shard?;
         if !shard.file_type()?.is_dir() {
@@ -57,7 +61,7 @@ fn for_each_object(folder: &Path, found: &mut impl FnMut(Digest, u64)) -> io::Re
         for file in fs::read_dir(shard.path())? {
             let file = file?;
             match digest_of(&file) {
-                Some(digest) => found(digest, file.metadata()?.len()),
+                Some(digest) => found(digest, file.metadata()?)?,
                 None if file.file_type()?.is_file() => fs::remove_file(file.path())?,
                 None => {}
             }

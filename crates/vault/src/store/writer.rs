@@ -8,7 +8,6 @@ use bytes::Bytes;
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path as ObjectPath;
 use sluice_types::Digest;
-use tokio::time::Instant;
 
 use super::{Blob, BlobStore, Kind, Partial, State, blocking, flat};
 use crate::error::StoreError;
@@ -278,7 +277,7 @@ impl Spool {
             let mut state = store.state();
             state.account(digest, None);
             state.used = state.used.saturating_add(spool.written);
-            state.blobs.insert(digest, Blob { size: spool.written, touched: Instant::now() });
+            state.blobs.insert(digest, Blob::stored(spool.written));
         }
         spool.done = true;
         count(&store.stats().blobs_stored, 1);
