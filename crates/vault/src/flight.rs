@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use sluice_types::Digest;
 use tokio::sync::watch;
 
-/// Who is at work on which digest. Bounded by the callers, each of which holds at most one flight of a table.
+/// Who is at work on which digest. Bounded by the callers, each of which holds at most one flight of a table, and those of
+/// what a manifest names only below its own.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Flights {
     active: Arc<Mutex<HashMap<Digest, watch::Receiver<()>>>>,

@@ -85,10 +85,13 @@ impl Replicator {
         let _flight = self.copies.enter(manifest).await;
         let routes = from.routes(MIN_WINDOW);
         let (parsed, bytes) = self.manifest(manifest, &routes).await?;
+        // What counts as here must be here still when all the rest has come, hours later.
+        let mut holds = vec![self.store.hold(&parsed)];
         let mut parts = Vec::new();
         for member in parsed.members() {
             let flight = self.copies.enter(member).await;
             let (part, bytes) = self.manifest(member, &routes).await?;
+            holds.push(self.store.hold(&part));
             parts.push((member, part, bytes, flight));
         }
         let mut missing: HashMap<Digest, u64> = HashMap::new();

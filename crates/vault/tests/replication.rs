@@ -250,6 +250,25 @@ async fn what_a_host_waits_for_is_not_held_up_by_copies_from_a_silent_site() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_copy_found_here_stays_until_the_rest_has_come() {
+    let world = World::new().await;
+    let shared = noise(57, 1000);
+    let older = seal(&world.b.client(), 1, std::slice::from_ref(&shared)).await;
+    let mut state = tensors(14, 12, 1 << 20);
+    state.push(shared.clone());
+    let manifest = seal(&world.a.client(), 2, &state).await;
+    world.controller.order("b", manifest, &[("a", world.proxy.address.to_string())]).await;
+    while world.proxy.bytes() < size(&state) / 4 {
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+    world.proxy.fall_silent();
+    // Promises of these vaults last no time at all, as those of others last less than a long copy.
+    world.b.store.forget(older).await.unwrap();
+    world.b.store.sweep().await.unwrap();
+    assert!(world.b.store.size(&hash_bytes(&shared)).is_some(), "it was to be copied too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_gang_copies_and_goes_as_one() {
     let world = World::new().await;
     let ranks = [tensors(12, 3, 100 << 10), tensors(13, 3, 100 << 10)];

@@ -29,6 +29,11 @@ fn limits() -> StoreLimits {
     StoreLimits { promise: Duration::ZERO, ..StoreLimits::default() }
 }
 
+fn manifest_on_disk(folder: &Path, digest: &sluice_types::Digest) -> std::path::PathBuf {
+    let hex = digest.to_string();
+    folder.join("manifests").join(&hex[..2]).join(hex)
+}
+
 #[tokio::test]
 async fn a_store_comes_back_as_it_was() {
     let folder = tempfile::tempdir().unwrap();
@@ -149,15 +154,80 @@ async fn a_damaged_manifest_is_refused_and_can_be_sealed_again() {
     store.put(hash_bytes(b"t"), "t".into()).await.unwrap();
     let (bytes, digest) = checkpoint(1, &[b"t".to_vec()]).encode().unwrap();
     store.seal(bytes.clone()).await.unwrap();
-    let hex = digest.to_string();
-    let path = folder.path().join("manifests").join(&hex[..2]).join(&hex);
-    let mut damaged = bytes.to_vec();
-    damaged[20] ^= 1;
-    std::fs::write(&path, damaged).unwrap();
+    let path = manifest_on_disk(folder.path(), &digest);
+    let damage = || {
+        let mut damaged = bytes.to_vec();
+        damaged[20] ^= 1;
+        std::fs::write(&path, damaged).unwrap();
+    };
+    damage();
     assert!(matches!(store.manifest(digest).await, Err(StoreError::Corrupt(_))));
     assert!(matches!(store.manifest(digest).await, Err(StoreError::NotFound(_))));
-    store.seal(bytes).await.unwrap();
+    assert!(!store.delete(hash_bytes(b"t")).await.unwrap(), "it is still needed");
+    store.seal(bytes.clone()).await.unwrap();
     assert_eq!(store.manifest(digest).await.unwrap().0, checkpoint(1, &[b"t".to_vec()]));
+    store.forget(digest).await.unwrap();
+    assert_eq!(store.stored().get(), 0, "what it names was counted once");
+}
+
+#[tokio::test]
+async fn what_only_a_lost_manifest_named_goes_once_that_is_forgotten() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), limits()).await.unwrap();
+    let (shared, own) = (noise(1, 1000), noise(2, 1000));
+    for bytes in [&shared, &own] {
+        store.put(hash_bytes(bytes), bytes.clone().into()).await.unwrap();
+    }
+    let live = store.seal(checkpoint(1, &[shared.clone()]).encode().unwrap().0).await.unwrap();
+    let lost = store.seal(checkpoint(2, &[shared.clone(), own.clone()]).encode().unwrap().0).await.unwrap();
+    std::fs::write(manifest_on_disk(folder.path(), &lost), "damaged").unwrap();
+    assert!(matches!(store.manifest(lost).await, Err(StoreError::Corrupt(_))));
+    store.sweep().await.unwrap();
+    assert_eq!(store.blobs().len(), 2, "it may be sealed again");
+    store.forget(lost).await.unwrap();
+    store.sweep().await.unwrap();
+    assert_eq!(store.blobs(), [hash_bytes(&shared)]);
+    store.forget(live).await.unwrap();
+    assert_eq!(store.stored().get(), 0);
+}
+
+/// A link to itself of the length of the file it stands for: it can be listed, and not be read.
+fn make_unreadable(path: &Path) {
+    let length = std::fs::metadata(path).unwrap().len() as usize;
+    let target = path.to_str().unwrap();
+    std::fs::remove_file(path).unwrap();
+    std::os::unix::fs::symlink("/".repeat(length - target.len()) + target, path).unwrap();
+}
+
+/// On one thread with a clock that jumps to the next timer.
+#[tokio::test(start_paused = true)]
+async fn a_store_with_a_manifest_that_cannot_be_read_now_is_not_opened_without_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), limits()).await.unwrap();
+    let shared = noise(1, 1000);
+    store.put(hash_bytes(&shared), shared.clone().into()).await.unwrap();
+    let mut sealed = Vec::new();
+    for step in 1..3 {
+        sealed.push(store.seal(checkpoint(step, &[shared.clone()]).encode().unwrap().0).await.unwrap());
+    }
+    drop(store);
+    let path = manifest_on_disk(folder.path(), &sealed[0]);
+    let bytes = std::fs::read(&path).unwrap();
+    make_unreadable(&path);
+    let refused = open(folder.path(), limits()).await;
+    assert!(matches!(refused, Err(StoreError::Objects { .. })), "{refused:?}");
+    // Once it can be read again a moment later, nothing is missing.
+    let restore = async {
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, &bytes).unwrap();
+    };
+    let store = tokio::join!(open(folder.path(), limits()), restore).0.unwrap();
+    store.forget(sealed[0]).await.unwrap();
+    assert!(store.size(&hash_bytes(&shared)).is_some(), "the other one names it");
+    store.verify(hash_bytes(&shared)).await.unwrap();
+    store.forget(sealed[1]).await.unwrap();
+    assert_eq!(store.stored().get(), 0);
 }
 
 #[tokio::test]

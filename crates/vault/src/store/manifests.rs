@@ -7,9 +7,11 @@ use object_store::{ObjectStore as _, PutMode, PutOptions, PutPayload};
 use sluice_types::Digest;
 use tokio::time::Instant;
 
+use super::references::{Hold, named};
 use super::writer::too_large;
 use super::{BlobStore, Kind, State, flat, hash_bytes};
 use crate::error::StoreError;
+use crate::flight::Flight;
 use crate::manifest::{MAX_MANIFEST_BYTES, Manifest};
 use crate::stats::count;
 
@@ -29,30 +31,19 @@ impl State {
         missing
     }
 
-    fn refer(&mut self, manifest: &Manifest) {
-        for digest in named(manifest) {
-            *self.refs.entry(digest).or_insert(0) += 1;
-        }
-    }
-
-    /// Takes the references back and tells what nobody names any more.
-    fn release(&mut self, manifest: &Manifest) -> Vec<Digest> {
-        let mut free = Vec::new();
-        for digest in named(manifest) {
-            if let Some(refs) = self.refs.get_mut(&digest) {
-                *refs = refs.saturating_sub(1);
-                if *refs == 0 {
-                    self.refs.remove(&digest);
-                    free.push(digest);
-                }
-            }
-        }
-        free
+    /// Takes a manifest in whose file is here.
+    fn list(&mut self, digest: Digest, size: u64) {
+        self.manifests.insert(digest, size);
+        self.used = self.used.saturating_add(size);
     }
 }
 
-fn named(manifest: &Manifest) -> impl Iterator<Item = Digest> {
-    manifest.blobs().into_iter().map(|(digest, _)| digest).chain(manifest.members())
+/// A group that is being forgotten: its members go first.
+struct Group {
+    digest: Digest,
+    size: u64,
+    manifest: Manifest,
+    _flight: Flight,
 }
 
 impl BlobStore {
@@ -73,7 +64,7 @@ impl BlobStore {
     async fn seal_now(&self, digest: Digest, manifest: &Manifest, bytes: Bytes) -> Result<(), StoreError> {
         let _flight = self.inner.flights.enter(digest).await;
         let size = bytes.len() as u64;
-        {
+        let hold = {
             let limits = self.inner.limits;
             let mut state = self.state();
             if let Some((first, count)) = state.missing(manifest).split_first().map(|(it, rest)| (it.0, rest.len() + 1))
@@ -91,8 +82,9 @@ impl BlobStore {
                 return Err(too_large("what this vault stores", used, limits.total.get()));
             }
             // From here on nothing it names can be deleted, though it is not sealed before its file is durable.
-            state.refer(manifest);
-        }
+            state.refer(&named(manifest));
+            Hold::taken(self, &mut state, manifest)
+        };
         let location = Kind::Manifest.location(&digest);
         let payload = PutPayload::from_bytes(bytes.clone());
         let written = self.inner.objects.put_opts(&location, payload, PutOptions::from(PutMode::Create)).await;
@@ -104,14 +96,17 @@ impl BlobStore {
             }
             other => other,
         };
-        let mut state = self.state();
-        if let Err(source) = written {
-            state.release(manifest);
-            return Err(StoreError::Objects { action: "write a manifest", source });
+        written.map_err(StoreError::objects("write a manifest"))?;
+        {
+            let mut state = self.state();
+            state.list(digest, size);
+            if state.aside.remove(&digest) {
+                // Those from before it was set aside still count.
+                let _none = hold.release(&mut state);
+            } else {
+                hold.leave(&mut state);
+            }
         }
-        state.manifests.insert(digest, size);
-        state.used = state.used.saturating_add(size);
-        drop(state);
         count(&self.stats().manifests_sealed, 1);
         Ok(())
     }
@@ -158,6 +153,26 @@ impl BlobStore {
     }
 
     async fn forget_now(&self, digest: Digest) -> Result<(), StoreError> {
+        let mut groups = Vec::new();
+        let mut forgotten = self.forget_all(digest, &mut groups).await;
+        // A group's file goes after its members: were it to go first, a stop in between would leave them sealed, and
+        // nobody would ever forget them.
+        for group in groups.into_iter().rev() {
+            if forgotten.is_ok() {
+                forgotten = self.remove_object(Kind::Manifest, group.digest).await;
+            }
+            if forgotten.is_err() {
+                // Its file is still here: whoever forgets it again goes on with what is left of its members.
+                let mut state = self.state();
+                state.list(group.digest, group.size);
+                state.refer(&named(&group.manifest));
+            }
+        }
+        forgotten
+    }
+
+    /// Forgets all but the files of groups, which are out of the index when this returns.
+    async fn forget_all(&self, digest: Digest, groups: &mut Vec<Group>) -> Result<(), StoreError> {
         // A group's members come on top; nothing below them has members.
         let mut waiting = vec![digest];
         let mut seen = HashSet::new();
@@ -166,34 +181,44 @@ impl BlobStore {
                 continue;
             }
             if !self.state().manifests.contains_key(&digest) {
+                self.state().forget_unread(&digest);
                 self.delete(digest).await?;
                 continue;
             }
-            let _flight = self.inner.flights.enter(digest).await;
+            let flight = self.inner.flights.enter(digest).await;
             let manifest = match self.manifest_under_flight(digest).await {
                 Ok(manifest) => manifest,
-                Err(StoreError::NotFound(_) | StoreError::Corrupt(_)) => continue,
+                Err(StoreError::NotFound(_) | StoreError::Corrupt(_)) => {
+                    self.set_aside_now(Kind::Manifest, digest).await;
+                    self.state().forget_unread(&digest);
+                    continue;
+                }
                 Err(other) => return Err(other),
             };
-            let size = {
+            let (size, hold) = {
                 let mut state = self.state();
                 if state.refs.contains_key(&digest) {
                     continue;
                 }
                 let Some(size) = state.manifests.remove(&digest) else { continue };
                 state.used = state.used.saturating_sub(size);
-                size
+                (size, Hold::taken(self, &mut state, &manifest))
             };
+            if !manifest.members().is_empty() {
+                waiting.extend(hold.release(&mut self.state()));
+                groups.push(Group { digest, size, manifest, _flight: flight });
+                continue;
+            }
             // First the manifest: blobs without one are harmless, the other way round is a broken promise.
             if let Err(error) = self.remove_object(Kind::Manifest, digest).await {
                 // Its file is still here, and so is what it names: it counts until a later try succeeds.
                 let mut state = self.state();
-                state.manifests.insert(digest, size);
-                state.used = state.used.saturating_add(size);
+                state.list(digest, size);
+                hold.leave(&mut state);
                 return Err(error);
             }
             let mut state = self.state();
-            let free = state.release(&manifest);
+            let free = hold.release(&mut state);
             // Should deleting one of them fail, the next sweep goes on with them.
             let blobs: Vec<_> = free.iter().filter(|it| state.blobs.contains_key(it)).copied().collect();
             state.condemned.extend(blobs);
@@ -221,17 +246,6 @@ impl BlobStore {
         }
         Ok(Manifest::parse(&bytes)?)
     }
-
-    /// At start: reads every manifest once, so that damaged ones are known and references are counted.
-    pub(super) async fn count_references(&self) {
-        for digest in self.manifests() {
-            match self.manifest(digest).await {
-                Ok((manifest, _)) => self.state().refer(&manifest),
-                // Its blobs stay until somebody forgets them one by one.
-                Err(error) => tracing::error!(%digest, %error, "a manifest could not be read at start"),
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -242,7 +256,7 @@ mod tests {
     use sluice_types::{AttemptId, Generation, JobId};
 
     use super::*;
-    use crate::manifest::{CheckpointManifest, Entry};
+    use crate::manifest::{CheckpointManifest, Entry, GroupManifest, Member};
     use crate::store::StoreLimits;
 
     fn checkpoint(blobs: &[Bytes]) -> Bytes {
@@ -302,6 +316,44 @@ mod tests {
         stuck(&[]);
         store.sweep().await.unwrap();
         assert_eq!((store.blobs().len(), store.stored().get()), (0, 0));
+        drop(store);
+        assert_eq!(open().await.unwrap().stored().get(), 0, "no file was left");
+    }
+
+    #[tokio::test]
+    async fn a_group_whose_forgetting_was_interrupted_is_forgotten_whole_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let limits = StoreLimits { promise: Duration::ZERO, ..StoreLimits::default() };
+        let open = || BlobStore::open(folder.path(), limits, Arc::default(), SystemTime::now());
+        let store = open().await.unwrap();
+        let mut members = Vec::new();
+        for rank in 0..2u8 {
+            let blob = Bytes::from(vec![rank + 1; 1000]);
+            store.put(hash_bytes(&blob), blob.clone()).await.unwrap();
+            let Manifest::Task(mut task) = Manifest::parse(&checkpoint(&[blob])).unwrap() else { panic!() };
+            (task.rank, task.world_size) = (rank.into(), 2);
+            let manifest = store.seal(Manifest::Task(task).encode().unwrap().0).await.unwrap();
+            members.push(Member { rank: rank.into(), manifest, length: 1000 });
+        }
+        let group = GroupManifest {
+            version: 1,
+            job: JobId::from_raw(1),
+            attempt: AttemptId::from_raw(2),
+            generation: Generation::new(3),
+            world_size: 2,
+            step: 1,
+            parent: None,
+            total: 2000,
+            members: members.clone(),
+        };
+        let group = store.seal(Manifest::Group(group).encode().unwrap().0).await.unwrap();
+        *store.inner.stuck.lock().unwrap() = members.iter().map(|member| member.manifest).collect();
+        assert!(store.forget(group).await.is_err());
+        assert_eq!(store.manifests().len(), 3);
+        drop(store);
+        let store = open().await.unwrap();
+        store.forget(group).await.unwrap();
+        assert_eq!((store.manifests().len(), store.stored().get()), (0, 0));
         drop(store);
         assert_eq!(open().await.unwrap().stored().get(), 0, "no file was left");
     }

@@ -17,6 +17,7 @@
 mod manifests;
 mod reader;
 mod recover;
+mod references;
 mod writer;
 
 use std::collections::{BTreeSet, HashMap};
@@ -108,8 +109,17 @@ struct State {
     /// With their sizes.
     manifests: HashMap<Digest, u64>,
     partials: HashMap<Digest, Partial>,
-    /// How many sealed manifests name a blob or manifest, be it here or set aside.
+    /// How many manifests name a blob or manifest, be it here or set aside: those that are sealed, those that were until
+    /// they were set aside, and those that somebody holds.
     refs: HashMap<Digest, u32>,
+    /// Manifests that were set aside and not forgotten since. What they name stays.
+    aside: BTreeSet<Digest>,
+    /// Some manifest was forgotten whose bytes were lost: `refs` has too many, until they are counted anew.
+    stale: bool,
+    /// How many [`Hold`]s there are.
+    holds: usize,
+    /// Grows whenever references change.
+    changes: u64,
     /// Named by no manifest any more, but promised to somebody when they were to go.
     condemned: BTreeSet<Digest>,
     /// Sum over all three maps, in bytes.
@@ -176,7 +186,8 @@ impl BlobStore {
     /// Opens a folder, creating it where needed, and takes in what is there. `now` judges the age of files.
     ///
     /// # Errors
-    /// [`StoreError::Locked`] if another vault has it; the disk.
+    /// [`StoreError::Locked`] if another vault has it; the disk, also where it fails to read a manifest: what that one
+    /// names would be nobody's.
     pub async fn open(
         folder: &Path,
         limits: StoreLimits,
@@ -200,7 +211,7 @@ impl BlobStore {
             _lock: lock,
         };
         let store = Self { inner: Arc::new(inner) };
-        store.count_references().await;
+        store.count_references().await?;
         Ok(store)
     }
 
@@ -291,6 +302,7 @@ impl BlobStore {
     /// The disk; of several, the first.
     pub async fn sweep(&self) -> Result<(), StoreError> {
         let now = Instant::now();
+        let mut swept = self.recount().await;
         let gone: BTreeSet<_> = {
             let state = self.state();
             let limits = self.inner.limits;
@@ -299,7 +311,6 @@ impl BlobStore {
             let unnamed = state.blobs.iter().filter(|(digest, blob)| !state.refs.contains_key(digest) && old(blob));
             unnamed.map(|(digest, _)| *digest).chain(state.condemned.iter().copied()).collect()
         };
-        let mut swept = Ok(());
         for digest in gone {
             // One that cannot be deleted holds up none of the others.
             swept = swept.and(self.delete(digest).await.map(|_| ()));
@@ -343,6 +354,9 @@ impl BlobStore {
             };
             // Somebody else was faster.
             let Some(size) = size else { return };
+            if kind == Kind::Manifest {
+                state.aside.insert(digest);
+            }
             state.used = state.used.saturating_sub(size);
         }
         count(&self.stats().blobs_corrupt, 1);
