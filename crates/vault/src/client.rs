@@ -22,6 +22,7 @@ use tonic::{Code, Status};
 use crate::archive::{self, ArchiveLimits, Packed, Unpacked};
 use crate::error::ClientError;
 use crate::manifest::{MAX_MANIFEST_BYTES, Manifest};
+use crate::stage::judge;
 use crate::store::hash_bytes;
 use crate::wire::{MAX_MESSAGE, TlsSource, endpoint};
 
@@ -47,11 +48,20 @@ pub struct ClientLimits {
     pub tries: u32,
     /// Blobs that move at once.
     pub parallel: usize,
+    /// How often a vault is asked again for what it is to keep while a staging goes on. Less than half of
+    /// [`crate::StoreLimits::promise`], so that one question may be lost.
+    pub remind: Duration,
 }
 
 impl Default for ClientLimits {
     fn default() -> Self {
-        Self { connect: Duration::from_secs(3), idle: Duration::from_secs(30), tries: 5, parallel: 4 }
+        Self {
+            connect: Duration::from_secs(3),
+            idle: Duration::from_secs(30),
+            tries: 5,
+            parallel: 4,
+            remind: Duration::from_secs(5 * 60),
+        }
     }
 }
 
@@ -218,7 +228,7 @@ impl VaultClient {
             let size = usize::try_from(FRAME).unwrap_or(usize::MAX);
             bytes.chunks(size).map(|chunk| data_message(Bytes::copy_from_slice(chunk))).collect()
         };
-        let mut tries = 0;
+        let (mut tries, mut anew) = (0, false);
         loop {
             if self.present(&[digest]).await?.whole.contains(&digest) {
                 return Ok(digest);
@@ -226,6 +236,8 @@ impl VaultClient {
             let stream = [header_message(digest, bytes.len() as u64, 0)].into_iter().chain(messages(bytes));
             match self.stub()?.put_blob(futures::stream::iter(stream.collect::<Vec<_>>())).await {
                 Ok(_) => return Ok(digest),
+                // See [`Self::upload`].
+                Err(status) if status.code() == Code::InvalidArgument && !anew => anew = true,
                 Err(status) if self.again(&mut tries, &status).await => {}
                 Err(status) => return Err(status.into()),
             }
@@ -257,20 +269,21 @@ impl VaultClient {
         mut offset: u64,
         path: &Path,
     ) -> Result<(), ClientError> {
-        let mut tries = 0;
+        let (mut tries, mut anew) = (0, false);
         loop {
             let failed = Arc::new(Mutex::new(None));
             let stream = upload_stream(digest, source.clone(), offset.min(source.length), failed.clone());
             let answer = self.stub()?.put_blob(stream).await;
             if let Some(error) = failed.lock().unwrap_or_else(PoisonError::into_inner).take() {
-                tracing::debug!(path = %path.display(), error = %error, "could not be read for an upload");
-                return Err(ClientError::Changed(path.to_owned()));
+                return Err(judge(error, path));
             }
             let status = match answer {
                 Ok(_) => return Ok(()),
                 Err(status) => status,
             };
             match status.code() {
+                // It went on from what the vault had, be it of other bytes. That is thrown away now.
+                Code::InvalidArgument if !anew => (anew, offset) = (true, 0),
                 // The digest was computed from this file: another one means that it changed since.
                 Code::InvalidArgument => return Err(ClientError::Changed(path.to_owned())),
                 // The part that the vault kept is gone.
@@ -509,4 +522,38 @@ pub(crate) async fn off_thread<T: Send + 'static>(work: impl FnOnce() -> T + Sen
         path: "a file".into(),
         source: std::io::Error::other(gone),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{AllowAll, StoreLimits, TransferLimits, Vault, VaultConfig, VaultStats, no_tls};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_file_that_changed_since_it_was_hashed_is_refused_at_the_second_try() {
+        let folder = tempfile::tempdir().unwrap();
+        let stats = Arc::new(VaultStats::default());
+        let vault = Vault::open(VaultConfig {
+            folder: folder.path().join("vault"),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            advertise: String::new(),
+            controller: String::new(),
+            server_tls: None,
+            controller_tls: no_tls(),
+            peer_tls: no_tls(),
+            policy: Arc::new(AllowAll),
+            store: StoreLimits::default(),
+            transfers: TransferLimits::default(),
+            stats: stats.clone(),
+        });
+        let vault = vault.await.unwrap();
+        let client = VaultClient::new(vault.address().to_string(), no_tls(), ClientLimits::default());
+        tokio::spawn(vault.run(tokio_util::sync::CancellationToken::new()));
+        let path = folder.path().join("file");
+        std::fs::write(&path, "now").unwrap();
+        let source = Source { file: Arc::new(File::open(&path).unwrap()), offset: 0, length: 3 };
+        let refused = client.upload(hash_bytes(b"was"), source, 0, &path).await;
+        assert!(matches!(refused, Err(ClientError::Changed(_))), "{refused:?}");
+        assert_eq!(stats.figures().digests_refused, 2);
+    }
 }

@@ -27,6 +27,17 @@ impl Flights {
         self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The flight, unless somebody else is at work on the digest.
+    pub(crate) fn try_enter(&self, digest: Digest) -> Option<Flight> {
+        let mut table = self.table();
+        if table.contains_key(&digest) {
+            return None;
+        }
+        let (landed, busy) = watch::channel(());
+        table.insert(digest, busy);
+        Some(Flight { digest, flights: self.clone(), _landed: landed })
+    }
+
     /// Waits until nobody else is at work on the digest. Waiters have no order.
     pub(crate) async fn enter(&self, digest: Digest) -> Flight {
         loop {

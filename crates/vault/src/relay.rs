@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
 
 use crate::stats::count;
+use crate::status::chain;
 use crate::store::BlobStore;
 
 /// Frames on the link are small, so that heartbeats and other relays get their turn.
@@ -69,7 +70,7 @@ async fn send(
     link: &mpsc::Sender<LinkRequest>,
 ) -> Result<(), String> {
     let digest: Digest = order.digest.parse().map_err(|error| format!("digest: {error}"))?;
-    let mut reader = store.reader(digest, order.offset).map_err(|error| error.to_string())?;
+    let mut reader = store.reader(digest, order.offset).map_err(|error| chain(&error))?;
     reader.limit_frame(if order.window == 0 { FRAME } else { FRAME.min(order.window) });
     let mut size_bytes = reader.size();
     let whole = reader.size();
@@ -81,7 +82,7 @@ async fn send(
         if grant.stop {
             return Ok(());
         }
-        let data = reader.next().await.map_err(|error| error.to_string())?.unwrap_or_default();
+        let data = reader.next().await.map_err(|error| chain(&error))?.unwrap_or_default();
         let end = reader.offset() >= whole;
         count(&store.stats().relay_served_bytes, data.len() as u64);
         let part = RelayData { relay: order.relay, data, size_bytes, end, error: String::new() };

@@ -1,11 +1,13 @@
 //! From files that a task wrote to entries of a manifest whose bytes are in the vault.
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use sluice_types::{Bytes, Digest};
+use tokio::time::sleep;
 
 use crate::archive::ArchiveLimits;
 use crate::client::{Source, VaultClient, off_thread};
@@ -104,7 +106,7 @@ impl VaultClient {
         let present = self.present(&asked).await?;
         let missing: Vec<_> = unique.into_iter().filter(|(digest, _)| !present.whole.contains(digest)).collect();
         let uploaded = missing.iter().map(|(_, part)| part.length).sum();
-        futures::stream::iter(missing)
+        let uploads = futures::stream::iter(missing)
             .map(|(digest, part)| {
                 let begin = present.partial.get(&digest).copied().unwrap_or(0);
                 async move {
@@ -114,10 +116,24 @@ impl VaultClient {
                 }
             })
             .buffer_unordered(self.limits().parallel.max(1))
-            .try_collect::<()>()
-            .await?;
+            .try_collect::<()>();
+        tokio::select! {
+            done = uploads => done?,
+            never = self.remind(&asked) => match never {},
+        }
         let total = Bytes::new(entries.iter().map(|entry| entry.length).sum());
         Ok(Staged { entries, total, uploaded: Bytes::new(uploaded) })
+    }
+
+    /// Asks for blobs again and again: what the vault has is kept only for a while after it was asked for.
+    async fn remind(&self, blobs: &[Digest]) -> Infallible {
+        loop {
+            sleep(self.limits().remind).await;
+            if let Err(error) = self.present(blobs).await {
+                // Whether the vault can be reached is for the uploads to find out.
+                tracing::debug!(%error, "the vault could not be reminded");
+            }
+        }
     }
 
     async fn hash(&self, folder: &Path, parts: &[Part]) -> Result<Vec<Entry>, ClientError> {
@@ -149,7 +165,8 @@ fn open(folder: &Path, part: &Part) -> std::io::Result<Source> {
     Ok(Source { file: Arc::new(file), offset: part.offset, length: part.length })
 }
 
-fn judge(error: std::io::Error, path: &Path) -> ClientError {
+/// What a read that failed says about the file.
+pub(crate) fn judge(error: std::io::Error, path: &Path) -> ClientError {
     match error.kind() {
         std::io::ErrorKind::UnexpectedEof => ClientError::Changed(path.to_owned()),
         _ => ClientError::Io { action: "read", path: path.to_owned(), source: error },

@@ -55,7 +55,7 @@ impl From<StoreError> for Status {
             }
         };
         let message = match &error {
-            StoreError::Manifest(_) => chain(&error),
+            StoreError::Manifest(_) | StoreError::Io { .. } | StoreError::Objects { .. } => chain(&error),
             _ => error.to_string(),
         };
         status(code, reason, message)

@@ -86,6 +86,52 @@ async fn old_and_too_many_beginnings_are_not_kept() {
     assert_eq!(store.stored().get(), 0);
 }
 
+/// Leaves the beginning of a blob of 1000 bytes.
+async fn cut(store: &BlobStore, seed: u64, length: usize) -> sluice_types::Digest {
+    let bytes = noise(seed, 1000);
+    let Begin::Write(mut writer) = store.begin(hash_bytes(&bytes)).await.unwrap() else { panic!() };
+    writer.expect(1000).await.unwrap();
+    writer.write(Bytes::copy_from_slice(&bytes[..length])).await.unwrap();
+    hash_bytes(&bytes)
+}
+
+#[tokio::test(start_paused = true)]
+async fn beginnings_that_nobody_goes_on_with_go_while_the_store_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = StoreLimits { partial_age: Duration::from_secs(60), ..limits() };
+    let store = open(folder.path(), limits).await.unwrap();
+    let (old, gone_on) = (cut(&store, 1, 100).await, cut(&store, 2, 100).await);
+    tokio::time::advance(Duration::from_secs(40)).await;
+    cut(&store, 2, 0).await;
+    tokio::time::advance(Duration::from_secs(40)).await;
+    store.sweep().await.unwrap();
+    assert_eq!([old, gone_on].map(|it| store.partial(&it).is_some()), [false, true]);
+    assert_eq!((store.stored().get(), partial_files(folder.path())), (100, 1));
+}
+
+#[tokio::test]
+async fn beginnings_make_room_the_oldest_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let tight = StoreLimits { total: sluice_types::Bytes::new(2300), ..limits() };
+    let store = open(folder.path(), tight).await.unwrap();
+    let mut beginnings = Vec::new();
+    for seed in 0..4 {
+        beginnings.push(cut(&store, seed, 400).await);
+    }
+    let kept = || beginnings.iter().map(|it| u8::from(store.partial(it).is_some())).collect::<Vec<_>>();
+    let bytes = noise(9, 1200);
+    store.put(hash_bytes(&bytes), bytes.into()).await.unwrap();
+    assert_eq!((kept(), store.stored().get()), (vec![0, 0, 1, 1], 2000));
+    assert_eq!(partial_files(folder.path()), 2);
+    let bytes = noise(10, 1101);
+    assert!(store.put(hash_bytes(&bytes), bytes.into()).await.is_err());
+    assert_eq!(kept(), [0, 0, 1, 1], "what makes too little room stays");
+}
+
+fn partial_files(folder: &Path) -> usize {
+    std::fs::read_dir(folder.join("partial")).unwrap().count()
+}
+
 #[tokio::test]
 async fn bounds_are_held_and_named() {
     let folder = tempfile::tempdir().unwrap();
@@ -178,7 +224,7 @@ async fn what_only_a_lost_manifest_named_goes_once_that_is_forgotten() {
     for bytes in [&shared, &own] {
         store.put(hash_bytes(bytes), bytes.clone().into()).await.unwrap();
     }
-    let live = store.seal(checkpoint(1, &[shared.clone()]).encode().unwrap().0).await.unwrap();
+    let live = store.seal(checkpoint(1, std::slice::from_ref(&shared)).encode().unwrap().0).await.unwrap();
     let lost = store.seal(checkpoint(2, &[shared.clone(), own.clone()]).encode().unwrap().0).await.unwrap();
     std::fs::write(manifest_on_disk(folder.path(), &lost), "damaged").unwrap();
     assert!(matches!(store.manifest(lost).await, Err(StoreError::Corrupt(_))));
@@ -208,7 +254,7 @@ async fn a_store_with_a_manifest_that_cannot_be_read_now_is_not_opened_without_i
     store.put(hash_bytes(&shared), shared.clone().into()).await.unwrap();
     let mut sealed = Vec::new();
     for step in 1..3 {
-        sealed.push(store.seal(checkpoint(step, &[shared.clone()]).encode().unwrap().0).await.unwrap());
+        sealed.push(store.seal(checkpoint(step, std::slice::from_ref(&shared)).encode().unwrap().0).await.unwrap());
     }
     drop(store);
     let path = manifest_on_disk(folder.path(), &sealed[0]);
@@ -343,6 +389,25 @@ async fn a_cut_upload_goes_on_from_where_it_was() {
     proxy.cut_after(12 << 20);
     client(proxy.address).get_file(digest, &back).await.unwrap();
     assert_eq!((std::fs::read(back).unwrap() == bytes, proxy.cuts()), (true, 2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_beginning_at_the_vault_spoils_no_upload() {
+    let folder = tempfile::tempdir().unwrap();
+    let (in_file, in_memory) = (noise(1, 100_000), noise(2, 100_000));
+    std::fs::create_dir_all(folder.path().join("partial")).unwrap();
+    for bytes in [&in_file, &in_memory] {
+        let path = folder.path().join("partial").join(hash_bytes(bytes).to_string());
+        std::fs::write(path, noise(3, 50_000)).unwrap();
+    }
+    let vault = start(config(folder.path(), "")).await;
+    let file = folder.path().join("file");
+    std::fs::write(&file, &in_file).unwrap();
+    let (digest, _) = vault.client().put_file(&file).await.unwrap();
+    vault.store.verify(digest).await.unwrap();
+    let digest = vault.client().put_bytes(&in_memory).await.unwrap();
+    vault.store.verify(digest).await.unwrap();
+    assert_eq!(vault.figures().digests_refused, 2);
 }
 
 /// On one thread with a clock that jumps to the next timer: nothing but the pings has one here.

@@ -64,6 +64,7 @@ impl BlobStore {
     async fn seal_now(&self, digest: Digest, manifest: &Manifest, bytes: Bytes) -> Result<(), StoreError> {
         let _flight = self.inner.flights.enter(digest).await;
         let size = bytes.len() as u64;
+        self.make_room(size).await;
         let hold = {
             let limits = self.inner.limits;
             let mut state = self.state();

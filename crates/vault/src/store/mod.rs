@@ -14,6 +14,7 @@
 //! Two rules keep acknowledged bytes safe. Whoever changes a digest's file holds its flight. And whether a blob may go is
 //! decided under the index lock, in the same breath in which it leaves the index, so a seal either sees it go or keeps it.
 
+mod beginnings;
 mod manifests;
 mod reader;
 mod recover;
@@ -54,9 +55,9 @@ pub struct StoreLimits {
     pub blobs: usize,
     /// How many manifests.
     pub manifests: usize,
-    /// How many beginnings of cut transfers are kept.
+    /// How many beginnings of cut transfers are kept. The oldest go where room is wanted, too.
     pub partials: usize,
-    /// How old such a beginning may be at a start.
+    /// How long nobody may have gone on with such a beginning.
     pub partial_age: Duration,
     /// How long a blob that somebody asked for or stored is kept from deletion although no manifest names it: time for
     /// the manifest to come.
@@ -98,6 +99,9 @@ struct Inner {
     /// Files that cannot be deleted.
     #[cfg(test)]
     stuck: Mutex<Vec<Digest>>,
+    /// The disk is full as long as there is a beginning that nobody writes to.
+    #[cfg(test)]
+    full: std::sync::atomic::AtomicBool,
     // Advisory lock on the folder, let go by the kernel when the process ends.
     _lock: std::fs::File,
 }
@@ -159,6 +163,16 @@ struct Partial {
     bytes: u64,
     order: u64,
     active: bool,
+    /// When the last writer was done with it, by what this process knows.
+    since: Instant,
+    /// How long it had lain before.
+    before: Duration,
+}
+
+impl Partial {
+    fn idle(&self, now: Instant) -> Duration {
+        now.duration_since(self.since).saturating_add(self.before)
+    }
 }
 
 /// The two kinds of things that a digest can name.
@@ -208,6 +222,8 @@ impl BlobStore {
             stats,
             #[cfg(test)]
             stuck: Mutex::default(),
+            #[cfg(test)]
+            full: Default::default(),
             _lock: lock,
         };
         let store = Self { inner: Arc::new(inner) };
@@ -295,13 +311,15 @@ impl BlobStore {
         Ok(true)
     }
 
-    /// Deletes what was promised when it was to go and is not any more, and what nobody has named or asked for in
-    /// [`StoreLimits::unnamed`]. Called now and then.
+    /// Deletes what was promised when it was to go and is not any more, what nobody has named or asked for in
+    /// [`StoreLimits::unnamed`], and beginnings that nobody has gone on with in [`StoreLimits::partial_age`]. Called now
+    /// and then.
     ///
     /// # Errors
     /// The disk; of several, the first.
     pub async fn sweep(&self) -> Result<(), StoreError> {
         let now = Instant::now();
+        self.evict_old_beginnings().await;
         let mut swept = self.recount().await;
         let gone: BTreeSet<_> = {
             let state = self.state();

@@ -81,24 +81,26 @@ fn keep_partials(folder: &Path, limits: StoreLimits, now: SystemTime, state: &mu
         let file = file?;
         let meta = file.metadata()?;
         let modified = meta.modified()?;
-        let old = now.duration_since(modified).is_ok_and(|age| age > limits.partial_age);
+        let age = now.duration_since(modified).unwrap_or_default();
+        let old = age > limits.partial_age;
         match digest_of(&file) {
             Some(digest) if !old && !state.blobs.contains_key(&digest) => {
-                found.push((modified, digest, meta.len(), file.path()));
+                found.push((modified, age, digest, meta.len(), file.path()));
             }
             _ => fs::remove_file(file.path())?,
         }
     }
     found.sort();
     let excess = found.len().saturating_sub(limits.partials);
-    for (at, (_, digest, bytes, path)) in found.into_iter().enumerate() {
+    for (at, (_, before, digest, bytes, path)) in found.into_iter().enumerate() {
         if at < excess {
             fs::remove_file(path)?;
             continue;
         }
         state.clock += 1;
         state.used = state.used.saturating_add(bytes);
-        state.partials.insert(digest, Partial { bytes, order: state.clock, active: false });
+        let partial = Partial { bytes, order: state.clock, active: false, since: Instant::now(), before };
+        state.partials.insert(digest, partial);
     }
     Ok(())
 }

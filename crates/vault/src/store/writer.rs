@@ -1,13 +1,15 @@
 //! Storing one blob: bytes are hashed as they come, and what was cut goes on from where it stopped.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use bytes::Bytes;
 use object_store::ObjectStoreExt as _;
 use object_store::path::Path as ObjectPath;
 use sluice_types::Digest;
+use tokio::time::Instant;
 
 use super::{Blob, BlobStore, Kind, Partial, State, blocking, flat};
 use crate::error::StoreError;
@@ -57,28 +59,21 @@ impl BlobStore {
         if self.size(&digest).is_some() {
             return Ok(Begin::Exists);
         }
-        let evicted = {
+        {
             let mut state = self.state();
             let limit = self.inner.limits.blobs;
             if state.blobs.len() >= limit {
                 return Err(too_large("the number of blobs", state.blobs.len() as u64 + 1, limit as u64));
             }
-            let evicted = state.make_room_for_partial(digest, self.inner.limits.partials);
             state.clock += 1;
-            let order = state.clock;
-            let partial = state.partials.entry(digest).or_insert(Partial { bytes: 0, order, active: true });
+            let (order, since) = (state.clock, Instant::now());
+            let begun = Partial { bytes: 0, order, active: true, since, before: Duration::ZERO };
+            let partial = state.partials.entry(digest).or_insert(begun);
             (partial.active, partial.order) = (true, order);
-            evicted
-        };
+        }
         let (store, path) = (self.clone(), self.partial_path(&digest));
-        let spool = blocking(move || {
-            for old in evicted {
-                // Best effort: a file that stays is found at the next start.
-                let _gone = std::fs::remove_file(store.partial_path(&old));
-            }
-            Spool::open(store, digest, path, flight)
-        })
-        .await??;
+        let spool = blocking(move || Spool::open(store, digest, path, flight)).await??;
+        self.bound_beginnings().await;
         Ok(Begin::Write(BlobWriter { digest, size: None, offset: spool.written, spool: Some(Box::new(spool)) }))
     }
 
@@ -97,30 +92,8 @@ impl BlobStore {
 }
 
 impl State {
-    /// The oldest beginnings that nobody writes to, so many that one more fits.
-    fn make_room_for_partial(&mut self, digest: Digest, limit: usize) -> Vec<Digest> {
-        let excess = (self.partials.len() + usize::from(!self.partials.contains_key(&digest))).saturating_sub(limit);
-        if excess == 0 {
-            return Vec::new();
-        }
-        let mut idle: Vec<_> = self
-            .partials
-            .iter()
-            .filter(|(other, partial)| !partial.active && **other != digest)
-            .map(|(other, partial)| (partial.order, *other))
-            .collect();
-        idle.sort_unstable();
-        idle.truncate(excess);
-        for (_, old) in &idle {
-            if let Some(partial) = self.partials.remove(old) {
-                self.used = self.used.saturating_sub(partial.bytes);
-            }
-        }
-        idle.into_iter().map(|(_, old)| old).collect()
-    }
-
     /// Sets what a partial file takes. `None` forgets it.
-    fn account(&mut self, digest: Digest, bytes: Option<u64>) {
+    pub(super) fn account(&mut self, digest: Digest, bytes: Option<u64>) {
         let before = match bytes {
             Some(bytes) => match self.partials.get_mut(&digest) {
                 Some(partial) => std::mem::replace(&mut partial.bytes, bytes),
@@ -156,9 +129,12 @@ impl BlobWriter {
             // The beginning that was kept is of something else.
             self.restart().await?;
         }
-        let spool = self.spool.as_ref().ok_or_else(lost)?;
-        let mut state = spool.store.state();
-        let held = state.partials.get(&self.digest).map_or(0, |partial| partial.bytes);
+        let store = self.spool.as_ref().ok_or_else(lost)?.store.clone();
+        let held = |state: &State| state.partials.get(&self.digest).map_or(0, |partial| partial.bytes);
+        let more = size.saturating_sub(held(&store.state()));
+        store.make_room(more).await;
+        let mut state = store.state();
+        let held = held(&state);
         let used = state.used.saturating_sub(held).saturating_add(size);
         if used > limits.total.get() {
             return Err(too_large("what this vault stores", used, limits.total.get()));
@@ -195,6 +171,8 @@ impl BlobWriter {
             return Err(StoreError::WrongSize { digest: self.digest, size, claimed: end });
         }
         self.on_spool("write a partial file", move |spool| {
+            #[cfg(test)]
+            spool.store.refuse_if_full()?;
             spool.file.write_all(&bytes)?;
             spool.hasher.update(&bytes);
             spool.written += bytes.len() as u64;
@@ -230,6 +208,12 @@ impl BlobWriter {
         })
         .await?;
         self.offset = spool.written;
+        if let Err(error) = &result
+            && matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
+        {
+            // For the next try, which goes on from here.
+            spool.store.make_room_on_disk(self.size.unwrap_or(0).saturating_sub(spool.written)).await;
+        }
         // After a failed write file and hash may differ: without its spool this writer refuses to go on.
         result.map_err(StoreError::io(action))?;
         self.spool = Some(spool);
@@ -312,7 +296,7 @@ impl Drop for Spool {
         }
         state.account(self.digest, Some(self.written));
         if let Some(partial) = state.partials.get_mut(&self.digest) {
-            partial.active = false;
+            (partial.active, partial.since, partial.before) = (false, Instant::now(), Duration::ZERO);
         }
     }
 }
@@ -323,4 +307,43 @@ pub(super) fn too_large(what: &'static str, asked: u64, limit: u64) -> StoreErro
 
 fn lost() -> StoreError {
     StoreError::Io { action: "go on after a failed write", source: std::io::ErrorKind::BrokenPipe.into() }
+}
+
+#[cfg(test)]
+impl BlobStore {
+    fn refuse_if_full(&self) -> std::io::Result<()> {
+        let full = self.inner.full.load(std::sync::atomic::Ordering::Relaxed);
+        let filled = full && self.state().partials.values().any(|partial| !partial.active);
+        if filled { Err(nix::errno::Errno::ENOSPC.into()) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::Ordering;
+    use std::time::SystemTime;
+
+    use super::*;
+    use crate::store::{StoreLimits, hash_bytes};
+
+    #[tokio::test]
+    async fn a_full_disk_says_so_and_is_freed_of_beginnings() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = SystemTime::UNIX_EPOCH;
+        let store = BlobStore::open(folder.path(), StoreLimits::default(), Arc::default(), now).await.unwrap();
+        let digests = [b"cut 1", b"cut 2"].map(|bytes| hash_bytes(bytes));
+        for digest in digests {
+            let Begin::Write(mut writer) = store.begin(digest).await.unwrap() else { panic!() };
+            writer.expect(5).await.unwrap();
+            writer.write("cut".into()).await.unwrap();
+        }
+        store.inner.full.store(true, Ordering::Relaxed);
+        let refused = tonic::Status::from(store.put(hash_bytes(b"wanted"), "wanted".into()).await.unwrap_err());
+        assert_eq!(refused.code(), tonic::Code::Unavailable);
+        assert!(refused.message().contains("No space left on device"), "{refused:?}");
+        store.put(hash_bytes(b"wanted"), "wanted".into()).await.unwrap();
+        assert_eq!(store.stored().get(), 6);
+        assert_eq!(digests.map(|digest| store.partial_path(&digest).exists()), [false, false]);
+    }
 }
