@@ -21,6 +21,9 @@ pub enum ControllerError {
         #[source]
         source: std::io::Error,
     },
+    /// Certificates of the server, or of whom it lets in.
+    #[error("the server's TLS cannot be set up: {0}")]
+    Tls(String),
     /// The gRPC server.
     #[error("the server failed")]
     Serve(#[from] tonic::transport::Error),

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use sluice_identity::{Authority, Lifetimes, secret_digest, write_private};
+use sluice_identity::{Authority, Lifetimes, private_folder, secret_digest, write_private};
 use sluice_lifecycle::model::Role;
 use sluice_lifecycle::{Caller, Command, Mint, Settings, State, UserCommand};
 use sluice_proto::v1;
@@ -15,9 +15,8 @@ use sluice_vault::{BlobStore, StoreLimits, VaultStats};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::transport::Server;
 use tower::layer::util::{Identity as NoLayer, Stack};
 
 use crate::api::{Api, ApiParts};
@@ -33,6 +32,7 @@ use crate::planner::{self, PlannerHandle};
 use crate::principal::secret_text;
 use crate::publish::Publisher;
 use crate::secrets::SecretBox;
+use crate::tls;
 use crate::wire::Reasons;
 use crate::writer::{Writer, WriterHandle, WriterParts};
 
@@ -96,7 +96,7 @@ impl Controller {
     /// [`ControllerError`].
     pub async fn start(config: ControllerConfig, clock: Arc<dyn Clock>) -> Result<Self, ControllerError> {
         let file = |path: &PathBuf, source| ControllerError::File { path: path.clone(), source };
-        std::fs::create_dir_all(&config.data).map_err(|source| file(&config.data, source))?;
+        private_folder(&config.data)?;
         let metrics = Arc::new(ControllerMetrics::default());
         let shared = Shared {
             directory: Arc::new(Directory::default()),
@@ -331,14 +331,11 @@ fn serve(
         directory: Arc::clone(&shared.directory),
         writer: writer.clone(),
     };
-    let (certificate, key) = shared.authority.controller_identity(&config.names)?;
-    let tls = ServerTlsConfig::new()
-        .identity(Identity::from_pem(certificate, key))
-        .client_ca_root(Certificate::from_pem(shared.authority.certificate()))
-        .client_auth_optional(true);
-    let router = routes(tls, api, nodes, sites, hosts)?;
+    let (authority, clock) = (Arc::clone(&shared.authority), Arc::clone(&shared.clock));
+    let tls = tls::config(authority, config.names.clone(), config.lifetimes.controller, clock)?;
+    let router = routes(api, nodes, sites, hosts)?;
     Ok(tokio::spawn(async move {
-        let incoming = TcpListenerStream::new(listener);
+        let incoming = tls::incoming(listener, tls);
         let served = router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         // Streams of nodes never end by themselves, so the wait for them has an end.
         tokio::select! {
@@ -349,7 +346,6 @@ fn serve(
 }
 
 fn routes(
-    tls: ServerTlsConfig,
     api: Api,
     nodes: NodeApi,
     sites: SiteApi,
@@ -375,7 +371,6 @@ fn routes(
     let reflection = reflection.build_v1().map_err(|_| ControllerError::Stopped("the reflection service"))?;
     Ok(Server::builder()
         .layer(Reasons)
-        .tls_config(tls)?
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .max_concurrent_streams(Some(4096))

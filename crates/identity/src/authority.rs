@@ -21,7 +21,7 @@ use crate::{CONTROLLER_NAME, IdentityError, Subject, VAULT_NAME, form};
 pub struct Lifetimes {
     /// Of hosts. They renew after two thirds of it.
     pub host: Duration,
-    /// Of the controller's own server certificate, made anew at each start.
+    /// Of the controller's own server certificate, made anew at each start and after two thirds of it.
     pub controller: Duration,
 }
 

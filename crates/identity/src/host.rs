@@ -117,6 +117,13 @@ impl Host {
         self.card().site
     }
 
+    /// From now on the controllers are here, renewals too; kept with the next renewal. An empty list changes nothing.
+    pub fn moved(&self, endpoints: &[String]) {
+        if !endpoints.is_empty() {
+            self.card.lock().unwrap_or_else(PoisonError::into_inner).endpoints = endpoints.to_vec();
+        }
+    }
+
     /// Where the controllers are.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
@@ -217,7 +224,9 @@ fn csr(key: &str, subject: Option<&str>) -> Result<Vec<u8>, IdentityError> {
 async fn connect(endpoints: &[String], tls: &ClientTlsConfig) -> Result<Channel, IdentityError> {
     let mut last = None;
     for endpoint in endpoints {
-        let endpoint = Endpoint::from_shared(endpoint.clone())?
+        // Written with the scheme or without it, as for the links.
+        let endpoint = format!("https://{}", endpoint.trim_start_matches("https://"));
+        let endpoint = Endpoint::from_shared(endpoint)?
             .connect_timeout(Duration::from_secs(5))
             .timeout(Duration::from_secs(10))
             .tls_config(tls.clone())?;

@@ -13,7 +13,7 @@ mod subject;
 mod token;
 
 pub use authority::{Authority, Lifetimes, Request, parse_request};
-pub use files::write_private;
+pub use files::{private_folder, write_private};
 pub use host::{Host, HostKind};
 pub use subject::{Subject, peer, peer_key};
 pub use token::{JoinToken, secret_digest};

@@ -1,6 +1,7 @@
 //! A controller of a test's own, and an admin at its door.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test uses its part; a test fails by panicking")]
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,37 +18,60 @@ pub(crate) struct Door {
     pub(crate) controller: Controller,
     pub(crate) channel: Channel,
     pub(crate) key: MetadataValue<Ascii>,
-    _folder: tempfile::TempDir,
+    pub(crate) folder: tempfile::TempDir,
 }
 
 impl Door {
     pub(crate) async fn open() -> Self {
-        let folder = tempfile::tempdir().unwrap();
+        Self::open_in(tempfile::tempdir().unwrap(), Lifetimes::default()).await
+    }
+
+    /// A controller in a folder that may be that of an earlier one, at an address of its own.
+    pub(crate) async fn open_in(folder: tempfile::TempDir, lifetimes: Lifetimes) -> Self {
         let config = ControllerConfig {
             data: folder.path().to_owned(),
             database: format!("sqlite:{}", folder.path().join("sluice.db").display()),
             listen: "127.0.0.1:0".parse().unwrap(),
             names: Vec::new(),
             settings: Settings::default(),
-            lifetimes: Lifetimes::default(),
+            lifetimes,
         };
         // Another test of this binary may have installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
         let controller = Controller::start(config, Arc::new(SystemClock)).await.unwrap();
-        let ca = std::fs::read(folder.path().join("keys/ca.pem")).unwrap();
-        let tls = ClientTlsConfig::new().domain_name(CONTROLLER_NAME).ca_certificate(Certificate::from_pem(ca));
-        let endpoint = Endpoint::from_shared(format!("https://{}", controller.address)).unwrap();
-        let endpoint = endpoint.tls_config(tls).unwrap().timeout(Duration::from_secs(20));
-        let channel = endpoint.connect().await.unwrap();
+        let channel = connect(&controller, folder.path()).await.unwrap();
         let secret = std::fs::read_to_string(folder.path().join("admin.key")).unwrap();
         let key = format!("Bearer {secret}").parse().unwrap();
-        Self { controller, channel, key, _folder: folder }
+        Self { controller, channel, key, folder }
     }
 
-    pub(crate) async fn close(mut self) {
+    /// Another connection to the same controller.
+    pub(crate) async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
+        connect(&self.controller, self.folder.path()).await
+    }
+
+    /// Where it is, as hosts are told.
+    pub(crate) fn endpoint(&self) -> String {
+        format!("https://{}", self.controller.address)
+    }
+
+    pub(crate) async fn close(self) {
+        self.leave().await;
+    }
+
+    /// Stops the controller and leaves its folder.
+    pub(crate) async fn leave(mut self) -> tempfile::TempDir {
         self.controller.stop();
         self.controller.wait().await.unwrap();
+        self.folder
     }
+}
+
+async fn connect(controller: &Controller, folder: &Path) -> Result<Channel, tonic::transport::Error> {
+    let ca = std::fs::read(folder.join("keys/ca.pem")).unwrap();
+    let tls = ClientTlsConfig::new().domain_name(CONTROLLER_NAME).ca_certificate(Certificate::from_pem(ca));
+    let endpoint = Endpoint::from_shared(format!("https://{}", controller.address)).unwrap();
+    endpoint.tls_config(tls).unwrap().timeout(Duration::from_secs(20)).connect().await
 }
 
 /// A request of the key.
