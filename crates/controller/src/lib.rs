@@ -25,6 +25,7 @@ mod principal;
 mod publish;
 mod secrets;
 mod server;
+mod spool;
 mod tls;
 mod wire;
 mod writer;

@@ -32,6 +32,7 @@ use crate::planner::{self, PlannerHandle};
 use crate::principal::secret_text;
 use crate::publish::Publisher;
 use crate::secrets::SecretBox;
+use crate::spool::Spools;
 use crate::tls;
 use crate::wire::Reasons;
 use crate::writer::{Writer, WriterHandle, WriterParts};
@@ -85,6 +86,7 @@ struct Shared {
     authority: Arc<Authority>,
     logs: Arc<LogStore>,
     uploads: BlobStore,
+    spools: Arc<Spools>,
     metrics: Arc<ControllerMetrics>,
     clock: Arc<dyn Clock>,
 }
@@ -106,6 +108,7 @@ impl Controller {
             authority: Arc::new(Authority::open(&config.data.join("keys"), config.lifetimes)?),
             logs: Arc::new(LogStore::open(&config.data.join("logs")).map_err(|source| file(&config.data, source))?),
             uploads: open_uploads(&config).await?,
+            spools: Spools::open(&config.data.join("spool")).map_err(|source| file(&config.data, source))?,
             metrics,
             clock,
         };
@@ -303,6 +306,7 @@ fn serve(
             planner: planner.clone(),
             hub: Arc::clone(&shared.hub),
             blobs: blobs.clone(),
+            spools: Arc::clone(&shared.spools),
             logs: Arc::clone(&shared.logs),
             secrets: Arc::clone(&shared.secrets),
             authority: Arc::clone(&shared.authority),

@@ -1,7 +1,6 @@
 //! Uploads and outputs.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use sluice_lifecycle::model::Job;
@@ -11,7 +10,7 @@ use sluice_proto::v1;
 use sluice_proto::v1::upload_blob_request::Part;
 use sluice_store::Page;
 use sluice_types::{Digest, ProjectId, Reason};
-use sluice_vault::Begin;
+use sluice_vault::{Begin, StoreError};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
@@ -19,12 +18,29 @@ use tonic::{Status, Streaming};
 use super::{Api, not_found, store_status};
 use crate::link::Answers;
 use crate::principal::Principal;
+use crate::spool::{PATIENCE, Spool, deadline};
 
 const MAX_UPLOAD: u64 = 4 << 30;
-const PATIENCE: Duration = Duration::from_secs(60);
 
-fn failed(error: &impl std::fmt::Display) -> Status {
-    refuse_field("data", format!("the upload cannot be kept: {error}"))
+// What is in the store and on its disk is everybody's: no text tells one tenant of the others.
+
+fn unkept(error: &impl std::fmt::Display) -> Status {
+    tracing::error!(%error, "an upload cannot be kept");
+    refuse(Reason::Unavailable, "the upload cannot be kept now; try again")
+}
+
+fn unstored(error: &StoreError) -> Status {
+    match error {
+        StoreError::TooLarge { .. } => {
+            tracing::warn!(%error, "there is no room for an upload");
+            refuse(Reason::Overloaded, "there is no room for uploads now; try again later")
+        }
+        _ => unkept(error),
+    }
+}
+
+fn crowded() -> Status {
+    refuse(Reason::Overloaded, "too many bytes of uploads are under way; try again when some have ended")
 }
 
 impl Api {
@@ -37,7 +53,7 @@ impl Api {
         let Some(Part::Header(header)) = first else {
             return Err(refuse_field("header", "the first message is the header"));
         };
-        let project = self.project(who, "header.parent", &header.parent)?.id;
+        let project = self.project(who, "header.parent", &header.parent)?;
         let digest: Digest =
             header.digest.parse().map_err(|_| refuse_field("header.digest", "64 hexadecimal digits of BLAKE3"))?;
         if header.size_bytes > MAX_UPLOAD {
@@ -45,24 +61,38 @@ impl Api {
         }
         let size = header.size_bytes;
         let blob = v1::BlobRef { digest: header.digest, size_bytes: size, path: String::new() };
+        let room = self.spools.admit(project.tenant, size).ok_or_else(crowded)?;
         // From here on the content is kept, and counts against the project's bounds.
-        let had = self.record(who, project, digest, size, false).await?;
-        match self.blobs.uploads.begin(digest).await.map_err(|error| failed(&error))? {
-            Begin::Exists if had => return Ok(v1::UploadBlobResponse { blob: Some(blob), existed: true }),
-            // Somebody else's bytes. Whoever has only heard of their digest must not learn of them: they are asked for.
-            Begin::Exists => same(&mut parts, digest, size).await?,
-            Begin::Write(mut writer) => {
-                // What a cut upload left is not used here: the client sends all of it again.
-                writer.restart().await.map_err(|error| failed(&error))?;
-                writer.expect(size).await.map_err(|error| failed(&error))?;
-                while let Some(data) = next_data(&mut parts).await? {
-                    writer.write(data).await.map_err(|error| failed(&error))?;
-                }
-                writer.commit().await.map_err(|error| failed(&error))?;
+        let had = self.record(who, project.id, digest, size, false).await?;
+        if had && matches!(self.blobs.uploads.begin(digest).await.map_err(|error| unkept(&error))?, Begin::Exists) {
+            return Ok(v1::UploadBlobResponse { blob: Some(blob), existed: true });
+        }
+        // Somebody else's bytes may be here. Whoever has only heard of their digest must not learn of them: all bytes are
+        // asked for, and judged before the store is asked.
+        let mut spool = Spool::new(room, digest, size).map_err(|error| unkept(&error))?;
+        let late = |_| refuse(Reason::DeadlineExceeded, "the upload came too slowly");
+        tokio::time::timeout(deadline(size), self.receive(who, &mut parts, &mut spool)).await.map_err(late)??;
+        spool.store(&self.blobs.uploads).await.map_err(|error| unstored(&error))?;
+        who.still(&self.directory)?;
+        self.record(who, project.id, digest, size, true).await?;
+        Ok(v1::UploadBlobResponse { blob: Some(blob), existed: false })
+    }
+
+    /// Takes the bytes, as long as the key is good, and refuses any but those that were announced.
+    async fn receive(
+        &self,
+        who: &Principal,
+        parts: &mut Streaming<v1::UploadBlobRequest>,
+        spool: &mut Spool,
+    ) -> Result<(), Status> {
+        let wrong = || refuse_field("data", "the bytes are not those of the digest and size");
+        while let Some(data) = next_data(parts).await? {
+            who.still(&self.directory)?;
+            if !spool.write(&data).await.map_err(|error| unkept(&error))? {
+                return Err(wrong());
             }
         }
-        self.record(who, project, digest, size, true).await?;
-        Ok(v1::UploadBlobResponse { blob: Some(blob), existed: false })
+        if spool.is_whole() { Ok(()) } else { Err(wrong()) }
     }
 
     /// Says whether the project had all of it before.
@@ -139,20 +169,4 @@ async fn next_data(parts: &mut Streaming<v1::UploadBlobRequest>) -> Result<Optio
         Some(v1::UploadBlobRequest { part: Some(Part::Data(data)) }) => Ok(Some(data)),
         Some(_) => Err(refuse_field("data", "after the header come bytes only")),
     }
-}
-
-/// Reads an upload of content that is there, and refuses any other.
-async fn same(parts: &mut Streaming<v1::UploadBlobRequest>, digest: Digest, size: u64) -> Result<(), Status> {
-    let (mut hasher, mut seen) = (blake3::Hasher::new(), 0u64);
-    while let Some(data) = next_data(parts).await? {
-        seen = seen.saturating_add(u64::try_from(data.len()).unwrap_or(u64::MAX));
-        if seen > size {
-            break;
-        }
-        hasher.update(&data);
-    }
-    if seen != size || *hasher.finalize().as_bytes() != *digest.as_bytes() {
-        return Err(refuse_field("data", "the bytes are not those of the digest"));
-    }
-    Ok(())
 }

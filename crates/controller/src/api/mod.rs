@@ -29,6 +29,7 @@ use crate::logs::LogStore;
 use crate::planner::PlannerHandle;
 use crate::principal::{Principal, authenticate};
 use crate::secrets::SecretBox;
+use crate::spool::Spools;
 use crate::writer::WriterHandle;
 
 /// What every service needs. Cheap to clone.
@@ -44,6 +45,7 @@ pub(crate) struct ApiParts {
     pub(crate) planner: PlannerHandle,
     pub(crate) hub: Arc<Hub>,
     pub(crate) blobs: BlobSource,
+    pub(crate) spools: Arc<Spools>,
     pub(crate) logs: Arc<LogStore>,
     pub(crate) secrets: Arc<SecretBox>,
     pub(crate) authority: Arc<Authority>,
