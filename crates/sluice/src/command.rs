@@ -131,9 +131,19 @@ pub(crate) struct ProcessArgs {
     /// Serve Prometheus metrics here; the address is written to metrics.addr in the folder.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) metrics: Option<SocketAddr>,
+    #[command(flatten)]
+    pub(crate) with_parent: ParentArgs,
+}
+
+/// Whether a process lives on without the one that started it.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct ParentArgs {
     /// End when the process that started this one does.
     #[arg(long, hide = true)]
     pub(crate) with_parent: bool,
+    /// Its number: a parent that was gone before anybody asked is noticed by it.
+    #[arg(long, hide = true, value_name = "PID")]
+    pub(crate) parent: Option<i32>,
 }
 
 /// How a host joins.

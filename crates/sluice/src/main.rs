@@ -39,8 +39,7 @@ fn main() -> ExitCode {
 async fn run(role: Role, global: sluice_cli::Global) -> ExitCode {
     let done = match role {
         Role::User(sluice_cli::UserCommand::Completion(wanted)) => {
-            let printed = sluice_cli::print_completion(wanted.shell, &mut Cli::command());
-            printed.map_err(anyhow::Error::from)
+            return sluice_cli::end(sluice_cli::print_completion(wanted.shell, &mut Cli::command())).into();
         }
         Role::User(command) => return sluice_cli::run(command, global).await,
         Role::Up(arguments) => up::run(arguments, &global).await,

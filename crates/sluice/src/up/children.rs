@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::layout::Layout;
+use super::say::note;
 
 /// The pause before a process that ended is started again: doubles up to the bound, back to the start after a minute.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -88,7 +89,7 @@ impl Children {
         }
         // Without restarts a killed part is what the caller wanted to see: go on without it.
         while let Some(name) = self.lost.recv().await {
-            eprintln!("{name} ended");
+            note(&format!("{name} ended"));
         }
         std::future::pending().await
     }
@@ -136,6 +137,7 @@ impl Watched {
         let again = log.try_clone().context("cannot open a log")?;
         let child = Command::new(&self.program)
             .args(&self.arguments)
+            .args(["--parent".to_owned(), std::process::id().to_string()])
             .stdin(Stdio::null())
             .stdout(log)
             .stderr(again)
@@ -161,20 +163,29 @@ impl Watched {
                 break;
             }
             pause = if begin.elapsed() > SETTLED { FIRST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                _ = wished.wait_for(|wish| *wish != Wish::Run) => break,
-            }
-            match self.spawn() {
-                Ok(next) => child = next,
-                Err(error) => {
-                    eprintln!("{error:#}");
-                    break;
-                }
+            match self.start_again(&mut pause, &mut wished).await {
+                Some(next) => child = next,
+                None => break,
             }
         }
         // A stale pid must not be taken for a process of ours.
         let _ = std::fs::remove_file(&self.pid);
+    }
+
+    /// Starts the process again after the pause, as often as it takes: what stands in the way now (no memory, a full
+    /// disk) may not stand there later. `None` if something else was wished meanwhile.
+    async fn start_again(&self, pause: &mut Duration, wished: &mut watch::Receiver<Wish>) -> Option<Child> {
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(*pause) => {}
+                _ = wished.wait_for(|wish| *wish != Wish::Run) => return None,
+            }
+            match self.spawn() {
+                Ok(child) => return Some(child),
+                Err(error) => note(&format!("{error:#}; it is tried again")),
+            }
+            *pause = (*pause * 2).min(LONGEST_PAUSE);
+        }
     }
 
     /// Waits for the end of the process. True if it was wished.
@@ -185,7 +196,7 @@ impl Watched {
                     let wanted = *wished.borrow() != Wish::Run;
                     if !wanted {
                         let status = ended.map_or_else(|error| error.to_string(), |status| status.to_string());
-                        eprintln!("{} ended by itself ({status}); its log: {}", self.name, self.log.display());
+                        note(&format!("{} ended by itself ({status}); its log: {}", self.name, self.log.display()));
                     }
                     return wanted;
                 }
@@ -206,5 +217,39 @@ impl Watched {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_cannot_be_started_is_tried_until_it_can() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = |name: &str| folder.path().join(name);
+        let (tell, _lost) = mpsc::channel(1);
+        let part = Watched {
+            name: "part".to_owned(),
+            program: file("program"),
+            arguments: Vec::new(),
+            log: file("log"),
+            pid: file("pid"),
+            restart: true,
+            tell,
+        };
+        let (wish, mut wished) = watch::channel(Wish::Run);
+        let mut pause = FIRST_PAUSE;
+        let mend = async {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            std::os::unix::fs::symlink("/bin/true", &part.program).unwrap();
+        };
+        let (started, ()) = tokio::join!(part.start_again(&mut pause, &mut wished), mend);
+        assert!(started.unwrap().wait().await.unwrap().success());
+        assert_eq!(pause, LONGEST_PAUSE);
+        // Whoever stops does not wait for it.
+        std::fs::remove_file(&part.program).unwrap();
+        wish.send_replace(Wish::Stop);
+        assert!(part.start_again(&mut pause, &mut wished).await.is_none());
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::net::{SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -10,6 +10,7 @@ use nix::fcntl::{Flock, FlockArg};
 use sluice_cli::{CONTEXT_FILE, Context as CliContext};
 use sluice_types::Bytes;
 
+use super::say::say;
 use crate::command::UpArgs;
 use crate::roles::half_of_memory;
 
@@ -44,7 +45,7 @@ pub(crate) struct Layout {
 impl Layout {
     /// Plans the system; makes the data folder (0700).
     pub(crate) fn new(data: &Path, arguments: &UpArgs) -> anyhow::Result<Self> {
-        let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data);
+        let made = sluice_identity::private_folder(data);
         made.with_context(|| format!("cannot make the data folder {}", data.display()))?;
         let data = data.canonicalize().context("cannot use the data folder")?;
         let (sites, nodes) = (usize::from(arguments.sites), usize::from(arguments.nodes));
@@ -152,19 +153,19 @@ impl Layout {
             Ok(usual) if usual.canonicalize().is_ok_and(|usual| usual == self.data) => String::new(),
             _ => format!(" --data {}", self.data.display()),
         };
-        println!("sluice is up at {}", self.endpoint());
-        println!("  data      {}", self.data.display());
-        println!("  logs      {}", self.data.join("processes").display());
-        println!("  admin key {}", self.key_file().display());
+        say(&format!("sluice is up at {}", self.endpoint()));
+        say(&format!("  data      {}", self.data.display()));
+        say(&format!("  logs      {}", self.data.join("processes").display()));
+        say(&format!("  admin key {}", self.key_file().display()));
         for site in &self.sites {
             let nodes: Vec<_> = site.nodes.iter().map(|node| format!("{} ({})", node.name, node.cores)).collect();
-            println!("  site {}    vault {}, nodes {}", site.name, site.vault, nodes.join(", "));
+            say(&format!("  site {}    vault {}, nodes {}", site.name, site.vault, nodes.join(", ")));
         }
         if self.sites.is_empty() {
-            println!("next: sluice{flag} sites create SITE, then sluice{flag} token create --site SITE");
+            say(&format!("next: sluice{flag} sites create SITE, then sluice{flag} token create --site SITE"));
             return;
         }
-        println!("next: sluice{flag} run --share 500m -- sh -c 'echo hello from $SLUICE_JOB'");
+        say(&format!("next: sluice{flag} run --share 500m -- sh -c 'echo hello from $SLUICE_JOB'"));
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod children;
 mod layout;
+mod say;
 mod setup;
 
 use std::time::Duration;
@@ -16,6 +17,7 @@ use crate::command::UpArgs;
 use crate::process::Signals;
 use children::Children;
 use layout::Layout;
+use say::note;
 
 /// How long the controller may take to stop all jobs, and the other parts after it.
 const STOP_CONTROLLER: Duration = Duration::from_secs(35);
@@ -40,15 +42,15 @@ pub(crate) async fn run(arguments: UpArgs, global: &Global) -> anyhow::Result<()
     layout.print_summary();
     tokio::select! {
         () = signals.next() => {}
-        name = children.lost() => eprintln!("{name} ended and is not started again; stopping"),
+        name = children.lost() => note(&format!("{name} ended and is not started again; stopping")),
     }
-    eprintln!("stopping: jobs stop at a checkpoint; a second signal ends everything at once");
+    note("stopping: jobs stop at a checkpoint; a second signal ends everything at once");
     let clean = async {
         children.stop("controller", STOP_CONTROLLER).await;
         children.stop("", STOP_REST).await;
     };
     tokio::select! {
-        () = clean => eprintln!("stopped"),
+        () = clean => note("stopped"),
         () = signals.next() => children.kill().await,
     }
     Ok(())
@@ -73,17 +75,15 @@ async fn start(layout: &Layout, children: &mut Children) -> anyhow::Result<()> {
 /// Says what is missing before jobs find out.
 fn check_host(arguments: &UpArgs) {
     if arguments.advisory {
-        eprintln!("warning: --advisory: slices are not enforced and jobs are not shut in; every bill says so");
+        note("warning: --advisory: slices are not enforced and jobs are not shut in; every bill says so");
         return;
     }
     if !nix::unistd::geteuid().is_root() {
-        eprintln!("warning: without root, slices cannot be enforced: run as root, or with --advisory");
+        note("warning: without root, slices cannot be enforced: run as root, or with --advisory");
     }
     let found =
         std::env::var_os("PATH").is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join("bwrap").exists()));
     if !found {
-        eprintln!(
-            "warning: bubblewrap (bwrap) is not installed, so jobs cannot be shut in: apt-get install bubblewrap"
-        );
+        note("warning: bubblewrap (bwrap) is not installed, so jobs cannot be shut in: apt-get install bubblewrap");
     }
 }
