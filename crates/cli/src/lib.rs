@@ -61,15 +61,16 @@ pub fn command() -> clap::Command {
 
 /// Runs one command and prints what it has to say. Errors are printed too; the code tells them apart.
 pub async fn run(cmd: UserCommand, global: Global) -> ExitCode {
-    match Box::pin(command::dispatch(cmd, &global)).await {
-        Ok(()) => Exit::Ok.into(),
-        Err(error) => {
-            if error.exit() != Exit::Ok {
-                output::write_stderr(&error.render(Style::stderr()));
-            }
-            error.exit().into()
-        }
+    end(Box::pin(command::dispatch(cmd, &global)).await).into()
+}
+
+/// Prints what went wrong. A reader of stdout that had enough (`| head`) is no error.
+pub fn end(done: Result<(), CliError>) -> Exit {
+    let Err(error) = done else { return Exit::Ok };
+    if error.exit() != Exit::Ok {
+        output::write_stderr(&error.render(Style::stderr()));
     }
+    error.exit()
 }
 
 /// The completion script of a whole command line, for a binary that has more commands than these.

@@ -56,6 +56,7 @@ impl Waiting {
     fn is_over(&self, job: &v1::Job) -> bool {
         match self {
             Self::State(state) if state_word(job) == *state => true,
+            Self::Moved(id) if job.migration.as_ref().is_some_and(|m| has_replaced(m, id)) => true,
             Self::Moved(id) if job.migration.as_ref().is_some_and(|m| m.id == *id && has_ended(m)) => true,
             _ => is_end(job),
         }
@@ -74,9 +75,15 @@ impl Waiting {
         if wanted {
             return Ok(());
         }
-        let failed = job.migration.as_ref().filter(|m| matches!(self, Self::Moved(id) if m.id == *id));
-        Err(match failed {
-            Some(migration) if !is_end(job) => CliError::JobFailed {
+        let moves = job.migration.as_ref().filter(|_| matches!(self, Self::Moved(_)) && !is_end(job));
+        Err(match (self, moves) {
+            (Self::Moved(id), Some(other)) if has_replaced(other, id) => CliError::JobFailed {
+                job: leaf(&job.name).to_owned(),
+                state: format!("{}: the migration was replaced", state_word(job)),
+                reason: String::new(),
+                message: format!("another migration, to {}, took its place", short_site(&other.to_site)),
+            },
+            (_, Some(migration)) => CliError::JobFailed {
                 job: leaf(&job.name).to_owned(),
                 state: format!("{} at {}: the migration failed", state_word(job), short_site(&job.site)),
                 reason: migration.reason.clone(),
@@ -98,6 +105,11 @@ impl Waiting {
             Self::Moved(_) => format!("the migration of {id}"),
         }
     }
+}
+
+/// Whether this migration came after the one of the id, which is over then, too. Ids are in the order of their making.
+fn has_replaced(migration: &v1::Migration, id: &str) -> bool {
+    migration.id.as_str() > id
 }
 
 fn has_ended(migration: &v1::Migration) -> bool {
@@ -225,4 +237,39 @@ fn progress_line(id: &str, job: &v1::Job) -> String {
         text.push_str(&format!(" ({})", job.reason));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn moving(id: &str, phase: &str) -> v1::Job {
+        let migration = v1::Migration {
+            id: id.to_owned(),
+            phase: phase.to_owned(),
+            to_site: "sites/b".to_owned(),
+            ..v1::Migration::default()
+        };
+        let mut job = v1::Job { name: "jobs/job-1".to_owned(), migration: Some(migration), ..v1::Job::default() };
+        job.set_state(v1::JobState::Running);
+        job
+    }
+
+    #[test]
+    fn a_migration_is_waited_for_until_it_ends_or_another_takes_its_place() {
+        let waiting = Waiting::Moved("mig-1".to_owned());
+        assert!(!waiting.is_over(&moving("mig-1", "shipping")));
+        assert!(!waiting.is_over(&moving("mig-0", "done")), "an earlier one");
+        let done = moving("mig-1", "done");
+        assert!(waiting.is_over(&done) && waiting.judge(&done).is_ok());
+        let failed = moving("mig-1", "failed");
+        assert!(waiting.is_over(&failed) && waiting.judge(&failed).unwrap_err().to_string().contains("failed"));
+        // What became of the first is not known, so it does not count as done even where the second is.
+        for phase in ["shipping", "done"] {
+            let replaced = moving("mig-2", phase);
+            assert!(waiting.is_over(&replaced), "{phase}");
+            let told = waiting.judge(&replaced).unwrap_err().to_string();
+            assert!(told.contains("replaced"), "{told}");
+        }
+    }
 }
