@@ -10,7 +10,7 @@ use sluice_proto::v1::fleet_service_server::FleetService;
 use sluice_types::{Nanos, NodeId, SiteId};
 use tonic::{Request, Response, Status};
 
-use super::{Api, Mutation, not_found, page, refused, store_status};
+use super::{Api, Mutation, digest, not_found, page, refused, store_status};
 
 const HOUR: Nanos = Nanos::from_secs(3600);
 const WEEK: Nanos = Nanos::from_secs(7 * 24 * 3600);
@@ -216,7 +216,15 @@ impl FleetService for Api {
         let expires = self.clock.now().after(ttl);
         let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
         let command = UserCommand::CreateJoinToken { hash: token.digest(), site: site.id, kind, expires };
-        self.change(mutation, command).await?;
+        let answer = self.change(mutation, command).await?;
+        let expires = match answer.replayed {
+            // It ends when the first answer said, not so long after this retry.
+            true => {
+                let caller = who.caller(&message.request_id, digest(method, &message))?;
+                self.remembered(Some(&caller)).await?.map_or(expires, |first| first.at.after(ttl))
+            }
+            false => expires,
+        };
         let expire_time = Some(convert::timestamp(expires));
         Ok(Response::new(v1::JoinToken { token: token.to_string(), expire_time }))
     }

@@ -31,7 +31,12 @@ struct Draft {
 
 impl Api {
     /// Checks a submit as far as it can be checked without the writer.
-    async fn draft(&self, who: &Principal, message: v1::SubmitJobRequest) -> Result<Draft, Status> {
+    async fn draft(
+        &self,
+        who: &Principal,
+        message: v1::SubmitJobRequest,
+        caller: Option<&Caller>,
+    ) -> Result<Draft, Status> {
         let project = self.project(who, "parent", &message.parent)?;
         let name: Option<Name> = match message.display_name.as_str() {
             "" => None,
@@ -52,7 +57,10 @@ impl Api {
             self.writer.submit(Command::User(caller, check)).await.map_err(refused)?;
         }
         let view = sluice_lifecycle::draft_view(&preview, &project);
-        if let Err(never) = self.planner.admissible(view).await {
+        // A retry is answered as the first try was, whatever became of the fleet meanwhile: the writer remembers it.
+        if let Err(never) = self.planner.admissible(view).await
+            && self.remembered(caller).await?.is_none()
+        {
             let reason = never.reason.unwrap_or(Reason::NeverFits);
             return Err(status(&Refusal { field: Some("spec".to_owned()), ..Refusal::new(reason, never.message) }));
         }
@@ -62,13 +70,13 @@ impl Api {
 
     async fn submit(&self, who: &Principal, message: v1::SubmitJobRequest) -> Result<v1::Job, Status> {
         if message.validate_only {
-            let draft = self.draft(who, message).await?;
+            let draft = self.draft(who, message, None).await?;
             return Ok(self.show_brief(&draft.preview, None));
         }
         let means = digest("sluice.v1.JobService/SubmitJob", &message);
-        let (request_id, waits) = (message.request_id.clone(), message.wait_for_decision);
-        let draft = self.draft(who, message).await?;
-        let caller = who.caller(&request_id, means)?;
+        let waits = message.wait_for_decision;
+        let caller = who.caller(&message.request_id, means)?;
+        let draft = self.draft(who, message, Some(&caller)).await?;
         let command = Command::User(caller, draft.command);
         if !waits {
             let answer = self.writer.submit(command).await.map_err(refused)?;
@@ -144,6 +152,10 @@ fn parse_filter(text: &str) -> Result<JobFilter, Status> {
     let mut filter = JobFilter::default();
     if text.len() > 4096 {
         return Err(refuse_field("filter", "at most 4096 bytes"));
+    }
+    // No name or label has them, and databases differ in what they make of them.
+    if text.contains(char::is_control) {
+        return Err(refuse_field("filter", "no control characters"));
     }
     for term in text.split(" AND ").map(str::trim).filter(|term| !term.is_empty()) {
         let wrong = || refuse_field("filter", "terms are state=…, display_name=… or labels.key=…, joined by AND");
@@ -384,4 +396,17 @@ fn described(change: &Change, sites: &impl SiteNames) -> v1::Change {
         ChangeKind::OpenNodes => ("node", format!("an admin opens {amount} closed nodes")),
     };
     v1::Change { what: what.to_owned(), amount, message }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_has_no_characters_that_a_database_chokes_on() {
+        assert_eq!(parse_filter("labels.team=a b AND state=RUNNING").unwrap().labels.len(), 1);
+        for text in ["labels.team=a\0b", "labels.te\0am=a", "labels.team=\u{1b}[1m", "state=RUNNING\n"] {
+            assert_eq!(parse_filter(text).unwrap_err().code(), tonic::Code::InvalidArgument, "{text:?}");
+        }
+    }
 }

@@ -15,7 +15,8 @@ mod watch;
 use std::sync::Arc;
 
 use sluice_identity::Authority;
-use sluice_lifecycle::{Answer, Command, Refusal, UserCommand};
+use sluice_lifecycle::model::Request as Remembered;
+use sluice_lifecycle::{Answer, Caller, Command, Refusal, UserCommand};
 use sluice_proto::error::{refuse, status};
 use sluice_store::{Store, StoreError};
 use sluice_types::{Digest, Reason};
@@ -71,6 +72,13 @@ pub(crate) struct Mutation<'a, M> {
 impl Api {
     pub(crate) fn who<T>(&self, request: &Request<T>, method: &'static str) -> Result<Principal, Status> {
         authenticate(&self.directory, request, method)
+    }
+
+    /// The request as it was made first, if it was made before and is remembered.
+    pub(crate) async fn remembered(&self, caller: Option<&Caller>) -> Result<Option<Remembered>, Status> {
+        let Some((key, digest)) = caller.and_then(|caller| caller.request) else { return Ok(None) };
+        let known = self.store.find_request(key).await.map_err(store_status)?;
+        Ok(known.filter(|known| known.digest == digest))
     }
 
     /// Sends a user's command, remembered under its request id.

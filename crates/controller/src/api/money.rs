@@ -16,6 +16,7 @@ use super::{Api, Mutation, not_found, page, refused, store_status};
 
 const MAX_NOTE: usize = 256;
 const MAX_BUDGETS: u32 = 1000;
+const MAX_QUOTAS: u32 = 1000;
 /// Every instant that a row can have.
 const ALL_TIME: std::ops::Range<Timestamp> = Timestamp::from_nanos(0)..Timestamp::from_nanos(u64::MAX >> 1);
 
@@ -138,7 +139,9 @@ impl MoneyService for Api {
         let who = self.who(&request, "sluice.v1.MoneyService/ListQuotas")?;
         let message = request.into_inner();
         let tenant = self.tenant(&who, "tenant", &message.tenant)?;
-        let rows = self.store.accounts_of(tenant.id, Page::first(1000)).await.map_err(store_status)?;
+        // By name, quotas come after budgets, of which each period leaves one: they are asked for from where they begin.
+        let page = Page::after(AccountKey::Platform, MAX_QUOTAS);
+        let rows = self.store.accounts_of(tenant.id, page).await.map_err(store_status)?;
         let quotas = rows.iter().filter_map(|account| match &account.key {
             AccountKey::Quota(_, class) => Some(v1::Quota {
                 tenant: message.tenant.clone(),

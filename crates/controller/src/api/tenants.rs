@@ -14,6 +14,8 @@ use super::{Api, Mutation, not_found, page, store_status};
 use crate::principal::secret_text;
 
 const MAX_SECRET: usize = 64 << 10;
+/// Sites that a project may be bound to.
+const MAX_SITES: usize = 64;
 
 impl Api {
     fn show_tenant(row: &Tenant) -> v1::Tenant {
@@ -128,7 +130,10 @@ impl TenantService for Api {
         let row = self.project(&who, "project.name", &wanted.name)?;
         let networks = wanted.allowed_networks().filter(|mode| *mode != v1::NetworkMode::Unspecified);
         let networks = networks.map(convert::network).collect::<Result<_, _>>().map_err(super::refused)?;
-        let sites = wanted.sites.iter().take(65).map(|site| Ok(self.site("project.sites", site)?.id));
+        if wanted.sites.len() > MAX_SITES {
+            return Err(refuse_field("project.sites", format!("at most {MAX_SITES} sites")));
+        }
+        let sites = wanted.sites.iter().map(|site| Ok(self.site("project.sites", site)?.id));
         let sites = sites.collect::<Result<_, Status>>()?;
         let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
         let command = UserCommand::UpdateProject { project: row.id, networks, sites };

@@ -41,9 +41,8 @@ impl Api {
         let (sender, receiver) = mpsc::channel(QUEUE);
         let watcher = Watcher { api: self.clone(), who: who.clone(), filter, only, sender };
         tokio::spawn(async move {
-            if let Err(status) = watcher.run(from, begin).await {
-                let _ = watcher.sender.try_send(Err(status));
-            }
+            let end = watcher.run(from, begin).await;
+            last_word(&watcher.sender, end).await;
         });
         Ok(Box::pin(ReceiverStream::new(receiver)))
     }
@@ -57,9 +56,8 @@ impl Api {
         let (sender, receiver) = mpsc::channel(4);
         let api = self.clone();
         tokio::spawn(async move {
-            if let Err(status) = api.follow(&who, &job, &message, &sender).await {
-                let _ = sender.try_send(Err(status));
-            }
+            let end = api.follow(&who, &job, &message, &sender).await;
+            last_word(&sender, end).await;
         });
         Box::pin(ReceiverStream::new(receiver))
     }
@@ -105,6 +103,14 @@ impl Api {
             };
             quiet = ended && !grown;
         }
+    }
+}
+
+/// Says why a stream ends. Waits for room: a stream that just ends looks as if it was told to the end.
+async fn last_word<T>(sender: &mpsc::Sender<Result<T, Status>>, end: Result<(), Status>) {
+    if let Err(status) = end {
+        // A receiver that has gone wants no reason.
+        let _gone = sender.send(Err(status)).await;
     }
 }
 
@@ -212,5 +218,24 @@ impl Watcher {
         let message = v1::WatchJobsResponse { event: Some(event), resume_token };
         let gone = |_| sluice_proto::error::refuse(sluice_types::Reason::Unavailable, "the watcher is gone");
         self.sender.send(Ok(message)).await.map_err(gone)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_stream_that_breaks_off_says_so_however_slow_its_reader_is() {
+        let (sender, mut receiver) = mpsc::channel(1);
+        sender.send(Ok("a piece")).await.unwrap();
+        let end = Err(Status::unavailable("the log cannot be read now"));
+        let says = tokio::spawn(async move { last_word(&sender, end).await });
+        // The channel is full until the reader comes.
+        tokio::task::yield_now().await;
+        assert!(receiver.recv().await.unwrap().is_ok());
+        assert!(receiver.recv().await.unwrap().is_err(), "it does not end as if it was whole");
+        assert!(receiver.recv().await.is_none());
+        says.await.unwrap();
     }
 }

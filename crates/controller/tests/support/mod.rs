@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_controller::{Controller, ControllerConfig, SystemClock};
+use sluice_controller::{Clock, Controller, ControllerConfig, SystemClock};
 use sluice_identity::{CONTROLLER_NAME, Lifetimes};
 use sluice_lifecycle::Settings;
 use sluice_proto::v1;
@@ -28,9 +28,14 @@ impl Door {
 
     /// A controller in a folder that may be that of an earlier one, at an address of its own.
     pub(crate) async fn open_in(folder: tempfile::TempDir, lifetimes: Lifetimes) -> Self {
+        Self::open_at(folder, lifetimes, Arc::new(SystemClock)).await
+    }
+
+    /// The same by another clock.
+    pub(crate) async fn open_at(folder: tempfile::TempDir, lifetimes: Lifetimes, clock: Arc<dyn Clock>) -> Self {
         let config = ControllerConfig {
             data: folder.path().to_owned(),
-            database: format!("sqlite:{}", folder.path().join("sluice.db").display()),
+            database: Self::database(&folder),
             listen: "127.0.0.1:0".parse().unwrap(),
             names: Vec::new(),
             settings: Settings::default(),
@@ -38,7 +43,7 @@ impl Door {
         };
         // Another test of this binary may have installed it.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let controller = Controller::start(config, Arc::new(SystemClock)).await.unwrap();
+        let controller = Controller::start(config, clock).await.unwrap();
         let channel = connect(&controller, folder.path()).await.unwrap();
         let secret = std::fs::read_to_string(folder.path().join("admin.key")).unwrap();
         let key = format!("Bearer {secret}").parse().unwrap();
@@ -48,6 +53,11 @@ impl Door {
     /// Another connection to the same controller.
     pub(crate) async fn connect(&self) -> Result<Channel, tonic::transport::Error> {
         connect(&self.controller, self.folder.path()).await
+    }
+
+    /// Its database, for rows that take long to come about by themselves.
+    pub(crate) fn database(folder: &tempfile::TempDir) -> String {
+        format!("sqlite:{}", folder.path().join("sluice.db").display())
     }
 
     /// Where it is, as hosts are told.
