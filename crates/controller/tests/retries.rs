@@ -154,11 +154,7 @@ async fn too_many_sites_of_residency_are_refused_and_not_cut() {
     for (count, id) in [(64, "456e"), (65, "789e")] {
         let sites = vec!["sites/a".to_owned(); count];
         let project = v1::Project { name: parent.clone(), sites, ..Default::default() };
-        let update = v1::UpdateProjectRequest {
-            request_id: ID.replace("123e", id),
-            project: Some(project),
-            ..Default::default()
-        };
+        let update = v1::UpdateProjectRequest { request_id: ID.replace("123e", id), project: Some(project) };
         let updated = tenants.update_project(with(update, &door.key)).await.map(|_| ());
         match count {
             64 => updated.unwrap(),
