@@ -112,6 +112,10 @@ async fn what_one_tenant_has_under_way_holds_up_no_other() {
     drop(again.0);
     let refused = again.1.await.unwrap().unwrap_err();
     assert_eq!(reason(&refused), Some(Reason::InvalidField), "let in, and cut: {refused}");
+    for (sender, answer) in under_way {
+        drop(sender);
+        assert!(answer.await.unwrap().is_err());
+    }
     door.close().await;
 }
 
