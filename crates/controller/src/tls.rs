@@ -75,6 +75,8 @@ async fn shake_hands(
         Ok(socket) => socket,
         Err(error) => return Some(Err(error)),
     };
+    // Answers are small and awaited. Without it the connection is only slower.
+    let _slow = socket.set_nodelay(true);
     match tokio::time::timeout(HANDSHAKE, acceptor.accept(socket)).await {
         Ok(Ok(connection)) => Some(Ok(connection)),
         Ok(Err(error)) => {

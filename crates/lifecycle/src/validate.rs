@@ -83,6 +83,9 @@ fn command(spec: &JobSpec) -> Result<(), Refusal> {
     Ok(())
 }
 
+/// The least device memory that a task may ask for.
+pub const LEAST_MEMORY: Bytes = Bytes::mib(1);
+
 fn resources(spec: &JobSpec) -> Result<(), Refusal> {
     if !(1..=MAX_TASKS).contains(&spec.tasks) {
         return Err(Refusal::field("spec.tasks", format!("a job has 1 to {MAX_TASKS} tasks")));
@@ -91,7 +94,7 @@ fn resources(spec: &JobSpec) -> Result<(), Refusal> {
     if wanted.milli == MilliGpu::ZERO || wanted.milli > MilliGpu::WHOLE {
         return Err(Refusal::field("spec.resources.milli", "a slice is 1 to 1000 thousandths of a device"));
     }
-    let memory = Bytes::mib(1)..=Bytes::new(1 << 50);
+    let memory = LEAST_MEMORY..=Bytes::new(1 << 50);
     if !memory.contains(&wanted.memory) {
         return Err(Refusal::field("spec.resources.memory_bytes", "a slice has 1MiB to 1024TiB of memory"));
     }

@@ -11,7 +11,7 @@ use sluice_proto::error::{refuse, refuse_field, status};
 use sluice_proto::v1;
 use sluice_proto::v1::job_service_server::JobService;
 use sluice_store::{EventFilter, JobFilter};
-use sluice_types::{CheckpointId, JobId, Name, Reason, SiteId};
+use sluice_types::{Bytes, CheckpointId, JobId, Name, Reason, SiteId};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::names::Parent;
@@ -290,7 +290,7 @@ impl JobService for Api {
             return Ok(Response::new(v1::ExplainJobResponse { reason, message, ..v1::ExplainJobResponse::default() }));
         };
         let directory = self.directory.read();
-        Ok(Response::new(explained(explanation, &*directory)))
+        Ok(Response::new(explained(explanation, &job, &*directory)))
     }
 
     async fn list_events(
@@ -362,7 +362,13 @@ fn refusal(status: &Status) -> v1::Refusal {
     v1::Refusal { reason, message: status.message().to_owned(), field: field.unwrap_or_default() }
 }
 
-fn explained(explanation: Explanation, sites: &impl SiteNames) -> v1::ExplainJobResponse {
+fn explained(explanation: Explanation, job: &Job, sites: &impl SiteNames) -> v1::ExplainJobResponse {
+    let memory = job.spec.resources.memory.get();
+    // What would not be taken at submit is no advice.
+    let possible = |change: &&Change| {
+        let left = memory.saturating_sub(u64::try_from(change.amount).unwrap_or(u64::MAX));
+        change.kind != ChangeKind::LessMemory || Bytes::new(left) >= sluice_lifecycle::validate::LEAST_MEMORY
+    };
     let message = match (&explanation.reason, explanation.never) {
         (None, _) => "it will be placed at the next decision".to_owned(),
         (Some(_), true) => format!("it can never run on what there is: {}", explanation.message),
@@ -371,7 +377,7 @@ fn explained(explanation: Explanation, sites: &impl SiteNames) -> v1::ExplainJob
     v1::ExplainJobResponse {
         reason: explanation.reason.map(|reason| reason.to_string()).unwrap_or_default(),
         message,
-        changes: explanation.changes.iter().map(|change| described(change, sites)).collect(),
+        changes: explanation.changes.iter().filter(possible).map(|change| described(change, sites)).collect(),
         ahead: explanation.ahead,
     }
 }
@@ -393,7 +399,7 @@ fn described(change: &Change, sites: &impl SiteNames) -> v1::Change {
             let site = u64::try_from(amount).map(SiteId::from_raw).map(|site| sites.name(site)).unwrap_or_default();
             ("site", format!("allow the site {site}"))
         }
-        ChangeKind::OpenNodes => ("node", format!("an admin opens {amount} closed nodes")),
+        ChangeKind::OpenNodes => ("node", format!("{amount} nodes that are lost, cordoned or without a vault come back")),
     };
     v1::Change { what: what.to_owned(), amount, message }
 }

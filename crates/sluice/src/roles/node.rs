@@ -93,10 +93,13 @@ fn all_cores(system_milli: u32) -> anyhow::Result<Vec<CoreShare>> {
     (0..u32::try_from(count)?).map(|core| Ok(CoreShare { core, share })).collect()
 }
 
-/// Half of the machine's memory: the rest is the system's and the page cache's.
+/// Half of the machine's memory: the rest is the system's and the page cache's. Rounded, because hosts that were bought
+/// together differ by some pages, and the scheduler looks once at all devices that are alike.
 pub(crate) fn half_of_memory() -> anyhow::Result<Bytes> {
     let text = std::fs::read_to_string("/proc/meminfo").context("cannot read the memory's size")?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")).context("no MemTotal in /proc/meminfo")?;
     let kib: u64 = line.trim().trim_end_matches(" kB").parse().context("MemTotal is not a number")?;
-    Ok(Bytes::new(kib * 1024 / 2))
+    let half = Bytes::new(kib * 1024 / 2);
+    let round = Bytes::mib(256);
+    Ok(if half < round { half } else { Bytes::new(half.get() / round.get() * round.get()) })
 }
