@@ -115,10 +115,13 @@ fn every_attack_of_the_list_fails() {
         assert!(result.starts_with("held"), "{name}: {result}");
     }
     for attack in attacks.iter().filter(|attack| attack.flags.contains("ends=")) {
-        let mut alone = match attack.language {
-            "py" => node.attempt_of(&["/usr/bin/python3", "-c", &python(attack.code)]),
-            _ => node.attempt(attack.code),
+        let python = python(attack.code);
+        let argv = match attack.language {
+            "py" => ["/usr/bin/python3", "-c", &python],
+            _ => ["/bin/sh", "-c", attack.code],
         };
+        let mut alone =
+            if attack.flags == "ends=disk-limit" { node.attempt_on_disk(&argv) } else { node.attempt_of(&argv) };
         let outcome = alone.run().outcome;
         let kind = serde_json::to_value(&outcome).unwrap()["kind"].as_str().unwrap().to_owned();
         assert_eq!(format!("ends={kind}"), attack.flags, "{}: {outcome:?} {}", attack.name, alone.logs());

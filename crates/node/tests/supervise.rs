@@ -169,7 +169,7 @@ fn filling_the_disk_ends_the_task_with_the_reason() {
             "removed",
         ),
     ] {
-        let mut attempt = node.attempt(script);
+        let mut attempt = node.attempt_on_disk(&["/bin/sh", "-c", script]);
         let outcome = attempt.run().outcome;
         assert!(
             matches!(&outcome, Outcome::DiskLimit { detail } if detail.contains(word)),

@@ -73,13 +73,22 @@ impl Node {
     }
 
     pub fn attempt_sized(&self, milli: u32, argv: &[&str]) -> Attempt<'_> {
+        self.attempt_within(Bytes::mib(64), milli, argv)
+    }
+
+    /// An attempt that may break its bounds on disk first: on a memory file system what it writes is its memory too.
+    pub fn attempt_on_disk(&self, argv: &[&str]) -> Attempt<'_> {
+        self.attempt_within(Bytes::mib(192), 200, argv)
+    }
+
+    fn attempt_within(&self, memory: Bytes, milli: u32, argv: &[&str]) -> Attempt<'_> {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let key = format!("att-{number}");
         let grant = SliceGrant {
             key: key.clone(),
             device: 0,
             milli: MilliGpu::new(milli),
-            memory: Bytes::mib(64),
+            memory,
             host_cores: CoreMilli::ZERO,
             host_memory: Bytes::ZERO,
             pids_max: 48,
