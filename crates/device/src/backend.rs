@@ -102,6 +102,12 @@ pub trait Backend: Send + Sync {
     /// [`DeviceError::Unknown`] where its group is gone; otherwise as for `grant`.
     fn adopt(&self, grant: &SliceGrant) -> Result<Granted, DeviceError>;
 
+    /// Where the processes of a slice under this key are held, whether or not there is one now.
+    ///
+    /// # Errors
+    /// [`DeviceError::Key`]; [`DeviceError::NotEnforceable`] where the host cannot hold any.
+    fn group(&self, key: &str) -> Result<TaskGroup, DeviceError>;
+
     /// Kills what is left in the slice, removes its groups and returns its last usage. Unknown keys that have a group
     /// on the host are removed as well.
     ///

@@ -158,17 +158,6 @@ impl CpuBackend {
         self.grants.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn group(&self, key: &str) -> Result<TaskGroup, DeviceError> {
-        check_key(key)?;
-        match (&self.driver, self.config.mode) {
-            (Some(driver), _) => Ok(driver.group(key)),
-            (None, LimitMode::Advisory) => {
-                Ok(TaskGroup::Advisory { pid_file: self.config.state.join(format!("{key}.pid")) })
-            }
-            (None, LimitMode::Enforce) => Err(self.refusal()),
-        }
-    }
-
     fn refusal(&self) -> DeviceError {
         match &self.enforcement {
             Enforcement::Enforced(text) | Enforcement::Advisory(text) | Enforcement::NotEnforceable(text) => {
@@ -276,6 +265,17 @@ impl Backend for CpuBackend {
         }
         self.hold(grant)?;
         Ok(Granted { group, env: BTreeMap::new(), device_files: Vec::new() })
+    }
+
+    fn group(&self, key: &str) -> Result<TaskGroup, DeviceError> {
+        check_key(key)?;
+        match (&self.driver, self.config.mode) {
+            (Some(driver), _) => Ok(driver.group(key)),
+            (None, LimitMode::Advisory) => {
+                Ok(TaskGroup::Advisory { pid_file: self.config.state.join(format!("{key}.pid")) })
+            }
+            (None, LimitMode::Enforce) => Err(self.refusal()),
+        }
     }
 
     fn release(&self, key: &str, patience: Duration) -> Result<Usage, DeviceError> {

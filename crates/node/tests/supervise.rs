@@ -5,7 +5,7 @@ mod support;
 
 use std::time::Duration;
 
-use sluice_node::supervisor::{self, Liveness, Ordered, Outcome, Phase, SupervisorError};
+use sluice_node::supervisor::{self, Liveness, Ordered, Outcome, Phase, Resume, SupervisorError};
 use sluice_types::{Bytes, Nanos, Reason};
 use support::{Node, block_on};
 
@@ -146,6 +146,20 @@ fn a_task_is_found_again_and_starts_at_most_once() {
     assert_eq!((&record.outcome, record.outcome.reason()), (&Outcome::SupervisorLost, Some(Reason::NodeLost)));
     assert!(attempt.group().processes().unwrap().is_empty());
     assert!(matches!(supervisor::run(attempt.folder.root()), Err(SupervisorError::AlreadyStarted(_))));
+}
+
+#[test]
+fn a_launch_description_that_nobody_can_read_back_is_an_end_with_that_reason() {
+    let Some(node) = Node::enforced() else { return };
+    let mut attempt = node.attempt("exit 0");
+    // As deep as a checkpoint's manifest could once carry it: in `launch.json` it is one level deeper.
+    let cursor = (0..126).fold(serde_json::Value::Null, |inner, _| serde_json::json!([inner]));
+    let dir = attempt.folder.root().join("resume");
+    attempt.spec.resume = Some(Resume { step: 1, cursor, dir, entries: Vec::new() });
+    let record = attempt.run();
+    let Outcome::StartFailed { detail } = record.outcome else { panic!("{:?}", record.outcome) };
+    assert!(detail.contains("launch.json") && detail.contains("recursion limit"), "{detail}");
+    assert!(supervisor::settle(&attempt.folder, attempt.group(), Duration::ZERO).unwrap().is_some());
 }
 
 #[test]

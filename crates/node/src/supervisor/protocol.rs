@@ -14,6 +14,8 @@ pub const LINE_BOUND: usize = 1 << 20;
 const VERSION: u64 = 1;
 const ENTRIES_BOUND: usize = 65_536;
 const CURSOR_BOUND: usize = 64 << 10;
+/// Arrays and objects inside each other. Readers of JSON end at 128, and a cursor comes back inside other documents.
+const CURSOR_DEPTH: usize = 64;
 const CODE_BOUND: usize = 256;
 const METRICS_BOUND: usize = 16;
 const METRIC_NAME_BOUND: usize = 64;
@@ -146,6 +148,9 @@ fn check_announcement(announcement: &Announcement) -> Result<(), Refusal> {
     if cursor > CURSOR_BOUND {
         return Err(Refusal::new(Reason::TooLarge, format!("`cursor` has at most {CURSOR_BOUND} bytes")));
     }
+    if !is_shallow(&announcement.cursor, CURSOR_DEPTH) {
+        return Err(Refusal::field(format!("`cursor` has more than {CURSOR_DEPTH} arrays and objects inside each other")));
+    }
     if announcement.entries.is_empty() || announcement.entries.len() > ENTRIES_BOUND {
         return Err(Refusal::field(format!("`entries` has 1 to {ENTRIES_BOUND} entries")));
     }
@@ -157,6 +162,15 @@ fn check_announcement(announcement: &Announcement) -> Result<(), Refusal> {
         }
     }
     Ok(())
+}
+
+/// Whether at most so many arrays and objects are inside each other.
+fn is_shallow(value: &serde_json::Value, depth: usize) -> bool {
+    match value {
+        serde_json::Value::Array(items) => depth > 0 && items.iter().all(|item| is_shallow(item, depth - 1)),
+        serde_json::Value::Object(fields) => depth > 0 && fields.values().all(|field| is_shallow(field, depth - 1)),
+        _ => true,
+    }
 }
 
 fn check_entry(entry: &AnnouncedEntry) -> Result<(), Refusal> {
@@ -295,6 +309,9 @@ mod tests {
         assert!(announcement(|value| value["entries"][0]["offset"] = u64::MAX.into()).is_err());
         assert!(announcement(|value| value["entries"][0]["length"] = (-1).into()).is_err());
         assert!(announcement(|value| value["cursor"] = "x".repeat(CURSOR_BOUND).into()).is_err());
+        let nested = |depth| (0..depth).fold(serde_json::Value::Null, |inner, _| serde_json::json!([inner]));
+        assert!(announcement(|value| value["cursor"] = nested(CURSOR_DEPTH)).is_ok());
+        assert!(announcement(|value| value["cursor"] = nested(CURSOR_DEPTH + 1)).is_err());
         assert!(announcement(|value| value["code"] = "x".repeat(CODE_BOUND + 1).into()).is_err());
         let many: BTreeMap<String, f64> = (0..17).map(|n| (n.to_string(), 1.0)).collect();
         let line = serde_json::json!({"op": "step", "step": 1, "metrics": many}).to_string();

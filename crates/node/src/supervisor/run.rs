@@ -48,11 +48,16 @@ pub fn run(dir: &Path) -> Result<ExitRecord, SupervisorError> {
     if folder.identity().exists() || folder.exit().exists() {
         return Err(started());
     }
-    let spec: LaunchSpec =
-        folder::read_json(&folder.launch())?.ok_or_else(|| SupervisorError::NothingToRun(dir.to_owned()))?;
+    let spec = match folder::read_json::<LaunchSpec>(&folder.launch()) {
+        Ok(None) => return Err(SupervisorError::NothingToRun(dir.to_owned())),
+        // Told as an end: without one the agent would start it again and again.
+        Err(error) => Err(error),
+        Ok(Some(spec)) => Ok(spec),
+    };
     folder::write_json(&folder.identity(), &SupervisorIdentity::of_self()?)?;
-    let record = match prepare(&folder, &spec) {
-        Ok(log) => supervise(&folder, spec, log)?,
+    let prepared = spec.and_then(|spec| Ok((prepare(&folder, &spec)?, spec)));
+    let record = match prepared {
+        Ok((log, spec)) => supervise(&folder, spec, log)?,
         Err(error) => not_started(&error),
     };
     folder::write_json(&folder.exit(), &record)?;
@@ -68,6 +73,10 @@ fn not_started(error: &SupervisorError) -> ExitRecord {
     ExitRecord {
         outcome: match error {
             SupervisorError::Spec(_) => Outcome::StartFailed { detail },
+            // Written whole and not of the form: what is in it is the task's, and no other host could read it either.
+            SupervisorError::File { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => {
+                Outcome::StartFailed { detail }
+            }
             _ => Outcome::HostFailed { detail },
         },
         ordered: None,

@@ -217,13 +217,14 @@ impl Task {
     /// Settles a folder without a supervisor: kills what is left and bars a later start.
     pub(super) fn settle(&mut self) {
         let folder = self.home.folder.clone();
+        let (backend, key) = (self.shared.config.backend.clone(), self.record.key.lease.to_string());
         let patience = self.shared.config.limits.kill_patience;
         let work = async move {
             let settled = blocking(move || {
-                let Some(launch) = read_json::<LaunchSpec>(&folder.launch())? else {
-                    return Err(SupervisorError::NothingToRun(folder.root().to_owned()));
-                };
-                settle(&folder, &launch.group, patience)
+                // What cannot be read back must not keep the lease for ever: the lease names the group as well.
+                let written = read_json::<LaunchSpec>(&folder.launch()).ok().flatten();
+                let group = written.map_or_else(|| backend.group(&key), |launch| Ok(launch.group))?;
+                settle(&folder, &group, patience)
             });
             Done::Settled(settled.await.map_err(Failure::from))
         };
