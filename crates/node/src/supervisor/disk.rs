@@ -4,22 +4,33 @@
 //! there in a container; a memory file system would charge files to the task's memory. So the size of one file is
 //! capped by the kernel (RLIMIT_FSIZE), and the sum is watched: a task over its bound is killed with the reason. Between
 //! two looks a task can overshoot by what the disk takes in that time. Files that were removed but are still held open
-//! or mapped are counted through the task's processes.
+//! or mapped are counted through the task's processes. One that was sent through a socket and is not received is in no
+//! process: the kernel only tells that there is one (`scm_fds` in `fdinfo`, Linux 5.6 and later; before that nothing
+//! sees it), so a task that keeps descriptors there is ended.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
 use nix::dir::{Dir, Type};
 use nix::fcntl::{AtFlags, OFlag};
 use nix::sys::stat::{Mode, fstatat};
-use sluice_device::TaskGroup;
 
+use super::protocol::MANIFEST;
 use super::{LaunchSpec, folder::Folder};
 
 /// Deeper trees are refused: they serve nobody and make walking and removing them costly.
 const DEPTH_BOUND: usize = 64;
+/// Descriptors and mappings of all processes together that one look goes through; a second or two of it. A thousand
+/// processes with a thousand each are far more than any program has use for.
+const HELD_BOUND: usize = 1 << 20;
+/// Looks in a row at which descriptors may be under way between processes. Passing one takes a moment, keeping it there
+/// is a way to hide it.
+const IN_FLIGHT_BOUND: u32 = 12;
+/// What a file may fill beyond its length.
+const BLOCK: u64 = 4096;
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Filled {
@@ -72,9 +83,58 @@ impl Filled {
     }
 }
 
-/// Looks at everything the task fills; the text says which bound is broken, `None` that none is. Takes as long as
-/// walking the folders does.
-pub(crate) fn over(spec: &LaunchSpec, folder: &Folder) -> Option<String> {
+/// What one look at everything that a task fills found.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    /// Which bound is broken, and how.
+    over: Option<String>,
+    /// Descriptors are under way between processes.
+    in_flight: bool,
+}
+
+/// What the looks at one task come to.
+#[derive(Debug, Default)]
+pub(crate) struct Judge {
+    in_flight: u32,
+}
+
+impl Judge {
+    /// What is wrong after one more look; `None` that nothing is. A task that is `frozen` cannot receive what it sent.
+    pub(crate) fn on_look(&mut self, look: Look, frozen: bool) -> Option<String> {
+        self.in_flight = match (look.in_flight, frozen) {
+            (false, _) => 0,
+            (true, true) => self.in_flight,
+            (true, false) => self.in_flight + 1,
+        };
+        let hidden = || "open files are kept in sockets where nobody receives them".to_owned();
+        look.over.or_else(|| (self.in_flight >= IN_FLIGHT_BOUND).then(hidden))
+    }
+}
+
+/// Looks at everything the task fills. Takes as long as walking the folders does.
+pub(crate) fn look(spec: &LaunchSpec, folder: &Folder) -> Look {
+    let (all, over) = walk_places(spec, folder);
+    if over.is_some() {
+        return Look { over, in_flight: false };
+    }
+    if let Some(text) = grown(spec, folder) {
+        return Look { over: Some(text), in_flight: false };
+    }
+    let held = Held::by(&spec.group.processes().unwrap_or_default(), &spec.work_dir, HELD_BOUND);
+    let limits = &spec.limits;
+    let bound = [limits.work, limits.stage, limits.outputs].iter().fold(0u64, |sum, it| sum.saturating_add(it.get()));
+    let over = if held.seen > HELD_BOUND {
+        Some(format!("its processes have more than {HELD_BOUND} descriptors and mappings"))
+    } else if all.saturating_add(held.bytes) > bound {
+        Some(format!("files that were removed but are held open fill more than {bound} bytes with the rest"))
+    } else {
+        None
+    };
+    Look { over, in_flight: held.in_flight }
+}
+
+/// Bytes in the task's own folders, and which bound they break.
+fn walk_places(spec: &LaunchSpec, folder: &Folder) -> (u64, Option<String>) {
     let limits = &spec.limits;
     let (stage, outputs) = (folder.stage(), folder.outputs());
     let places =
@@ -83,39 +143,80 @@ pub(crate) fn over(spec: &LaunchSpec, folder: &Folder) -> Option<String> {
     for (name, path, bound) in places {
         let filled = Filled::walk(path, limits.files);
         if filled.too_deep {
-            return Some(format!("`{name}` has folders more than {DEPTH_BOUND} deep"));
+            return (all, Some(format!("`{name}` has folders more than {DEPTH_BOUND} deep")));
         }
         if filled.bytes > bound.get() {
-            return Some(format!("`{name}` holds {} bytes of {}", filled.bytes, bound.get()));
+            return (all, Some(format!("`{name}` holds {} bytes of {}", filled.bytes, bound.get())));
         }
         (files, all) = (files + filled.files, all.saturating_add(filled.bytes));
     }
-    if files > limits.files {
-        return Some(format!("there are more than {} files", limits.files));
-    }
-    let bound = places.iter().fold(0u64, |sum, (.., bound)| sum.saturating_add(bound.get()));
-    let hidden = if all.saturating_add(held(&spec.group, &spec.work_dir)) > bound { Some(()) } else { None };
-    hidden.map(|()| format!("files that were removed but are held open fill more than {bound} bytes with the rest"))
+    let many = files > limits.files;
+    (all, many.then(|| format!("there are more than {} files", limits.files)))
 }
 
-/// Bytes of removed files on the file system of `place` that the task's processes hold open or mapped.
-fn held(group: &TaskGroup, place: &Path) -> u64 {
-    let Ok(device) = fs::metadata(place).map(|data| data.dev()) else { return 0 };
-    let mut seen = BTreeSet::new();
-    let mut bytes = 0u64;
-    for pid in group.processes().unwrap_or_default() {
-        for kind in ["fd", "map_files"] {
-            let Ok(entries) = fs::read_dir(format!("/proc/{pid}/{kind}")) else { continue };
-            for entry in entries.flatten() {
-                // Through the link that the kernel keeps to the very file, removed or not.
-                let Ok(data) = fs::metadata(entry.path()) else { continue };
-                if data.nlink() == 0 && data.dev() == device && seen.insert(data.ino()) {
-                    bytes = bytes.saturating_add(data.blocks().saturating_mul(512));
+/// Checkpoints that were taken over are of the size that was checked then, unless the task kept a descriptor open and
+/// goes on writing. How many there are is bounded where they are taken.
+fn grown(spec: &LaunchSpec, folder: &Folder) -> Option<String> {
+    let sets = [folder.staging(), folder.staged()].into_iter().flat_map(fs::read_dir).flatten().flatten();
+    sets.into_iter().find_map(|set| {
+        let filled = Filled::walk(&set.path(), spec.limits.files);
+        // Ours, and new since the task could reach the folder.
+        let manifest = fs::symlink_metadata(set.path().join(MANIFEST)).map_or(0, |data| data.blocks() * 512);
+        let stage = spec.limits.stage.get();
+        // File systems count blocks of their own on large files.
+        let bound = stage.saturating_add(stage / 16).saturating_add(filled.files * BLOCK).saturating_add(manifest);
+        let text = || format!("a checkpoint that was handed over grew to {} bytes of {bound}", filled.bytes);
+        (filled.bytes > bound).then(text)
+    })
+}
+
+/// Files that no folder shows.
+#[derive(Debug, Default)]
+struct Held {
+    /// Of removed files that are open or mapped.
+    bytes: u64,
+    /// Descriptors and mappings looked at.
+    seen: usize,
+    /// Some descriptors wait in a socket.
+    in_flight: bool,
+}
+
+impl Held {
+    /// What processes hold on the file system of `place`; ends early beyond `bound` descriptors and mappings.
+    fn by(processes: &[u32], place: &Path, bound: usize) -> Self {
+        let mut held = Self::default();
+        let Ok(device) = fs::metadata(place).map(|data| data.dev()) else { return held };
+        let mut known = BTreeSet::new();
+        // What is sent to our own socket waits in ours.
+        let us = std::process::id();
+        for pid in processes.iter().copied().chain([us]) {
+            for kind in ["fd", "map_files"] {
+                let Ok(entries) = fs::read_dir(format!("/proc/{pid}/{kind}")) else { continue };
+                for entry in entries.flatten() {
+                    held.seen += 1;
+                    if held.seen > bound {
+                        return held;
+                    }
+                    // Through the link that the kernel keeps to the very file, removed or not.
+                    let Ok(data) = fs::metadata(entry.path()) else { continue };
+                    if data.file_type().is_socket() {
+                        held.in_flight |= has_pending(pid, &entry.file_name());
+                    } else if pid != us && data.nlink() == 0 && data.dev() == device && known.insert(data.ino()) {
+                        held.bytes = held.bytes.saturating_add(data.blocks().saturating_mul(512));
+                    }
                 }
             }
         }
+        held
     }
-    bytes
+}
+
+/// Whether descriptors wait in a socket to be received.
+fn has_pending(pid: u32, descriptor: &OsStr) -> bool {
+    let path = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(descriptor);
+    let text = fs::read_to_string(path).unwrap_or_default();
+    let count = text.lines().find_map(|line| line.strip_prefix("scm_fds:"));
+    count.is_some_and(|count| count.trim() != "0")
 }
 
 #[cfg(test)]
@@ -132,6 +233,28 @@ mod tests {
         assert_eq!(filled.files, 4);
         assert!((100_000..200_000).contains(&filled.bytes), "{}", filled.bytes);
         assert!(Filled::walk(root.path(), 2).files > 2);
+    }
+
+    #[test]
+    fn descriptors_may_be_passed_but_not_kept_under_way() {
+        let look = |in_flight| Look { over: None, in_flight };
+        let mut judge = Judge::default();
+        for _ in 0..3 {
+            let passing: Vec<_> = (1..IN_FLIGHT_BOUND).map(|_| judge.on_look(look(true), false)).collect();
+            assert!(passing.iter().all(Option::is_none) && judge.on_look(look(false), false).is_none());
+        }
+        // A frozen task receives nothing; that is not its choice.
+        assert!((0..100).all(|_| judge.on_look(look(true), true).is_none()));
+        assert!((1..IN_FLIGHT_BOUND).all(|_| judge.on_look(look(true), false).is_none()));
+        assert!(judge.on_look(look(true), false).is_some());
+    }
+
+    #[test]
+    fn one_look_goes_through_so_many_descriptors_and_no_more() {
+        let us = [std::process::id()];
+        let all = Held::by(&us, Path::new("/"), usize::MAX).seen;
+        assert!(all > 10);
+        assert_eq!(Held::by(&us, Path::new("/"), 5).seen, 6);
     }
 
     #[test]

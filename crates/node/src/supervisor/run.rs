@@ -27,6 +27,8 @@ use super::{SupervisorError, clock, control, disk, serve, task};
 const TICK: Duration = Duration::from_millis(100);
 /// How often, at most, folders are walked.
 const WALK: Duration = Duration::from_millis(500);
+/// How long, at most, nobody looks: whoever makes looking slow must not make it rare.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long a task that broke a limit may take to end by itself.
 const LIMIT_GRACE: Nanos = Nanos::from_secs(5);
 /// How long a program may take to end after the checkpoint it was to end with, and at a host's shutdown.
@@ -280,7 +282,8 @@ struct Keeper {
     live: Live,
     watcher: Option<Watcher>,
     look: Option<JoinHandle<(Watcher, bool)>>,
-    walk: Option<JoinHandle<(Option<String>, Duration)>>,
+    walk: Option<JoinHandle<(disk::Look, Duration)>>,
+    disk: disk::Judge,
     next_look: NodeInstant,
     next_walk: NodeInstant,
     kill_at: Option<NodeInstant>,
@@ -290,7 +293,17 @@ struct Keeper {
 impl Keeper {
     fn new(live: Live, watcher: Option<Watcher>) -> Self {
         let now = clock::boottime();
-        Self { live, watcher, look: None, walk: None, next_look: now, next_walk: now, kill_at: None, killing: false }
+        Self {
+            live,
+            watcher,
+            look: None,
+            walk: None,
+            disk: disk::Judge::default(),
+            next_look: now,
+            next_walk: now,
+            kill_at: None,
+            killing: false,
+        }
     }
 
     /// Returns when the sandbox's outer process has ended.
@@ -425,11 +438,11 @@ impl Keeper {
     async fn walk(&mut self, now: NodeInstant) {
         if self.walk.as_ref().is_some_and(JoinHandle::is_finished)
             && let Some(walk) = self.walk.take()
-            && let Ok((over, took)) = walk.await
+            && let Ok((look, took)) = walk.await
         {
-            // Walking a large tree costs the host; at most a twentieth of one core goes there.
-            self.next_walk = now.after(nanos(WALK.max(took * 20)));
-            if let Some(detail) = over {
+            self.next_walk = now.after(nanos(pause_after(took)));
+            let frozen = self.live.core().phase == Phase::Frozen;
+            if let Some(detail) = self.disk.on_look(look, frozen) {
                 self.condemn(Outcome::DiskLimit { detail: detail.clone() }, &format!("killed: {detail}"));
                 self.kill();
             }
@@ -437,11 +450,16 @@ impl Keeper {
             let live = self.live.clone();
             self.walk = Some(tokio::task::spawn_blocking(move || {
                 let begun = clock::boottime();
-                let over = disk::over(live.spec(), live.folder());
-                (over, clock::boottime().since(begun).into())
+                let look = disk::look(live.spec(), live.folder());
+                (look, clock::boottime().since(begun).into())
             }));
         }
     }
+}
+
+/// Walking a large tree costs the host: a twentieth of one core goes there, and more only where that would be too rare.
+fn pause_after(took: Duration) -> Duration {
+    took.saturating_mul(20).clamp(WALK, LONGEST_PAUSE)
 }
 
 fn look(live: &Live, mut watcher: Watcher) -> (Watcher, bool) {
@@ -459,4 +477,16 @@ fn look(live: &Live, mut watcher: Watcher) -> (Watcher, bool) {
 
 fn nanos(span: Duration) -> Nanos {
     Nanos::new(u64::try_from(span.as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slow_looks_are_rarer_but_never_rare() {
+        for (took, pause) in [(0, 500), (10, 500), (100, 2000), (600, 10_000), (3_600_000, 10_000)] {
+            assert_eq!(pause_after(Duration::from_millis(took)), Duration::from_millis(pause), "{took}");
+        }
+    }
 }
