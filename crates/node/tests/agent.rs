@@ -61,6 +61,40 @@ async fn a_job_runs_to_its_end_and_is_told_metered_stored_and_forgotten() {
     agent.stop().await;
 }
 
+/// Leaves its output open in its supervisor's own sockets, which keep each other's other ends and do not read on because
+/// nobody reads the answers. The supervisor then waits for the end of the output, as it would for a large last checkpoint.
+const LINGERER: &str = r#"
+import os, socket, time
+time.sleep(1)
+both = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+for one in both:
+    one.connect(os.environ["SLUICE_SOCKET"])
+    one.setblocking(False)
+for one in both:
+    try:
+        while True:
+            socket.send_fds(one, [b"{}\n" * 999], [1, 2] + [it.fileno() for it in both])
+    except BlockingIOError:
+        pass
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_window_goes_beyond_the_end_while_the_supervisor_is_busy_with_what_is_left() {
+    let Some(host) = Host::enforced().await else { return };
+    let agent = host.agent();
+    let mut job = shell("");
+    job.spec().command = ["/usr/bin/python3", "-c", LINGERER].map(str::to_owned).to_vec();
+    let begun = std::time::Instant::now();
+    host.controller.want(&job).await;
+    let ended = host.controller.ended(&job).await;
+    let windows = host.controller.all_windows(&job, &ended).await;
+    assert!(begun.elapsed() > Duration::from_secs(4), "it did not linger");
+    let beyond: Vec<_> = windows.iter().filter(|window| window.end_ns > ended.ended_ns).collect();
+    assert!(ended.ended_ns > 0 && beyond.is_empty(), "{beyond:#?} behind {}", ended.ended_ns);
+    assert_eq!(windows.last().unwrap().end_ns, ended.ended_ns);
+    agent.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ends_are_told_apart() {
     let Some(host) = Host::enforced().await else { return };

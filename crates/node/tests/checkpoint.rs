@@ -219,6 +219,7 @@ fn a_completion_file_marks_a_set_and_sets_without_one_are_left() {
         manifests.iter().map(|manifest| manifest.entries.iter().map(|entry| entry.name.as_str()).collect()).collect();
     assert_eq!(names, [["checkpoint-7/DONE", "checkpoint-7/model"], ["checkpoint-9/DONE", "checkpoint-9/model"]]);
     assert_eq!(std::fs::read(attempt.folder.staged_set(1).join("f00001")).unwrap(), b"a\n");
+    assert!(manifests[1].captured_at <= record.ended_at, "captured behind the end");
 }
 
 #[test]

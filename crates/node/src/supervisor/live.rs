@@ -56,6 +56,7 @@ pub(super) struct Core {
     pub(super) child: Option<u32>,
     main: Option<Process>,
     pub(super) started_at: Option<NodeInstant>,
+    pub(super) ended_at: Option<NodeInstant>,
     pub(super) start_failure: Option<String>,
     pub(super) last_step: Option<u64>,
     pub(super) steps: StepMarks,
@@ -86,6 +87,7 @@ impl Live {
             child: None,
             main: None,
             started_at: None,
+            ended_at: None,
             start_failure: None,
             last_step: None,
             steps: StepMarks::default(),
@@ -139,6 +141,7 @@ impl Live {
             child: core.child,
             main: core.main.map(|main| main.pid),
             started_at: core.started_at,
+            ended_at: core.ended_at,
             last_step: core.last_step,
             steps: core.steps.clone(),
             metrics: core.metrics.clone(),
@@ -191,6 +194,19 @@ impl Live {
         Ok(())
     }
 
+    /// The sandbox's outer process was waited for: its number may be another's from here on.
+    pub(super) fn on_end(&self, ended_at: NodeInstant) {
+        let mut core = self.core();
+        core.child = None;
+        core.ended_at = Some(ended_at);
+    }
+
+    /// When a checkpoint that is taken over now counts as captured: never behind the end.
+    pub(super) fn captured_at(&self) -> NodeInstant {
+        let now = clock::boottime();
+        self.core().ended_at.map_or(now, |ended_at| ended_at.min(now))
+    }
+
     /// Takes over an announced checkpoint; blocks for as long as hashing and writing take.
     pub(super) fn stage(&self, said: &Announcement) -> Result<u64, Refusal> {
         if self.spec().checkpoint.mode == CheckpointMode::Disabled {
@@ -198,7 +214,7 @@ impl Live {
         }
         // The state is changed before the stager is free again, so that the end of the task, which waits for it, sees it.
         let mut stager = self.stager();
-        let summary = stager.take(said, clock::boottime())?;
+        let summary = stager.take(said, self.captured_at())?;
         let sequence = summary.sequence;
         self.on_staged(summary);
         Ok(sequence)

@@ -249,6 +249,9 @@ pub struct Status {
     pub main: Option<u32>,
     /// When the program was started.
     pub started_at: Option<NodeInstant>,
+    /// When it was gone, while what it left is still being taken over.
+    #[serde(default)]
+    pub ended_at: Option<NodeInstant>,
     /// The last complete step.
     pub last_step: Option<u64>,
     /// When the last steps were finished.

@@ -156,6 +156,7 @@ async fn live_and_die(live: Live, inbox: mpsc::Receiver<Event>) -> ExitRecord {
     let mut keeper = Keeper::new(live.clone(), watcher);
     let status = keeper.watch(&mut child, inbox).await;
     let ended_at = clock::boottime();
+    live.on_end(ended_at);
     // Whatever the task left behind in its groups goes with it; then the streams end too.
     if let Err(error) = blocking(&live, Live::kill_all).await {
         live.say(&format!("left behind: {}", SupervisorError::from(error).in_one_line()));
@@ -465,7 +466,7 @@ fn pause_after(took: Duration) -> Duration {
 fn look(live: &Live, mut watcher: Watcher) -> (Watcher, bool) {
     let mut ends = false;
     let mut stager = live.stager();
-    for result in watcher.look(&mut stager, clock::boottime()) {
+    for result in watcher.look(&mut stager, live.captured_at()) {
         match result {
             Ok(summary) => ends |= live.on_staged(summary),
             Err(refusal) => live.say(&format!("a checkpoint was not taken: {refusal}")),

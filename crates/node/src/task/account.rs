@@ -21,19 +21,30 @@ impl Task {
             self.meter.sample(now, 0, sluice_types::Bytes::ZERO);
         }
         let length = *self.shared.window.borrow();
-        let mute = now.since(self.seen_until) > length.plus(length);
+        // Its supervisor may be busy with what the task left, but nothing runs that could be missed.
+        let mute = self.told_end().is_none() && now.since(self.seen_until) > length.plus(length);
         let until = if self.supervised && !mute { self.seen_until } else { now };
         let mut meter = self.meter.clone();
-        let windows = meter.due(until, length);
+        let windows = meter.due(self.billable(until), length);
         if !windows.is_empty() && self.commit(meter, windows).await {
             self.save().await;
         }
     }
 
+    /// When the task was gone, as far as its supervisor told; its record of the end may take longer.
+    fn told_end(&self) -> Option<NodeInstant> {
+        self.status.as_ref().and_then(|status| status.ended_at)
+    }
+
+    /// An instant, or the task's end where that came before: nothing behind the end is metered.
+    fn billable(&self, at: NodeInstant) -> NodeInstant {
+        self.told_end().map_or(at, |end| at.min(end))
+    }
+
     /// Cuts the open window at an instant, or does nothing where that is not inside it.
     pub(super) async fn cut_at(&mut self, at: NodeInstant) -> bool {
         let mut meter = self.meter.clone();
-        let window = meter.cut(at, self.now().unwrap_or(at));
+        let window = meter.cut(self.billable(at), self.now().unwrap_or(at));
         self.commit(meter, window.into_iter().collect()).await
     }
 
@@ -71,7 +82,7 @@ impl Task {
             (Some(End::Exit(exit)), now) => {
                 // Found dead after a restart of the agent: since when is not known, so it is not billed.
                 let unknown = matches!(exit.outcome, Outcome::SupervisorLost) && self.looked_at.is_none();
-                let end = exit.ended_at;
+                let end = self.billable(exit.ended_at);
                 if unknown { Vec::new() } else { self.split_until(&mut meter, end, now.unwrap_or(end)) }
             }
             (_, Some(now)) => self.split_until(&mut meter, now, now),
