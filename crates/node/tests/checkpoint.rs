@@ -241,6 +241,26 @@ fn a_program_without_a_signal_ends_after_the_next_set_that_it_writes() {
 }
 
 #[test]
+fn a_new_set_is_found_among_more_of_them_than_there_are_descriptors() {
+    let Some(node) = Node::enforced() else { return };
+    let mut attempt = node.attempt(
+        "while [ ! -e go ]; do sleep 0.05; done; mkdir tmp; echo x > tmp/n; mv tmp ckpt/step-new-7; sleep 60",
+    );
+    directory(&mut attempt, Completion::AtomicRename("step-*".to_owned()), None);
+    let ckpt = attempt.work().join("ckpt");
+    (0..90).for_each(|step| std::fs::create_dir_all(ckpt.join(format!("step-{step}"))).unwrap());
+    std::os::unix::fs::chown(&ckpt, Some(attempt.spec.uid), None).unwrap();
+    let pid = attempt.start();
+    attempt.wait_status("running", |status| status.phase == Phase::Running);
+    let limit = ["--pid", &pid.to_string(), "--nofile=64:64"].map(str::to_owned);
+    assert!(std::process::Command::new("prlimit").args(limit).status().unwrap().success());
+    std::fs::write(attempt.work().join("go"), "").unwrap();
+    attempt.wait_status("the new set", |status| status.staged.first().is_some_and(|set| set.step == 7));
+    block_on(attempt.client().kill()).unwrap();
+    attempt.end();
+}
+
+#[test]
 fn a_second_user_signal_asks_too() {
     let Some(node) = Node::enforced() else { return };
     let script = "mkdir -p ckpt; trap 'mkdir tmp; echo x > tmp/x; mv tmp ckpt/step-5' USR2; echo ready; while :; do sleep 0.05; done";

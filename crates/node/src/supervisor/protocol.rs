@@ -149,7 +149,9 @@ fn check_announcement(announcement: &Announcement) -> Result<(), Refusal> {
         return Err(Refusal::new(Reason::TooLarge, format!("`cursor` has at most {CURSOR_BOUND} bytes")));
     }
     if !is_shallow(&announcement.cursor, CURSOR_DEPTH) {
-        return Err(Refusal::field(format!("`cursor` has more than {CURSOR_DEPTH} arrays and objects inside each other")));
+        return Err(Refusal::field(format!(
+            "`cursor` has more than {CURSOR_DEPTH} arrays and objects inside each other"
+        )));
     }
     if announcement.entries.is_empty() || announcement.entries.len() > ENTRIES_BOUND {
         return Err(Refusal::field(format!("`entries` has 1 to {ENTRIES_BOUND} entries")));

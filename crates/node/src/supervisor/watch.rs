@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -24,6 +24,8 @@ use super::staging::{Piece, Stager};
 /// Bounds of one set, and of one listing.
 const DEPTH_BOUND: usize = 16;
 const FILES_BOUND: usize = 65_536;
+/// Sets taken at one look; the others wait for the next.
+const AT_ONCE: usize = 16;
 
 /// Finds complete sets in one directory.
 #[derive(Debug)]
@@ -53,7 +55,7 @@ impl Mark {
     }
 }
 
-/// A complete set that is not known yet.
+/// A complete set that is not known yet, opened.
 struct Candidate {
     /// Name in the watched directory; empty for the directory itself.
     name: String,
@@ -72,9 +74,8 @@ impl Watcher {
     pub(crate) fn new(work: &Path, path: &str, completion: Completion, restored: Vec<String>, step: u64) -> Self {
         let (work, path) = (work.to_owned(), path.to_owned());
         let mut watcher = Self { work, path, completion, known: BTreeMap::new(), restored, counter: step };
-        for found in watcher.candidates().unwrap_or_default() {
-            watcher.known.insert(found.name, found.mark);
-        }
+        let there = watcher.news().unwrap_or_default();
+        watcher.known.extend(there);
         watcher
     }
 
@@ -85,12 +86,18 @@ impl Watcher {
     pub(crate) fn look(&mut self, stager: &mut Stager, now: NodeInstant) -> Vec<Result<StagedSummary, Refusal>> {
         let mut taken = Vec::new();
         // The directory may not exist yet, or be replaced this very moment.
-        for found in self.candidates().unwrap_or_default() {
-            if let Some(place) = self.restored.iter().position(|name| *name == found.name) {
+        let mut news = self.news().unwrap_or_default();
+        news.retain(|(name, mark)| {
+            let restored = self.restored.iter().position(|restored| restored == name);
+            if let Some(place) = restored {
                 self.restored.swap_remove(place);
-                self.known.insert(found.name, found.mark);
-                continue;
+                self.known.insert(name.clone(), *mark);
             }
+            restored.is_none()
+        });
+        for (name, mark) in news.into_iter().take(AT_ONCE) {
+            // Gone again, or another by now.
+            let Some(found) = self.candidate(&name).ok().filter(|found| found.mark == mark) else { continue };
             match self.stage(&found, stager, now) {
                 Ok(None) => {}
                 Ok(Some(summary)) => {
@@ -98,10 +105,12 @@ impl Watcher {
                     taken.push(Ok(summary));
                 }
                 Err(refusal) => {
-                    if refusal.reason != sluice_types::Reason::Overloaded {
-                        self.known.insert(found.name, found.mark);
-                    }
+                    let later = refusal.reason == sluice_types::Reason::Overloaded;
                     taken.push(Err(refusal));
+                    if later {
+                        break;
+                    }
+                    self.known.insert(found.name, found.mark);
                 }
             }
         }
@@ -118,29 +127,43 @@ impl Watcher {
         Ok(openat2(&work, self.path.as_str(), how)?)
     }
 
-    fn candidates(&self) -> io::Result<Vec<Candidate>> {
+    /// Complete sets that are not known as they are, oldest first, so that sequence numbers follow the program's own order.
+    /// None is held open, as there may be more of them than descriptors; names that are gone are forgotten.
+    fn news(&mut self) -> io::Result<Vec<(String, Mark)>> {
         let watched = self.open()?;
+        let mut listed = names(&watched)?;
+        if matches!(self.completion, Completion::CompletionFile(_)) {
+            // The directory itself may be a set.
+            listed.insert(0, String::new());
+        }
+        self.known.retain(|name, _| listed.binary_search(name).is_ok());
         let mut found = Vec::new();
-        if let Completion::CompletionFile(marker) = &self.completion
-            && let Ok(file) = open_file(&watched, marker)
-        {
-            found.push(Candidate { name: String::new(), mark: Mark::of(&file)?, root: Root::Folder(self.open()?) });
-        }
-        for name in names(&watched)? {
-            let candidate = match &self.completion {
-                Completion::CompletionFile(marker) => open_folder(&watched, &name)
-                    .and_then(|folder| Ok((Mark::of(&open_file(&folder, marker)?)?, Root::Folder(folder)))),
-                Completion::AtomicRename(pattern) if matches(pattern, &name) => open_either(&watched, &name),
-                Completion::AtomicRename(_) => continue,
-            };
+        for name in listed {
             // Not complete, not a set, or gone again.
-            let Ok((mark, root)) = candidate else { continue };
-            found.push(Candidate { name, mark, root });
+            let Ok(set) = self.candidate_in(&watched, &name) else { continue };
+            if self.known.get(&name) != Some(&set.mark) {
+                found.push((name, set.mark));
+            }
         }
-        found.retain(|set| self.known.get(&set.name) != Some(&set.mark));
-        // Oldest first, so that sequence numbers follow the program's own order.
-        found.sort_by(|a, b| (a.mark.modified, &a.name).cmp(&(b.mark.modified, &b.name)));
+        found.sort_by(|a, b| (a.1.modified, &a.0).cmp(&(b.1.modified, &b.0)));
         Ok(found)
+    }
+
+    fn candidate(&self, name: &str) -> io::Result<Candidate> {
+        self.candidate_in(&self.open()?, name)
+    }
+
+    /// Opens a set of this name, if there is one and it is complete.
+    fn candidate_in(&self, watched: &OwnedFd, name: &str) -> io::Result<Candidate> {
+        let (mark, root) = match &self.completion {
+            Completion::CompletionFile(marker) => {
+                let folder = open_folder(watched, if name.is_empty() { "." } else { name })?;
+                (Mark::of(&open_file(&folder, marker)?)?, Root::Folder(folder))
+            }
+            Completion::AtomicRename(pattern) if matches(pattern, name) => open_either(watched, name)?,
+            Completion::AtomicRename(_) => return Err(io::ErrorKind::NotFound.into()),
+        };
+        Ok(Candidate { name: name.to_owned(), mark, root })
     }
 
     fn stage(
@@ -182,8 +205,7 @@ impl Watcher {
 
     /// Whether the set is there as it was when it was found.
     fn is_still(&self, set: &Candidate) -> bool {
-        let again = self.candidates().unwrap_or_default();
-        again.iter().any(|found| found.name == set.name && found.mark == set.mark)
+        self.candidate(&set.name).is_ok_and(|found| found.mark == set.mark)
     }
 }
 
@@ -285,6 +307,7 @@ fn copy_all(files: &[(String, File)], room: &Path, bound: u64) -> Result<Vec<Pie
     Ok(pieces)
 }
 
+/// Copies a file and leaves its holes: what is not there of a sparse file must not fill the disk.
 fn copy(from: &File, to: &Path, size: u64) -> io::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
     let mut into = fs::OpenOptions::new().create_new(true).write(true).mode(0o400).open(to)?;
@@ -297,12 +320,18 @@ fn copy(from: &File, to: &Path, size: u64) -> io::Result<Digest> {
             break;
         }
         hasher.update(&buffer[..read]);
-        into.write_all(&buffer[..read])?;
         copied += u64::try_from(read).unwrap_or(0);
+        if buffer[..read].iter().all(|byte| *byte == 0) {
+            into.seek(SeekFrom::Start(copied))?;
+        } else {
+            into.write_all(&buffer[..read])?;
+        }
     }
     if copied != size {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
+    // A hole at the end.
+    into.set_len(size)?;
     into.sync_all()?;
     Ok(Digest::from_bytes(*hasher.finalize().as_bytes()))
 }
@@ -341,6 +370,38 @@ fn matches(pattern: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_are_gone_are_forgotten_and_what_is_known_is_no_news() {
+        let root = tempfile::tempdir().unwrap();
+        let make = |name: &str| fs::create_dir(root.path().join(name)).unwrap();
+        make("step-1");
+        let completion = Completion::AtomicRename("step-*".to_owned());
+        let mut watcher = Watcher::new(root.path(), "", completion, Vec::new(), 0);
+        make("step-2");
+        make("other");
+        let names: Vec<_> = watcher.news().unwrap().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names, ["step-2"]);
+        assert_eq!(watcher.known.len(), 1);
+        fs::remove_dir(root.path().join("step-1")).unwrap();
+        watcher.news().unwrap();
+        assert!(watcher.known.is_empty());
+    }
+
+    #[test]
+    fn a_sparse_file_is_copied_with_its_holes() {
+        let root = tempfile::tempdir().unwrap();
+        let (from, to) = (root.path().join("from"), root.path().join("to"));
+        let file = File::options().create_new(true).read(true).write(true).open(&from).unwrap();
+        let size = (9 << 20) + 5;
+        std::os::unix::fs::FileExt::write_all_at(&file, b"middle", 4 << 20).unwrap();
+        file.set_len(size).unwrap();
+        let digest = copy(&file, &to, size).unwrap();
+        let written = fs::read(&to).unwrap();
+        assert!(written == fs::read(&from).unwrap());
+        assert_eq!(digest.as_bytes(), blake3::hash(&written).as_bytes());
+        assert!(fs::metadata(&to).unwrap().blocks() * 512 < 2 << 20);
+    }
 
     #[test]
     fn patterns_match_as_in_a_shell() {
