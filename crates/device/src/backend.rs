@@ -48,7 +48,7 @@ pub struct Usage {
     pub memory: Bytes,
     /// Most host memory at any time.
     pub memory_peak: Bytes,
-    /// Processes killed at the memory cap, cumulative.
+    /// Processes killed for want of memory, cumulative.
     pub oom_kills: u64,
     /// Processes and threads now (processes only, where no pids controller counts).
     pub processes: u64,

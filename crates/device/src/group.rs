@@ -11,6 +11,9 @@ use sluice_types::Bytes;
 use crate::cgroup::files;
 use crate::{DeviceError, Usage, advisory};
 
+/// Largest piece of memory that is charged at once, and refused whole.
+const HUGE_PAGE: u64 = 2 << 20;
+
 /// Where the processes of one task are held, capped and counted.
 ///
 /// A process joins by itself (or is joined by its parent) before it executes the task's program; everything it starts
@@ -115,7 +118,8 @@ impl TaskGroup {
         Ok(all)
     }
 
-    /// Processes killed at the memory cap so far; zero where nothing caps.
+    /// Processes that the kernel killed for want of memory so far, at the cap or because the host ran out of it
+    /// ([`TaskGroup::hit_memory_cap`]); zero where nothing caps.
     ///
     /// # Errors
     /// Kernel errors.
@@ -126,6 +130,34 @@ impl TaskGroup {
             Self::Advisory { .. } => None,
         };
         Ok(found.unwrap_or(0))
+    }
+
+    /// Whether the memory cap was reached so far. What the kernel kills without that, it kills for want of memory on the
+    /// host or in a group above. Under version 1 file cache that filled the cap counts too.
+    ///
+    /// # Errors
+    /// Kernel errors.
+    pub fn hit_memory_cap(&self) -> Result<bool, DeviceError> {
+        match self {
+            // Counted in the group whose limit it is and in those above, never in those below
+            // (<https://docs.kernel.org/admin-guide/cgroup-v2.html>).
+            Self::V2 { path } => Ok(files::read_field(&path.join("memory.events"), "oom")?.unwrap_or(0) > 0),
+            Self::V1 { memory, .. } => {
+                // `failcnt` would say it, but stays zero on some kernels (seen on 6.18). Swap, where it is counted, has
+                // the same limit.
+                for kind in ["memory", "memory.memsw"] {
+                    let limit = memory.join(format!("{kind}.limit_in_bytes"));
+                    if limit.exists() {
+                        let most = files::read_number(&memory.join(format!("{kind}.max_usage_in_bytes")))?;
+                        if most.saturating_add(HUGE_PAGE) >= files::read_number(&limit)? {
+                            return Ok(true);
+                        }
+                    }
+                }
+                Ok(false)
+            }
+            Self::Advisory { .. } => Ok(false),
+        }
     }
 
     /// What was used since the group was made.

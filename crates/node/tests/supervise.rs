@@ -5,6 +5,7 @@ mod support;
 
 use std::time::Duration;
 
+use sluice_device::TaskGroup;
 use sluice_node::supervisor::{self, Liveness, Ordered, Outcome, Phase, Resume, SupervisorError};
 use sluice_types::{Bytes, Nanos, Reason};
 use support::{Node, block_on};
@@ -70,6 +71,23 @@ fn over_the_memory_cap_is_told_as_such() {
     assert_eq!(record.outcome, Outcome::OutOfMemory, "{}", attempt.logs());
     assert!(record.oom_kills >= 1 && record.memory_peak <= Bytes::mib(64));
     assert_eq!(record.outcome.reason(), Some(Reason::OutOfMemory));
+}
+
+#[test]
+fn memory_that_the_host_has_not_is_not_the_tasks_fault() {
+    let Some(node) = Node::enforced() else { return };
+    let mut attempt = node.attempt("dd if=/dev/zero of=/dev/null bs=48M count=1; sleep 60");
+    // The group above stands for the host: it is full while the task is under its own cap.
+    let (folder, file) = match attempt.group() {
+        TaskGroup::V1 { memory, .. } => (memory, "memory.limit_in_bytes"),
+        TaskGroup::V2 { path } => (path, "memory.max"),
+        TaskGroup::Advisory { .. } => unreachable!("the node enforces"),
+    };
+    std::fs::write(folder.parent().unwrap().join(file), Bytes::mib(32).get().to_string()).unwrap();
+    let record = attempt.run();
+    assert!(record.oom_kills >= 1, "{record:?}");
+    let Outcome::HostFailed { detail } = record.outcome else { panic!("{:?}", record.outcome) };
+    assert!(detail.contains("memory"), "{detail}");
 }
 
 #[test]

@@ -79,7 +79,7 @@ pub struct ExitRecord {
     pub started_at: Option<NodeInstant>,
     /// When it was gone.
     pub ended_at: NodeInstant,
-    /// Processes killed at the memory cap.
+    /// Processes killed for want of memory.
     pub oom_kills: u64,
     /// Processor time of the task's group, in nanoseconds.
     pub cpu_nanos: u64,
@@ -122,7 +122,7 @@ pub enum Outcome {
         /// Why.
         detail: String,
     },
-    /// The host could not start it.
+    /// The host could not start it, or had not the memory that it promised.
     HostFailed {
         /// Why.
         detail: String,

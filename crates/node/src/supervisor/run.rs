@@ -260,7 +260,7 @@ fn conclude(live: &Live, status: Option<ExitStatus>, ended_at: NodeInstant) -> E
         (Some(verdict), ..) => verdict,
         // An order to end that came before the start is no failure of the start.
         (None, Some(failure), _) if core.ordered.is_none() => failure,
-        (None, _, 1..) if seen != (Outcome::Exited { code: 0 }) => Outcome::OutOfMemory,
+        (None, _, 1..) if seen != (Outcome::Exited { code: 0 }) => out_of_memory(live),
         _ => seen,
     };
     ExitRecord {
@@ -276,6 +276,15 @@ fn conclude(live: &Live, status: Option<ExitStatus>, ended_at: NodeInstant) -> E
         steps: core.steps.clone(),
         log_bytes,
     }
+}
+
+/// Whose fault it is that the kernel killed some process for want of memory.
+fn out_of_memory(live: &Live) -> Outcome {
+    // Where that cannot be read, the cap is what usually is hit.
+    if live.spec().group.hit_memory_cap().unwrap_or(true) {
+        return Outcome::OutOfMemory;
+    }
+    Outcome::HostFailed { detail: "the host ran out of memory while the task was under its cap".to_owned() }
 }
 
 /// Watches over a running task.
@@ -360,7 +369,12 @@ impl Keeper {
 
     async fn on_tick(&mut self, now: NodeInstant) {
         if self.live.spec().group.oom_kills().unwrap_or(0) > 0 {
-            self.condemn(Outcome::OutOfMemory, "killed: over its memory cap");
+            let verdict = out_of_memory(&self.live);
+            let text = match verdict {
+                Outcome::OutOfMemory => "killed: over its memory cap",
+                _ => "killed: the host ran out of memory",
+            };
+            self.condemn(verdict, text);
             self.kill();
         }
         let started_at = self.live.core().started_at;

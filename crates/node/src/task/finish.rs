@@ -247,7 +247,9 @@ impl Task {
             Outcome::SupervisorLost => "its supervisor was killed or the host restarted".clone_into(&mut note.message),
         }
         if matches!(exit.outcome, Outcome::StartFailed { .. } | Outcome::HostFailed { .. }) {
-            NodeMetrics::add(&self.shared.config.metrics.start_failures, 1);
+            if exit.started_at.is_none() {
+                NodeMetrics::add(&self.shared.config.metrics.start_failures, 1);
+            }
             if self.is_told_to_end() && exit.started_at.is_none() {
                 // Barred before it began, because it was told to end.
                 note.reason = Some(Reason::Signalled);
