@@ -168,7 +168,7 @@ impl CpuBackend {
 
     fn existing(&self, key: &str) -> Result<TaskGroup, DeviceError> {
         let group = self.group(key)?;
-        if group.exists() || self.grants().contains_key(key) {
+        if group.has_traces() || self.grants().contains_key(key) {
             return Ok(group);
         }
         Err(DeviceError::Unknown(key.to_owned()))

@@ -89,6 +89,12 @@ impl TaskGroup {
         }
     }
 
+    /// Whether anything of the group is on this host: also one that was made or removed in part, which must be removed.
+    #[must_use]
+    pub fn has_traces(&self) -> bool {
+        self.exists() || self.folders().iter().any(|folder| folder.is_dir())
+    }
+
     /// Puts a process (all its threads) into the group. The freezer comes first, so that a process which got into any
     /// hierarchy can be found and killed.
     ///
@@ -258,7 +264,8 @@ impl TaskGroup {
             }
         }
         if !self.exists() {
-            return Ok(());
+            // What is left of it may have no freezer.
+            return self.signal_all(Signal::SIGKILL);
         }
         // Frozen processes cannot fork away between reading the list and killing; a pending SIGKILL acts at the thaw.
         let frozen = self.freeze();
@@ -310,5 +317,29 @@ impl TaskGroup {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kill_for_want_of_memory_is_the_caps_only_where_the_cap_was_reached() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| std::fs::write(root.path().join(name), text).unwrap();
+        let path = root.path().to_owned();
+        let v2 = TaskGroup::V2 { path: path.clone() };
+        for (events, hit) in [("oom 0\noom_kill 1\n", false), ("oom 1\noom_kill 1\n", true), ("oom_kill 1\n", false)] {
+            write("memory.events", events);
+            assert_eq!((v2.hit_memory_cap().unwrap(), v2.oom_kills().unwrap()), (hit, 1), "{events}");
+        }
+        let [cpu, cpuacct, cpuset, memory, pids, freezer] = std::array::from_fn(|_| path.clone());
+        let v1 = TaskGroup::V1 { cpu, cpuacct, cpuset, memory, pids, freezer };
+        write("memory.limit_in_bytes", "67108864");
+        for (most, hit) in [("33554432", false), ("67108864", true), ("66000000", true)] {
+            write("memory.max_usage_in_bytes", most);
+            assert_eq!(v1.hit_memory_cap().unwrap(), hit, "{most}");
+        }
     }
 }

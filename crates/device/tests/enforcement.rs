@@ -228,6 +228,23 @@ fn groups_freeze_thaw_and_die_whole_and_are_found_after_a_restart() {
 }
 
 #[test]
+fn a_group_that_was_removed_in_part_is_removed_whole() {
+    let Some(bench) = bench(&[900], LimitMode::Enforce) else { return };
+    let node = &bench.nodes[0];
+    let group = node.grant(&grant("half", 32, 8)).unwrap().group;
+    let TaskGroup::V1 { freezer, .. } = &group else {
+        println!("SKIPPED: a group of version 2 has one folder");
+        return;
+    };
+    std::fs::remove_dir(freezer).unwrap();
+    // As after a restart: nothing is granted, and the rest is found.
+    let restarted = CpuBackend::open(node.config().clone()).unwrap();
+    assert_eq!(restarted.leftovers().unwrap().len(), 1);
+    restarted.release("half", Duration::from_secs(5)).unwrap();
+    assert!(!group.has_traces() && restarted.leftovers().unwrap().is_empty());
+}
+
+#[test]
 fn the_process_cap_stops_forks() {
     let Some(bench) = bench(&[900], LimitMode::Enforce) else { return };
     let node = &bench.nodes[0];

@@ -85,12 +85,15 @@ impl Agent {
         let reaped = tokio::task::spawn_blocking(move || {
             for left in backend.leftovers()?.into_iter().filter(|left| !known.contains(&left.key)) {
                 tracing::warn!(key = left.key, processes = left.processes.len(), "a group without a task is removed");
-                backend.release(&left.key, patience)?;
+                if let Err(error) = backend.release(&left.key, patience) {
+                    // One that cannot be removed must not keep the others.
+                    tracing::error!(key = left.key, error = in_one_line(&error), "it could not be removed");
+                }
             }
             Ok::<_, sluice_device::DeviceError>(())
         });
         if let Ok(Err(error)) = reaped.await {
-            tracing::error!(error = in_one_line(&error), "groups without a task could not be removed");
+            tracing::error!(error = in_one_line(&error), "groups without a task could not be listed");
         }
     }
 
@@ -150,6 +153,10 @@ impl Agent {
     fn accept(&self, assignment: Assignment) {
         let now = supervisor::boottime();
         let lease = assignment.key.lease;
+        if self.shared.board.stage(lease) == Some(Stage::Ended) {
+            // Refused before, and its end was told: what ended never begins, whatever a later list still has.
+            return;
+        }
         if self.tasks().len() >= self.shared.config.limits.tasks {
             return self.refuse(&assignment.key, now, "this node has as many tasks as it may");
         }

@@ -283,6 +283,31 @@ async fn outputs_for_a_vault_that_fell_silent_hold_up_an_end_no_longer_than_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_refused_and_told_as_ended_never_begins() {
+    let host = Host::advisory().await;
+    let mut config = host.config();
+    config.limits.tasks = 1;
+    let agent = host.agent_with(config);
+    let (first, refused, last) = (shell("sleep 60"), shell("true"), shell("true"));
+    host.controller.want(&first).await;
+    host.controller.running(&first).await;
+    host.controller.want(&refused).await;
+    let ended = host.controller.ended(&refused).await;
+    assert!(ended.message.contains("as many tasks as it may"), "{ended:?}");
+    host.controller.want(&first.with(v1::Goal::Release)).await;
+    host.controller.ended(&first).await;
+    host.controller.forget(&first).await;
+    eventually("room", || (!host.attempt(&first).exists()).then_some(())).await;
+    // Sent before the end was heard of.
+    host.controller.want(&refused).await;
+    host.controller.want(&last).await;
+    assert_eq!(host.controller.ended(&last).await.exit_code, Some(0));
+    assert_eq!(host.controller.ended(&refused).await, ended);
+    assert!(!host.attempt(&refused).exists());
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_one_agent_uses_a_folder() {
     let host = Host::advisory().await;
     let agent = host.agent();
