@@ -243,9 +243,8 @@ fn a_program_without_a_signal_ends_after_the_next_set_that_it_writes() {
 #[test]
 fn a_new_set_is_found_among_more_of_them_than_there_are_descriptors() {
     let Some(node) = Node::enforced() else { return };
-    let mut attempt = node.attempt(
-        "while [ ! -e go ]; do sleep 0.05; done; mkdir tmp; echo x > tmp/n; mv tmp ckpt/step-new-7; sleep 60",
-    );
+    let mut attempt = node
+        .attempt("while [ ! -e go ]; do sleep 0.05; done; mkdir tmp; echo x > tmp/n; mv tmp ckpt/step-new-7; sleep 60");
     directory(&mut attempt, Completion::AtomicRename("step-*".to_owned()), None);
     let ckpt = attempt.work().join("ckpt");
     (0..90).for_each(|step| std::fs::create_dir_all(ckpt.join(format!("step-{step}"))).unwrap());

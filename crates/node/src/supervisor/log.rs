@@ -139,6 +139,8 @@ impl Log {
             match read {
                 Err(_late) => self.record(stream, false, &std::mem::take(&mut held)),
                 Ok(Ok(0)) | Ok(Err(_)) => break,
+                // Nothing of it would be kept: taking it apart would only cost the host's time.
+                Ok(Ok(_)) if self.inner().full => held.clear(),
                 Ok(Ok(size)) => self.split(stream, &mut held, &chunk[..size]),
             }
         }

@@ -22,6 +22,8 @@ const METRIC_NAME_BOUND: usize = 64;
 const NAME_BOUND: usize = 512;
 const DTYPE_BOUND: usize = 32;
 const DIMENSIONS_BOUND: usize = 16;
+/// The type of entries whose names are paths.
+const FILE: &str = sluice_vault::FILE_DTYPE;
 
 /// What a task may say.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
@@ -163,6 +165,13 @@ fn check_announcement(announcement: &Announcement) -> Result<(), Refusal> {
             return Err(Refusal::field(format!("entry name `{}` occurs twice", entry.name)));
         }
     }
+    let files: BTreeSet<&str> =
+        announcement.entries.iter().filter(|entry| entry.dtype == FILE).map(|entry| entry.name.as_str()).collect();
+    for name in &files {
+        if name.match_indices('/').any(|(end, _)| files.contains(&name[..end])) {
+            return Err(Refusal::field(format!("file `{name}` is inside another file")));
+        }
+    }
     Ok(())
 }
 
@@ -180,8 +189,13 @@ fn check_entry(entry: &AnnouncedEntry) -> Result<(), Refusal> {
         return Err(Refusal::field(format!("an entry's name has 1 to {NAME_BOUND} printable bytes")));
     }
     let wrong = |problem: &str| Err(Refusal::field(format!("entry `{}`: {problem}", entry.name)));
-    if !is_text(&entry.dtype, DTYPE_BOUND) {
-        return wrong("`dtype` has 1 to 32 printable bytes");
+    // The vault's rules: what it can never store is better refused now than given up later.
+    let dtype = &entry.dtype;
+    if dtype.is_empty() || dtype.len() > DTYPE_BOUND || !dtype.bytes().all(|byte| byte.is_ascii_graphic()) {
+        return wrong("`dtype` has 1 to 32 printable ASCII characters without spaces");
+    }
+    if dtype == FILE && sluice_vault::RelativePath::parse(&entry.name).is_err() {
+        return wrong("the name of a file is a relative path without `.` and `..`");
     }
     if entry.shape.len() > DIMENSIONS_BOUND {
         return wrong("`shape` has at most 16 dimensions");
@@ -298,6 +312,33 @@ mod tests {
             assert!(announcement(|value| value["entries"][0]["file"] = bad.into()).is_err(), "{bad:?}");
         }
         assert!(announcement(|value| value["entries"][0]["file"] = MANIFEST.into()).is_err());
+    }
+
+    #[test]
+    fn what_the_vault_could_never_store_is_refused_at_once() {
+        for bad in ["", "a b", "ä", "f32\n", &"x".repeat(33)] {
+            assert!(announcement(|value| value["entries"][0]["dtype"] = bad.into()).is_err(), "{bad:?}");
+        }
+        let file = |name: &str| {
+            announcement(|value| {
+                value["entries"][0]["dtype"] = FILE.into();
+                value["entries"][0]["name"] = name.into();
+            })
+        };
+        assert!(file("a/b").is_ok());
+        for bad in ["../a", "/a", "a//b", "a/./b", &"x".repeat(300)] {
+            assert!(file(bad).is_err(), "{bad}");
+        }
+        let inside = announcement(|value| {
+            let mut entry = value["entries"][0].clone();
+            entry["dtype"] = FILE.into();
+            let names = ["a", "a/b"].map(|name| {
+                entry["name"] = name.into();
+                entry.clone()
+            });
+            value["entries"] = names.to_vec().into();
+        });
+        assert!(inside.unwrap_err().message.contains("inside another file"));
     }
 
     #[test]

@@ -13,17 +13,20 @@ use std::path::{Path, PathBuf};
 
 use nix::fcntl::{OFlag, open, openat};
 use nix::sys::stat::Mode;
-use sluice_types::{AttemptId, Digest, Generation, JobId, NodeInstant, Reason};
+use sluice_types::{AttemptId, Digest, Generation, JobId, Nanos, NodeInstant, Reason};
 
 use super::folder::{self, Folder};
 use super::protocol::{Announcement, MANIFEST, Refusal};
 use super::records::{StagedEntry, StagedManifest, StagedSummary};
 use super::remove::remove_tree;
-use super::{LaunchSpec, SupervisorError};
+use super::{LaunchSpec, SupervisorError, clock};
 
 /// Checkpoints that may wait for the agent to take them; after that, tasks are told to go on without.
 const WAITING_BOUND: usize = 8;
 const CHUNK: usize = 1 << 20;
+/// Refusals that took longer are followed by a pause of so many times as long: hashing for nothing is at the host's cost.
+const COSTLY: Nanos = Nanos::from_millis(200);
+const PAUSE_FACTOR: u64 = 9;
 
 /// Makes staged checkpoints of one task, one at a time.
 #[derive(Debug)]
@@ -36,6 +39,8 @@ pub(crate) struct Stager {
     /// Bytes of one checkpoint.
     bound: u64,
     next: u64,
+    /// Nothing is taken over before.
+    not_before: NodeInstant,
 }
 
 /// A file of a checkpoint to be.
@@ -59,6 +64,7 @@ impl Stager {
             rank: spec.rank,
             bound: spec.limits.stage.get(),
             next: 1,
+            not_before: NodeInstant::default(),
         }
     }
 
@@ -69,6 +75,11 @@ impl Stager {
 
     /// Takes over an announced folder. Whatever is refused is also removed: the task writes a new one.
     pub(crate) fn take(&mut self, said: &Announcement, now: NodeInstant) -> Result<StagedSummary, Refusal> {
+        if now < self.not_before {
+            let text = "the last checkpoint took long and was not acceptable; wait before the next";
+            return Err(Refusal::new(Reason::Overloaded, text));
+        }
+        let begun = clock::boottime();
         let room = self.room()?;
         let from = self.folder.stage().join(&said.dir);
         let taken = fs::rename(&from, &room);
@@ -77,6 +88,7 @@ impl Stager {
         if result.is_err() {
             // What cannot be removed now is removed with the attempt's folder.
             let _left = remove_tree(&room);
+            self.not_before = now.after(pause_after_refusal(clock::boottime().since(begun)));
         }
         result
     }
@@ -200,6 +212,11 @@ impl Stager {
     }
 }
 
+/// How long nothing is taken over after a refusal that took so long.
+fn pause_after_refusal(took: Nanos) -> Nanos {
+    if took > COSTLY { Nanos::new(took.get().saturating_mul(PAUSE_FACTOR)) } else { Nanos::ZERO }
+}
+
 /// Makes a file or folder ours and unreachable for others.
 fn seize(path: &Path, mode: u32) -> io::Result<()> {
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
@@ -273,7 +290,8 @@ mod tests {
         }
         let (job, attempt) = (JobId::from_raw(1), AttemptId::from_raw(2));
         let generation = Generation::new(3);
-        (Stager { folder: folder.clone(), job, attempt, generation, rank: 0, bound, next: 1 }, folder)
+        let not_before = NodeInstant::default();
+        (Stager { folder: folder.clone(), job, attempt, generation, rank: 0, bound, next: 1, not_before }, folder)
     }
 
     fn said(entries: &[(&str, &str, u64, u64)]) -> Announcement {
@@ -356,6 +374,23 @@ mod tests {
         fs::create_dir(&dir).unwrap();
         plain();
         assert_eq!(stager.take(&said(&[("x", "a", 0, 10)]), NodeInstant::default()).unwrap().sequence, 1);
+    }
+
+    #[test]
+    fn hashing_for_nothing_is_paid_for_with_waiting() {
+        for (took, pause) in [(0, 0), (200, 0), (201, 1809), (60_000, 540_000)] {
+            assert_eq!(pause_after_refusal(Nanos::from_millis(took)), Nanos::from_millis(pause), "{took}");
+        }
+        let root = tempfile::tempdir().unwrap();
+        let (mut stager, folder) = stager(root.path(), 100);
+        let dir = folder.stage().join("d");
+        fs::create_dir(&dir).unwrap();
+        fs::write(dir.join("a"), b"x").unwrap();
+        let at = NodeInstant::from_nanos;
+        stager.not_before = at(10);
+        let refusal = stager.take(&said(&[("x", "a", 0, 1)]), at(9)).unwrap_err();
+        assert!(refusal.reason == Reason::Overloaded && dir.exists(), "{refusal}");
+        assert!(stager.take(&said(&[("x", "a", 0, 1)]), at(10)).is_ok());
     }
 
     #[test]

@@ -19,6 +19,33 @@ use crate::supervisor::{CheckpointMode, ExitRecord, Ordered, Outcome, remove_tre
 /// How long a supervisor may take to end after it recorded the end of its task.
 const REAP: Duration = Duration::from_secs(5);
 
+/// Losses that the ended report tells in words, and how long each; the others are counted.
+const TOLD: usize = 8;
+const TEXT_BOUND: usize = 256;
+
+/// What could not be stored.
+#[derive(Debug, Default)]
+pub(super) struct GivenUp {
+    texts: Vec<String>,
+    more: u64,
+}
+
+impl GivenUp {
+    fn push(&mut self, text: &str) {
+        if self.texts.len() < TOLD {
+            self.texts.push(text.chars().take(TEXT_BOUND).collect());
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// The number first: the report is cut at its end.
+    fn texts(&self) -> impl Iterator<Item = String> {
+        let more = (self.more > 0).then(|| format!("{} more losses than are told here", self.more));
+        more.into_iter().chain(self.texts.iter().cloned())
+    }
+}
+
 impl Task {
     /// Seals the oldest staged checkpoint, if nothing else is under way. One at a time keeps their order.
     pub(super) fn seal_next(&mut self) {
@@ -73,7 +100,7 @@ impl Task {
     async fn drop_staged(&mut self, sequence: u64, why: &str) {
         self.staged.remove(&sequence);
         self.record.cuts.remove(&sequence);
-        self.given_up.push(format!("checkpoint {sequence} was not stored: {why}"));
+        self.given_up.push(&format!("checkpoint {sequence} was not stored: {why}"));
         NodeMetrics::add(&self.shared.config.metrics.checkpoints_dropped, 1);
         self.remove_staged(sequence).await;
         self.save().await;
@@ -118,7 +145,7 @@ impl Task {
             self.drop_staged(sequence, "the site's vault could not be reached in time").await;
         }
         if self.record.outputs.is_none() {
-            self.given_up.push("the outputs were not stored: the site's vault could not be reached in time".to_owned());
+            self.given_up.push("the outputs were not stored: the site's vault could not be reached in time");
             self.record.outputs = Some(None);
         }
     }
@@ -152,7 +179,7 @@ impl Task {
         match stored {
             Ok(stored) => self.record.outputs = Some(stored),
             Err(error) if error.is_final() => {
-                self.given_up.push(format!("the outputs were not stored: {}", told(&error)));
+                self.given_up.push(&format!("the outputs were not stored: {}", told(&error)));
                 self.record.outputs = Some(None);
             }
             Err(error) => {
@@ -220,11 +247,11 @@ impl Task {
             }
             None => {}
         }
-        for text in &self.given_up {
+        for text in self.given_up.texts() {
             if !note.message.is_empty() {
                 note.message.push_str("; ");
             }
-            note.message.push_str(text);
+            note.message.push_str(&text);
         }
         note.message = note.message.chars().take(1024).collect();
         note
@@ -299,4 +326,18 @@ fn reap(mut child: Child) {
 
 fn is_empty(folder: &Path) -> bool {
     std::fs::read_dir(folder).map_or(true, |mut entries| entries.next().is_none())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn losses_without_end_are_told_in_bounds() {
+        let mut given_up = GivenUp::default();
+        (0..100).for_each(|sequence| given_up.push(&format!("{sequence}{}", "x".repeat(1000))));
+        let texts: Vec<_> = given_up.texts().collect();
+        assert_eq!((texts.len(), texts[0].as_str()), (TOLD + 1, "92 more losses than are told here"));
+        assert!(texts.iter().all(|text| text.len() <= TEXT_BOUND));
+    }
 }

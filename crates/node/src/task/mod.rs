@@ -123,7 +123,7 @@ pub(crate) struct Task {
     retry_at: Instant,
     retry_pause: Duration,
     /// What could not be stored, for the ended report.
-    given_up: Vec<String>,
+    given_up: finish::GivenUp,
     stopped: bool,
     killed: bool,
     forgotten: bool,
@@ -155,7 +155,7 @@ impl Task {
             finish_by: None,
             retry_at: Instant::now(),
             retry_pause: Duration::ZERO,
-            given_up: Vec::new(),
+            given_up: finish::GivenUp::default(),
             stopped: false,
             killed: false,
             forgotten: false,
