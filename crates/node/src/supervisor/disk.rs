@@ -6,17 +6,18 @@
 //! two looks a task can overshoot by what the disk takes in that time. Files that were removed but are still held open
 //! or mapped are counted through the task's processes. One that was sent through a socket and is not received is in no
 //! process: the kernel only tells that there is one (`scm_fds` in `fdinfo`, Linux 5.6 and later; before that nothing
-//! sees it), so a task that keeps descriptors there is ended.
+//! sees it), so a task that keeps descriptors there is ended. So is one that maps removed files after its main thread
+//! ended, because then nothing tells how large they are.
 
 use std::collections::BTreeSet;
-use std::ffi::OsStr;
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::dir::{Dir, Type};
 use nix::fcntl::{AtFlags, OFlag};
-use nix::sys::stat::{Mode, fstatat};
+use nix::sys::stat::{Mode, fstatat, major, minor};
 
 use super::protocol::MANIFEST;
 use super::{LaunchSpec, folder::Folder};
@@ -28,7 +29,7 @@ const DEPTH_BOUND: usize = 64;
 const HELD_BOUND: usize = 1 << 20;
 /// Looks in a row at which descriptors may be under way between processes. Passing one takes a moment, keeping it there
 /// is a way to hide it.
-const IN_FLIGHT_BOUND: u32 = 12;
+const HIDDEN_BOUND: u32 = 12;
 /// What a file may fill beyond its length.
 const BLOCK: u64 = 4096;
 
@@ -88,26 +89,26 @@ impl Filled {
 pub(crate) struct Look {
     /// Which bound is broken, and how.
     over: Option<String>,
-    /// Descriptors are under way between processes.
-    in_flight: bool,
+    /// Files may be open where their size cannot be seen, for example under way between processes.
+    hidden: bool,
 }
 
 /// What the looks at one task come to.
 #[derive(Debug, Default)]
 pub(crate) struct Judge {
-    in_flight: u32,
+    hidden: u32,
 }
 
 impl Judge {
     /// What is wrong after one more look; `None` that nothing is. A task that is `frozen` cannot receive what it sent.
     pub(crate) fn on_look(&mut self, look: Look, frozen: bool) -> Option<String> {
-        self.in_flight = match (look.in_flight, frozen) {
+        self.hidden = match (look.hidden, frozen) {
             (false, _) => 0,
-            (true, true) => self.in_flight,
-            (true, false) => self.in_flight + 1,
+            (true, true) => self.hidden,
+            (true, false) => self.hidden + 1,
         };
-        let hidden = || "open files are kept in sockets where nobody receives them".to_owned();
-        look.over.or_else(|| (self.in_flight >= IN_FLIGHT_BOUND).then(hidden))
+        let text = || "open files are kept where their size cannot be seen, as in sockets that nobody reads".to_owned();
+        look.over.or_else(|| (self.hidden >= HIDDEN_BOUND).then(text))
     }
 }
 
@@ -115,10 +116,10 @@ impl Judge {
 pub(crate) fn look(spec: &LaunchSpec, folder: &Folder) -> Look {
     let (all, over) = walk_places(spec, folder);
     if over.is_some() {
-        return Look { over, in_flight: false };
+        return Look { over, hidden: false };
     }
     if let Some(text) = grown(spec, folder) {
-        return Look { over: Some(text), in_flight: false };
+        return Look { over: Some(text), hidden: false };
     }
     let held = Held::by(&spec.group.processes().unwrap_or_default(), &spec.work_dir, HELD_BOUND);
     let limits = &spec.limits;
@@ -130,7 +131,7 @@ pub(crate) fn look(spec: &LaunchSpec, folder: &Folder) -> Look {
     } else {
         None
     };
-    Look { over, in_flight: held.in_flight }
+    Look { over, hidden: held.hidden }
 }
 
 /// Bytes in the task's own folders, and which bound they break.
@@ -177,8 +178,8 @@ struct Held {
     bytes: u64,
     /// Descriptors and mappings looked at.
     seen: usize,
-    /// Some descriptors wait in a socket.
-    in_flight: bool,
+    /// Some are where their size cannot be seen.
+    hidden: bool,
 }
 
 impl Held {
@@ -190,9 +191,13 @@ impl Held {
         // What is sent to our own socket waits in ours.
         let us = std::process::id();
         for pid in processes.iter().copied().chain([us]) {
+            let process = PathBuf::from(format!("/proc/{pid}"));
+            let thread = thread_of_dead(&process);
+            held.hidden |= thread.as_deref().is_some_and(|thread| maps_removed(thread, device));
+            // All threads have one table of descriptors (`seccomp`).
+            let place = thread.unwrap_or(process);
             for kind in ["fd", "map_files"] {
-                let Ok(entries) = fs::read_dir(format!("/proc/{pid}/{kind}")) else { continue };
-                for entry in entries.flatten() {
+                for entry in fs::read_dir(place.join(kind)).into_iter().flatten().flatten() {
                     held.seen += 1;
                     if held.seen > bound {
                         return held;
@@ -200,7 +205,7 @@ impl Held {
                     // Through the link that the kernel keeps to the very file, removed or not.
                     let Ok(data) = fs::metadata(entry.path()) else { continue };
                     if data.file_type().is_socket() {
-                        held.in_flight |= has_pending(pid, &entry.file_name());
+                        held.hidden |= has_pending(&place.join("fdinfo").join(entry.file_name()));
                     } else if pid != us && data.nlink() == 0 && data.dev() == device && known.insert(data.ino()) {
                         held.bytes = held.bytes.saturating_add(data.blocks().saturating_mul(512));
                     }
@@ -211,10 +216,28 @@ impl Held {
     }
 }
 
+/// Some other thread of a process whose main thread ended: such a process shows nothing of what the others have. One
+/// that lives has mappings.
+fn thread_of_dead(process: &Path) -> Option<PathBuf> {
+    let is_dead = fs::read_dir(process.join("map_files")).is_ok_and(|mut entries| entries.next().is_none());
+    let threads = is_dead.then(|| fs::read_dir(process.join("task")).ok()).flatten()?;
+    threads.flatten().find(|thread| Some(thread.file_name().as_os_str()) != process.file_name()).map(|it| it.path())
+}
+
+/// Whether a thread maps removed files; without its main thread nothing tells how large they are.
+fn maps_removed(thread: &Path, device: u64) -> bool {
+    let device = format!("{:02x}:{:02x}", major(device), minor(device));
+    let Ok(maps) = fs::File::open(thread.join("maps")) else { return false };
+    let mut lines = BufReader::new(maps).split(b'\n').map_while(Result::ok);
+    lines.any(|line| {
+        let on_device = line.split(|byte| *byte == b' ').nth(3) == Some(device.as_bytes());
+        on_device && line.ends_with(b" (deleted)")
+    })
+}
+
 /// Whether descriptors wait in a socket to be received.
-fn has_pending(pid: u32, descriptor: &OsStr) -> bool {
-    let path = Path::new("/proc").join(pid.to_string()).join("fdinfo").join(descriptor);
-    let text = fs::read_to_string(path).unwrap_or_default();
+fn has_pending(description: &Path) -> bool {
+    let text = fs::read_to_string(description).unwrap_or_default();
     let count = text.lines().find_map(|line| line.strip_prefix("scm_fds:"));
     count.is_some_and(|count| count.trim() != "0")
 }
@@ -237,15 +260,15 @@ mod tests {
 
     #[test]
     fn descriptors_may_be_passed_but_not_kept_under_way() {
-        let look = |in_flight| Look { over: None, in_flight };
+        let look = |hidden| Look { over: None, hidden };
         let mut judge = Judge::default();
         for _ in 0..3 {
-            let passing: Vec<_> = (1..IN_FLIGHT_BOUND).map(|_| judge.on_look(look(true), false)).collect();
+            let passing: Vec<_> = (1..HIDDEN_BOUND).map(|_| judge.on_look(look(true), false)).collect();
             assert!(passing.iter().all(Option::is_none) && judge.on_look(look(false), false).is_none());
         }
         // A frozen task receives nothing; that is not its choice.
         assert!((0..100).all(|_| judge.on_look(look(true), true).is_none()));
-        assert!((1..IN_FLIGHT_BOUND).all(|_| judge.on_look(look(true), false).is_none()));
+        assert!((1..HIDDEN_BOUND).all(|_| judge.on_look(look(true), false).is_none()));
         assert!(judge.on_look(look(true), false).is_some());
     }
 

@@ -139,7 +139,12 @@ fn denied_rules() -> Result<Rules, FilterError> {
         let bit = u64::from(flag.cast_unsigned());
         clone.push(when(&[(0, Op::MaskedEq(bit), bit)])?);
     }
+    // A thread with descriptors of its own could keep files open where `/proc` does not show them (`disk`).
+    let (thread, files) = (libc::CLONE_THREAD.cast_unsigned(), libc::CLONE_FILES.cast_unsigned());
+    clone.push(when(&[(0, Op::MaskedEq(u64::from(thread | files)), u64::from(thread))])?);
     rules.insert(libc::SYS_clone, clone);
+    let unshare = u64::from(libc::CLOSE_RANGE_UNSHARE);
+    rules.insert(libc::SYS_close_range, vec![when(&[(2, Op::MaskedEq(unshare), unshare)])?]);
     let terminal = |request: u64| when(&[(1, Op::Eq, request)]);
     // Typing into the terminal of whoever started us, and the console's selection.
     rules.insert(libc::SYS_ioctl, vec![terminal(0x5412)?, terminal(0x541c)?]);
