@@ -399,7 +399,9 @@ fn described(change: &Change, sites: &impl SiteNames) -> v1::Change {
             let site = u64::try_from(amount).map(SiteId::from_raw).map(|site| sites.name(site)).unwrap_or_default();
             ("site", format!("allow the site {site}"))
         }
-        ChangeKind::OpenNodes => ("node", format!("{amount} nodes that are lost, cordoned or without a vault come back")),
+        ChangeKind::OpenNodes => {
+            ("node", format!("{amount} nodes that are lost, cordoned or without a vault come back"))
+        }
     };
     v1::Change { what: what.to_owned(), amount, message }
 }
