@@ -27,17 +27,15 @@ pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), IdentityError> {
     File::open(parent).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
-/// Makes a folder that only its owner enters (0700), and closes one that is there already. One that is everybody's on
-/// purpose (sticky, as `/tmp`) or somebody else's stays as it is.
+/// Makes a folder that only its owner enters (0700), and closes one that is there and empty. One with files in it stays as
+/// it is: it may be anybody's, as `/srv` or a home is, and others may have to enter it.
 ///
 /// # Errors
 /// [`IdentityError::File`].
 pub fn private_folder(path: &Path) -> Result<(), IdentityError> {
-    const STICKY: u32 = 0o1000;
     let failed = |source| IdentityError::File { path: path.to_owned(), source };
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed)?;
-    let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode();
-    if mode & STICKY != 0 || mode & 0o777 == 0o700 {
+    if std::fs::read_dir(path).map_err(failed)?.next().is_some() {
         return Ok(());
     }
     match std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o700)) {
@@ -63,14 +61,15 @@ mod tests {
     }
 
     #[test]
-    fn a_private_folder_is_closed_also_where_it_was_open() {
+    fn a_private_folder_is_closed_unless_it_is_shared_with_others() {
         let root = tempfile::tempdir().unwrap();
         let (new, open, shared) = (root.path().join("new"), root.path().join("open"), root.path().join("shared"));
-        for (path, before) in [(&open, 0o755), (&shared, 0o1777)] {
+        for path in [&open, &shared] {
             std::fs::create_dir(path).unwrap();
-            std::fs::set_permissions(path, std::fs::Permissions::from_mode(before)).unwrap();
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
         }
-        for (path, after) in [(&new, 0o700), (&open, 0o700), (&shared, 0o1777)] {
+        std::fs::write(shared.join("of others"), "").unwrap();
+        for (path, after) in [(&new, 0o700), (&open, 0o700), (&shared, 0o755)] {
             private_folder(path).unwrap();
             assert_eq!(mode(path), after, "{}", path.display());
         }

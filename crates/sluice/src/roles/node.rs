@@ -28,7 +28,7 @@ pub(crate) async fn node(arguments: NodeArgs, global: &Global) -> anyhow::Result
         Some(folder) => folder.clone(),
         None => global.data_dir().context("cannot tell where the data folder is")?.join("node"),
     };
-    std::fs::create_dir_all(&folder).context("cannot make the folder")?;
+    sluice_identity::private_folder(&folder).context("cannot make the folder")?;
     let name = match &arguments.name {
         Some(name) => name.clone(),
         None => nix::unistd::gethostname().context("the machine's name")?.to_string_lossy().into_owned(),

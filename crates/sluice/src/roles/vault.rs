@@ -34,7 +34,7 @@ impl PeerPolicy for ClusterPolicy {
 pub(crate) async fn vault(arguments: VaultArgs) -> anyhow::Result<()> {
     telemetry::start();
     process::end_with_parent(arguments.process.with_parent)?;
-    std::fs::create_dir_all(&arguments.folder).context("cannot make the folder")?;
+    sluice_identity::private_folder(&arguments.folder).context("cannot make the folder")?;
     let host = host::identity(&arguments.folder, &arguments.join, HostKind::Vault).await?;
     let stop = process::stop_signal()?;
     let stats = Arc::new(VaultStats::default());

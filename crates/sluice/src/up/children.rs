@@ -50,7 +50,7 @@ impl Children {
     pub(crate) fn new(layout: &Layout, restart: bool) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("cannot tell where this program is")?;
         let logs = layout.data.join("processes");
-        std::fs::create_dir_all(&logs).context("cannot make the folder of logs")?;
+        sluice_identity::private_folder(&logs).context("cannot make the folder of logs")?;
         let (tell, lost) = mpsc::channel(1);
         Ok(Self { program, logs, restart, parts: BTreeMap::new(), lost, tell })
     }

@@ -43,7 +43,7 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Plans the system; makes the data folder (0700).
+    /// Plans the system; makes the data folder. What is in it is the owner's alone, also where the folder itself is not.
     pub(crate) fn new(data: &Path, arguments: &UpArgs) -> anyhow::Result<Self> {
         let made = sluice_identity::private_folder(data);
         made.with_context(|| format!("cannot make the data folder {}", data.display()))?;
@@ -210,7 +210,7 @@ fn share_cores(cores: usize, nodes: usize, system: u32) -> Vec<Vec<(usize, u32)>
 /// The vault's address stays the same over restarts, because other sites remember it.
 fn vault_address(site: &Path) -> anyhow::Result<SocketAddr> {
     let folder = vault_folder(site);
-    std::fs::create_dir_all(&folder).context("cannot make the vault's folder")?;
+    sluice_identity::private_folder(&folder).context("cannot make the vault's folder")?;
     let file = folder.join("address");
     if let Some(known) = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()) {
         return Ok(known);
