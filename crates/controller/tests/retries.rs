@@ -19,7 +19,7 @@ use sluice_proto::v1::job_service_client::JobServiceClient;
 use sluice_proto::v1::money_service_client::MoneyServiceClient;
 use sluice_proto::v1::tenant_service_client::TenantServiceClient;
 use sluice_types::{Digest, JobId, Nanos, SiteId, Timestamp};
-use support::{Door, tenant, with};
+use support::{Door, small_job, tenant, with};
 use tonic::Code;
 
 const ID: &str = "123e4567-e89b-42d3-a456-426614174000";
@@ -51,16 +51,7 @@ async fn a_retried_submit_is_answered_with_its_job_whatever_became_of_the_fleet(
     let door = Door::open().await;
     let (parent, key) = tenant(&door, "acme").await;
     let folder = door.leave().await;
-    let spec = v1::JobSpec {
-        command: vec!["true".to_owned()],
-        resources: Some(v1::TaskResources {
-            device_class: "cpu".to_owned(),
-            milli: 100,
-            memory_bytes: 1 << 20,
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
+    let spec = small_job();
     let message =
         v1::SubmitJobRequest { request_id: ID.to_owned(), parent, spec: Some(spec.clone()), ..Default::default() };
 

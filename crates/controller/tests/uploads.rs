@@ -9,7 +9,7 @@ use sluice_proto::v1::job_service_client::JobServiceClient;
 use sluice_proto::v1::tenant_service_client::TenantServiceClient;
 use sluice_proto::v1::upload_blob_request::Part;
 use sluice_types::Reason;
-use support::{Door, tenant, with};
+use support::{Door, small_job, tenant, with};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,17 +40,7 @@ async fn submit(
     size: usize,
 ) -> Result<(), Status> {
     let blob = v1::BlobRef { digest: digest.to_hex().to_string(), size_bytes: size as u64, path: String::new() };
-    let spec = v1::JobSpec {
-        command: vec!["true".to_owned()],
-        work_dir: Some(blob),
-        resources: Some(v1::TaskResources {
-            device_class: "cpu".to_owned(),
-            milli: 100,
-            memory_bytes: 1 << 20,
-            ..Default::default()
-        }),
-        ..Default::default()
-    };
+    let spec = v1::JobSpec { work_dir: Some(blob), ..small_job() };
     let request =
         v1::SubmitJobRequest { parent: parent.clone(), spec: Some(spec), validate_only: true, ..Default::default() };
     JobServiceClient::new(door.channel.clone()).submit_job(with(request, key)).await.map(|_| ())

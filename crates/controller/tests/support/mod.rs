@@ -112,3 +112,17 @@ pub(crate) async fn tenant(door: &Door, name: &str) -> (String, MetadataValue<As
     let made = tenants.create_key(with(create, &door.key)).await.unwrap().into_inner();
     (format!("{parent}/projects/{name}"), format!("Bearer {}", made.secret).parse().unwrap())
 }
+
+/// A job that asks for a tenth of a core.
+pub(crate) fn small_job() -> v1::JobSpec {
+    v1::JobSpec {
+        command: vec!["true".to_owned()],
+        resources: Some(v1::TaskResources {
+            device_class: "cpu".to_owned(),
+            milli: 100,
+            memory_bytes: 1 << 20,
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
