@@ -3,6 +3,7 @@
 //! One file per job, rank and attempt. The log of a rank is its attempts' files one after another, in the order of the
 //! attempts. Once a newer attempt has written, older files take nothing more: offsets that a reader saw stay valid.
 
+use std::collections::{HashSet, VecDeque};
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
@@ -18,6 +19,9 @@ const MAX_LOG: u64 = 256 << 20;
 /// Jobs share so many locks.
 const LOCKS: usize = 64;
 
+/// Complete logs that are remembered: of tasks that ended just now, whose readers must not end too early.
+const MOST_COMPLETE: usize = 16 * 1024;
+
 /// All logs. Reads and appends block: callers keep them away from async threads.
 #[derive(Debug)]
 pub(crate) struct LogStore {
@@ -25,13 +29,45 @@ pub(crate) struct LogStore {
     changes: broadcast::Sender<JobId>,
     // One writer per job at a time: two attempts of a rank must not both believe to be the newest.
     writing: [Mutex<()>; LOCKS],
+    complete: Mutex<Complete>,
+}
+
+/// Tasks whose node has sent all of their log, the newest of them.
+#[derive(Debug, Default)]
+struct Complete {
+    known: HashSet<(JobId, u32, AttemptId)>,
+    /// In the order in which they were told.
+    told: VecDeque<(JobId, u32, AttemptId)>,
 }
 
 impl LogStore {
     pub(crate) fn open(folder: &Path) -> std::io::Result<Self> {
         std::fs::create_dir_all(folder)?;
         let (changes, _) = broadcast::channel(1024);
-        Ok(Self { folder: folder.to_owned(), changes, writing: [const { Mutex::new(()) }; LOCKS] })
+        let writing = [const { Mutex::new(()) }; LOCKS];
+        Ok(Self { folder: folder.to_owned(), changes, writing, complete: Mutex::default() })
+    }
+
+    /// Nothing more comes of a task's log.
+    pub(crate) fn completed(&self, job: JobId, rank: u32, attempt: AttemptId) {
+        let mut complete = self.complete.lock().unwrap_or_else(PoisonError::into_inner);
+        if !complete.known.insert((job, rank, attempt)) {
+            return;
+        }
+        complete.told.push_back((job, rank, attempt));
+        if complete.told.len() > MOST_COMPLETE
+            && let Some(oldest) = complete.told.pop_front()
+        {
+            complete.known.remove(&oldest);
+        }
+        drop(complete);
+        // Nobody listening is fine.
+        let _ = self.changes.send(job);
+    }
+
+    /// Whether nothing more comes, as far as is remembered.
+    pub(crate) fn is_complete(&self, job: JobId, rank: u32, attempt: AttemptId) -> bool {
+        self.complete.lock().unwrap_or_else(PoisonError::into_inner).known.contains(&(job, rank, attempt))
     }
 
     fn lock(&self, job: JobId) -> MutexGuard<'_, ()> {
@@ -121,7 +157,7 @@ impl LogStore {
         std::fs::remove_dir_all(self.folder.join(job.to_string()))
     }
 
-    /// Jobs whose logs grow, from now on.
+    /// Jobs whose logs grow, or are complete, from now on.
     pub(crate) fn changes(&self) -> broadcast::Receiver<JobId> {
         self.changes.subscribe()
     }

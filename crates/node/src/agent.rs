@@ -37,6 +37,8 @@ struct Entry {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LogPlace {
     pub(crate) path: PathBuf,
+    /// It was there a moment ago; else the task has none yet, or never had one.
+    pub(crate) exists: bool,
     pub(crate) complete: bool,
 }
 
@@ -237,12 +239,17 @@ impl Agent {
     /// Where the log of a task is; `None` where nothing is known of it.
     pub(crate) fn log(&self, key: &Key) -> Option<LogPlace> {
         let home = Home::new(&self.shared.attempts(), key.lease);
-        if home.root().is_dir() {
-            let ended = self.shared.board.stage(key.lease) == Some(Stage::Ended);
-            return Some(LogPlace { path: home.folder.log(), complete: ended || home.folder.exit().exists() });
+        let ended = self.shared.board.stage(key.lease) == Some(Stage::Ended);
+        let complete = ended || home.folder.exit().exists();
+        let (path, kept) = (home.folder.log(), self.shared.logs().join(format!("{}.log", key.lease)));
+        // It is moved before the rest of the folder is removed, so it is looked for in this order.
+        if path.exists() {
+            return Some(LogPlace { path, exists: true, complete });
         }
-        let path = self.shared.logs().join(format!("{}.log", key.lease));
-        path.exists().then_some(LogPlace { path, complete: true })
+        if kept.exists() {
+            return Some(LogPlace { path: kept, exists: true, complete: true });
+        }
+        home.root().is_dir().then_some(LogPlace { path, exists: false, complete })
     }
 
     /// Removes logs that are too old or too many, oldest first.

@@ -8,7 +8,7 @@ use sluice_lifecycle::model::Job;
 use sluice_proto::v1;
 use sluice_proto::v1::watch_jobs_response::Event as Told;
 use sluice_store::{EventFilter, JobFilter, Page};
-use sluice_types::JobId;
+use sluice_types::{JobId, Nanos};
 use tokio::sync::{broadcast, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -23,8 +23,10 @@ const BOOKMARK: Duration = Duration::from_secs(10);
 /// A token so many events behind is answered with a resync: reading all jobs again is cheaper.
 const TOO_OLD: u64 = 1_000_000;
 const LOG_PIECE: usize = 64 << 10;
-/// After a job has ended its last bytes may still be on their way.
-const LOG_TAIL: Duration = Duration::from_secs(1);
+/// After a job has ended its last bytes may still be on their way, until its node has said that they were all, or so long.
+const LOG_TAIL: Nanos = Nanos::from_secs(5);
+/// How often it is looked whether that time is over.
+const LOG_PAUSE: Duration = Duration::from_secs(1);
 
 impl Api {
     pub(super) async fn watch(
@@ -72,7 +74,7 @@ impl Api {
         let mut changes = self.logs.changes();
         let mut news = self.events.clone();
         let mut offset = message.offset;
-        let mut quiet = false;
+        let mut whole = false;
         loop {
             who.still(&self.directory)?;
             let (logs, id, rank) = (Arc::clone(&self.logs), job.id, message.rank);
@@ -87,22 +89,39 @@ impl Api {
                     return Ok(());
                 }
                 offset += length;
-                quiet = false;
                 continue;
             }
-            if !message.follow || quiet {
+            if whole {
                 return Ok(());
             }
             let row = self.store.get_job(job.id).await.map_err(store_status)?;
-            let ended = row.is_none_or(|row| row.state.is_terminal());
-            let grown = tokio::select! {
-                grown = grows(&mut changes, job.id, if ended { LOG_TAIL } else { BOOKMARK }) => grown,
+            let ended = row.as_ref().is_none_or(|row| row.state.is_terminal());
+            if !message.follow && !ended {
+                return Ok(());
+            }
+            whole = ended && self.is_log_whole(row.as_ref(), message.rank).await?;
+            if whole {
+                // What came between the last look and this answer is read yet.
+                continue;
+            }
+            tokio::select! {
+                () = grows(&mut changes, job.id, if ended { LOG_PAUSE } else { BOOKMARK }) => {}
                 // The job may have ended: look again.
-                _ = news.changed(), if !ended => true,
+                _ = news.changed(), if !ended => {}
                 () = sender.closed() => return Ok(()),
             };
-            quiet = ended && !grown;
         }
+    }
+
+    /// Whether all of an ended job's log is here, or nothing more is waited for.
+    async fn is_log_whole(&self, job: Option<&Job>, rank: u32) -> Result<bool, Status> {
+        let Some(job) = job.filter(|job| job.attempts > 0) else { return Ok(true) };
+        let over = job.ended.is_none_or(|ended| self.clock.now().since(ended) >= LOG_TAIL);
+        if over {
+            return Ok(true);
+        }
+        let last = self.store.latest_attempt(job.id).await.map_err(store_status)?;
+        Ok(last.is_none_or(|last| self.logs.is_complete(job.id, rank, last.id)))
     }
 }
 
@@ -114,19 +133,18 @@ async fn last_word<T>(sender: &mpsc::Sender<Result<T, Status>>, end: Result<(), 
     }
 }
 
-/// Waits until the job's log grew, or `wait` passed. True if it grew, or may have.
-async fn grows(changes: &mut broadcast::Receiver<JobId>, job: JobId, wait: Duration) -> bool {
+/// Waits until the job's log grew or was completed, or may have been, or `wait` passed.
+async fn grows(changes: &mut broadcast::Receiver<JobId>, job: JobId, wait: Duration) {
     let grown = async {
         loop {
             match changes.recv().await {
-                Ok(changed) if changed == job => return true,
-                Ok(_) => {}
-                Err(broadcast::error::RecvError::Lagged(_)) => return true,
-                Err(broadcast::error::RecvError::Closed) => return false,
+                Ok(changed) if changed != job => {}
+                Ok(_) | Err(_) => return,
             }
         }
     };
-    tokio::time::timeout(wait, grown).await.unwrap_or(false)
+    // Late or not: whoever waits looks again.
+    let _late = tokio::time::timeout(wait, grown).await;
 }
 
 struct Watcher {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sluice_lifecycle::TaskKey;
 use sluice_proto::v1;
 use sluice_proto::v1::attach_response::Message as Down;
-use sluice_types::{AttemptId, JobId};
+use sluice_types::{AttemptId, JobId, Reason};
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
@@ -84,6 +84,8 @@ async fn run(
     let mut broken = HashSet::new();
     while let Some((target, frame)) = queue.recv().await {
         let (channel, end, size) = (frame.channel, frame.end, frame.data.len());
+        // The node's last word on it, unless it broke off; of a task that wrote nothing there is no log.
+        let complete = end && (frame.reason.is_empty() || frame.reason == Reason::NotFound.as_str());
         if broken.contains(&channel) {
             if end {
                 broken.remove(&channel);
@@ -91,7 +93,7 @@ async fn run(
             continue;
         }
         let acknowledged = frame.offset.saturating_add(size as u64);
-        let logs = Arc::clone(&logs);
+        let (done, logs) = (&logs, Arc::clone(&logs));
         let kept = tokio::task::spawn_blocking(move || {
             let offset = target.begin.saturating_add(frame.offset);
             logs.append(target.job, target.rank, target.attempt, offset, &frame.data)
@@ -108,6 +110,9 @@ async fn run(
             continue;
         }
         metrics.logged(size);
+        if complete {
+            done.completed(target.job, target.rank, target.attempt);
+        }
         if end {
             continue;
         }
@@ -167,6 +172,27 @@ mod tests {
         assert_eq!(acknowledged(&mut acks).await, 9);
         assert!(intake.broken.try_recv().is_err());
         assert_eq!(logs.read(target.job, 0, 0, 100).unwrap(), "one two three");
+    }
+
+    #[tokio::test]
+    async fn a_log_is_complete_once_its_last_piece_is_kept_and_not_when_its_channel_breaks_off() {
+        let folder = tempfile::tempdir().unwrap();
+        let logs = Arc::new(LogStore::open(folder.path()).unwrap());
+        let (sender, _acks) = mpsc::channel(8);
+        let intake = Intake::start(Arc::clone(&logs), Arc::default(), sender);
+        let target = target();
+        let mut changes = logs.changes();
+        for (attempt, reason, complete) in [(5, "", true), (6, "OVERLOADED", false), (7, "NOT_FOUND", true)] {
+            let target = LogTarget { attempt: AttemptId::from_raw(attempt), ..target };
+            let last = v1::ChannelFrame { end: true, reason: reason.to_owned(), ..frame(0, b"the end") };
+            intake.take(target, last).unwrap();
+            // The piece, then that it was the last.
+            for _ in 0..1 + usize::from(complete) {
+                changes.recv().await.unwrap();
+            }
+            assert_eq!(logs.is_complete(target.job, 0, target.attempt), complete, "{reason}");
+        }
+        assert!(!logs.is_complete(target.job, 1, AttemptId::from_raw(5)));
     }
 
     #[tokio::test]

@@ -132,6 +132,8 @@ impl Follower {
                 None if file.is_none() => return Err(Trouble::Reason(Reason::NotFound)),
                 // Forgotten while it was read: complete.
                 None => break,
+                // Moved between the look and the opening: it is found at its new place.
+                Some(place) if place.exists && file.is_none() => continue,
                 Some(place) if place.complete && !more => break,
                 Some(_) => {}
             }

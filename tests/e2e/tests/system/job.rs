@@ -73,3 +73,17 @@ fn prices_of_host_cores_and_memory_are_on_the_bill() -> anyhow::Result<()> {
     judged(&own.system)?;
     Ok(())
 }
+
+/// Lines are on their way for some time after the end is told: whoever reads then gets them all.
+#[test]
+fn a_log_that_is_read_at_once_after_the_end_has_its_last_line() -> anyhow::Result<()> {
+    let Some(own) = start("tail", Options::default())? else { return Ok(()) };
+    let cli = own.system.cli();
+    for round in 0..12 {
+        let script = format!("sleep 0.0{round:02}; seq 500; echo last-{round}");
+        let job = cli.submit(&["--wait", "--", "/bin/sh", "-c", &script])?;
+        let log = cli.well(&["logs", &job])?.stdout;
+        anyhow::ensure!(log.trim_end().ends_with(&format!("last-{round}")), "round {round}: {log}");
+    }
+    Ok(())
+}
