@@ -43,6 +43,7 @@ pub const fn code(reason: Reason) -> Code {
         | Reason::NodesUnavailable
         | Reason::CheckpointUnreachable
         | Reason::NoPrice
+        | Reason::PriceAboveLimit
         | Reason::BehindOthers
         | Reason::SuspendedByUser
         | Reason::SuspendedForMoney

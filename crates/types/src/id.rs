@@ -154,6 +154,8 @@ ids! {
     NodeId = "node";
     /// What a user wants run.
     JobId = "job";
+    /// A purchase of capacity.
+    OrderId = "ord";
     /// One try to run a job.
     AttemptId = "att";
     /// The right of a holder to a slice for a time.

@@ -101,6 +101,8 @@ reasons! {
     BudgetExhausted = "BUDGET_EXHAUSTED", "Raise the budget, wait for the next period, or ask for less.";
     /// The tenant's quota of the class does not cover the request.
     QuotaExceeded = "QUOTA_EXCEEDED", "Wait for own jobs to end, ask for less, or ask an admin to raise the quota.";
+    /// Prices are higher than what the order may cost.
+    PriceAboveLimit = "PRICE_ABOVE_LIMIT", "Ask for a new quote, or raise what it may cost at most.";
     /// The price book has no price for this class, isolation and site.
     NoPrice = "NO_PRICE", "An admin sets one: `sluice price set`.";
     /// Jobs of higher priority wait in front.

@@ -32,7 +32,7 @@ pub fn task_key(key: Option<&v1::TaskKey>) -> Result<TaskKey, Refusal> {
     })
 }
 
-/// A node's message as a report; `None` for channel frames, which are nobody's state.
+/// A node's message as a report; `None` for what comes from channels, which is nobody's state.
 ///
 /// # Errors
 /// A [`Refusal`] that names the field.
@@ -56,7 +56,7 @@ pub fn node_report(message: v1::attach_request::Message) -> Result<Option<NodeRe
             }
             NodeReport::Windows(batch.records.into_iter().map(window).collect::<Result<_, _>>()?)
         }
-        Message::Frame(_) => return Ok(None),
+        Message::Frame(_) | Message::Session(_) => return Ok(None),
     }))
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sluice_lifecycle::Refusal;
 use sluice_lifecycle::model::{
-    BlobRef, Capture, CheckpointPolicy, Completion, JobSpec, RetryPolicy, SecretRef, WatchSignal,
+    BlobRef, Capture, CheckpointPolicy, Completion, JobKind, JobSpec, RetryPolicy, SecretRef, WatchSignal,
 };
 use sluice_types::{Bytes, CoreMilli, IsolationClass, MilliGpu, Nanos, NetworkMode, Reason, SiteId, TaskResources};
 
@@ -31,6 +31,10 @@ pub fn job_spec(spec: v1::JobSpec, sites: &impl SiteNames) -> Result<JobSpec, Re
     let resources = spec.resources.clone().ok_or_else(|| missing("spec.resources"))?;
     let limit = spec.max_run_time.as_ref().map(|span| duration_back("spec.max_run_time", span)).transpose()?;
     let network = network(spec.network())?;
+    let kind = match spec.kind() {
+        v1::JobKind::Unspecified | v1::JobKind::Batch => JobKind::Batch,
+        v1::JobKind::Rental => JobKind::Rental,
+    };
     let retry = spec.retry.unwrap_or_default();
     let mut ids = Vec::with_capacity(spec.sites.len().min(64));
     for name in spec.sites.iter().take(65) {
@@ -44,6 +48,7 @@ pub fn job_spec(spec: v1::JobSpec, sites: &impl SiteNames) -> Result<JobSpec, Re
         Ok(SecretRef { secret: name, path_variable: secret.path_variable })
     });
     Ok(JobSpec {
+        kind,
         command: spec.command,
         env: spec.env,
         work_dir: spec.work_dir.map(|blob| blob_ref("spec.work_dir", blob)).transpose()?,
@@ -91,6 +96,7 @@ fn checkpoint_policy(policy: v1::CheckpointPolicy) -> Result<CheckpointPolicy, R
     let capture = match policy.capture.ok_or_else(|| missing("spec.checkpoint.capture"))? {
         Wire::StateProvider(_) => Capture::StateProvider,
         Wire::Directory(directory) => watched(directory)?,
+        Wire::Home(_) => Capture::Home,
     };
     Ok(CheckpointPolicy {
         capture,
@@ -149,6 +155,11 @@ pub fn job_spec_back(spec: &JobSpec, sites: &impl SiteNames) -> v1::JobSpec {
         network: network_back(spec.network).into(),
         sites: spec.sites.iter().map(|site| format!("sites/{}", sites.name(*site))).collect(),
         labels: BTreeMap::clone(&spec.labels),
+        // Batch is what an absent kind means, so it stays absent.
+        kind: match spec.kind {
+            JobKind::Batch => v1::JobKind::Unspecified.into(),
+            JobKind::Rental => v1::JobKind::Rental.into(),
+        },
     }
 }
 
@@ -174,6 +185,7 @@ fn checkpoint_back(policy: &CheckpointPolicy) -> v1::CheckpointPolicy {
             },
             grace: Some(duration(*grace)),
         }),
+        Capture::Home => Wire::Home(v1::HomeFolder {}),
     };
     v1::CheckpointPolicy {
         capture: Some(capture),
