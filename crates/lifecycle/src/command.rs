@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sluice_ledger::Price;
-use sluice_plan::Plan;
+use sluice_plan::{JobView, Plan};
 use sluice_types::{
     AttemptId, BootId, Bytes, CoreMilli, Credits, DeviceClassName, Digest, Generation, JobId, KeyId, LeaseId, Name,
-    NetworkMode, NodeId, NodeInstant, ProjectId, Reason, SiteId, TenantId, Timestamp,
+    NetworkMode, NodeId, NodeInstant, OrderId, ProjectId, Reason, SiteId, TenantId, Timestamp,
 };
 
 use crate::model::{BudgetPolicy, Device, Job, JobSpec, JoinKind, RequestKey, Role, TaskEnd};
@@ -177,8 +177,21 @@ pub enum UserCommand {
         /// What.
         spec: Arc<JobSpec>,
     },
-    /// Checks a job as a submit would, and does nothing.
+    /// Checks a job as a submit or an order would, and does nothing.
     Validate(ProjectId, Arc<JobSpec>),
+    /// Buys capacity.
+    CreateOrder {
+        /// Whose.
+        project: ProjectId,
+        /// `None` = made from the id.
+        name: Option<Name>,
+        /// What each leg asks for.
+        legs: Vec<Arc<JobSpec>>,
+        /// What the whole may cost at most; `None` = whatever it costs.
+        limit: Option<Credits>,
+    },
+    /// Ends what is left of an order: these are the jobs of its legs.
+    ReleaseOrder(OrderId, Vec<JobId>),
     /// Ends a job.
     Cancel(JobId, Option<u64>),
     /// Suspends a job.
@@ -319,6 +332,8 @@ pub struct Answer {
     pub object: String,
     /// The job as it is now, for job commands that were not replayed.
     pub job: Option<Box<Job>>,
+    /// What the scheduler would be asked to place, for a job that was only checked.
+    pub wanted: Option<Box<JobView>>,
     /// The request was remembered, or the upload was there: nothing was done.
     pub replayed: bool,
     /// Tasks that the reporting node must release, because nobody knows them.

@@ -4,11 +4,11 @@ use sluice_ledger::{Account, Hold, PriceBook, Transfer};
 use sluice_types::JobId;
 
 use crate::model::{
-    Attempt, Budget, Checkpoint, Counters, Discard, Event, Job, JoinToken, Key, Lease, Migration, Node, Project,
+    Attempt, Budget, Checkpoint, Counters, Discard, Event, Job, JoinToken, Key, Lease, Migration, Node, Order, Project,
     Request, Secret, Site, Tenant, Upload, Window,
 };
 
-/// Rows to be written together or not at all. All but transfers, prices and events replace the row of the
+/// Rows to be written together or not at all. All but transfers, prices, orders and events replace the row of the
 /// same key.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Rows {
@@ -52,6 +52,8 @@ pub struct Rows {
     pub holds: Vec<Hold>,
     /// Inserted; the cause is unique.
     pub transfers: Vec<Transfer>,
+    /// Inserted.
+    pub orders: Vec<Order>,
     /// Inserted; the sequence is gap-free.
     pub events: Vec<Event>,
     /// Replaced by key: an id that is older than what is remembered begins anew.
@@ -94,6 +96,7 @@ impl Rows {
             accounts,
             holds,
             transfers,
+            orders,
             events,
             requests,
             counters,
@@ -119,6 +122,7 @@ impl Rows {
         self.accounts.extend(accounts);
         self.holds.extend(holds);
         self.transfers.extend(transfers);
+        self.orders.extend(orders);
         self.events.extend(events);
         self.requests.extend(requests);
         self.counters = counters.or(self.counters.take());

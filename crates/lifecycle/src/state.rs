@@ -12,7 +12,7 @@ use sluice_types::{
 use crate::marks::Marks;
 use crate::model::{
     Attempt, Budget, Checkpoint, Counters, Discard, Event, Job, JoinToken, Key, Lease, LeaseState, Migration, Node,
-    NodeState, Project, Request, RequestKey, Secret, Site, Tenant, Upload, Window,
+    NodeState, Order, Project, Request, RequestKey, Secret, Site, Tenant, Upload, Window,
 };
 use crate::table::Table;
 use crate::{Rows, Snapshot};
@@ -138,6 +138,7 @@ pub struct State {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Output {
     pub(crate) transfers: Vec<Transfer>,
+    pub(crate) orders: Vec<Order>,
     pub(crate) events: Vec<Event>,
     pub(crate) requests: Vec<Request>,
     pub(crate) prices: Vec<PriceBook>,
@@ -426,6 +427,7 @@ impl State {
             accounts,
             holds,
             transfers: out.transfers,
+            orders: out.orders,
             events: out.events,
             requests: out.requests,
             counters: out.counters.then_some(self.counters),

@@ -3,7 +3,7 @@
 use sluice_types::{Bytes, CoreMilli, MilliGpu, Nanos};
 
 use crate::command::Refusal;
-use crate::model::{BlobRef, Capture, CheckpointPolicy, Completion, JobSpec};
+use crate::model::{BlobRef, Capture, CheckpointPolicy, Completion, JobKind, JobSpec};
 
 /// Tasks of one job.
 pub const MAX_TASKS: u32 = 1024;
@@ -45,6 +45,10 @@ pub fn spec(spec: &JobSpec) -> Result<(), Refusal> {
         return Err(Refusal::field("spec.sites", format!("at most {MAX_SITES} sites")));
     }
     let Some(policy) = &spec.checkpoint else { return Ok(()) };
+    if (policy.capture == Capture::Home) != (spec.kind == JobKind::Rental) {
+        let message = "the home folder is what a rental keeps, and nothing else does";
+        return Err(Refusal::field("spec.checkpoint.capture", message));
+    }
     if spec.tasks > 1 && policy.capture == Capture::StateProvider && policy.every != Nanos::ZERO {
         let message = "the tasks of a gang have no common clock, and parts of different steps are no checkpoint: \
                        set every_steps instead";
@@ -54,8 +58,14 @@ pub fn spec(spec: &JobSpec) -> Result<(), Refusal> {
 }
 
 fn command(spec: &JobSpec) -> Result<(), Refusal> {
-    if spec.command.first().is_none_or(String::is_empty) {
-        return Err(Refusal::field("spec.command", "a job has a program to run"));
+    match spec.kind {
+        JobKind::Batch if spec.command.first().is_none_or(String::is_empty) => {
+            return Err(Refusal::field("spec.command", "a job has a program to run"));
+        }
+        JobKind::Rental if !spec.command.is_empty() => {
+            return Err(Refusal::field("spec.command", "a rental has none: its sessions run programs"));
+        }
+        JobKind::Batch | JobKind::Rental => {}
     }
     let bytes: usize = spec.command.iter().map(String::len).sum();
     if spec.command.len() > MAX_ARGUMENTS || bytes > MAX_COMMAND_BYTES {

@@ -6,7 +6,7 @@ mod support;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sluice_lifecycle::model::{Goal, JobState, OrderKind};
+use sluice_lifecycle::model::{Goal, JobState, StopCause};
 use sluice_lifecycle::{Command, Held, NodeReport, StopStep, TaskKey, UserCommand};
 use sluice_types::{Digest, JobId, Nanos, Reason};
 use support::{Bench, end, spec};
@@ -165,7 +165,7 @@ fn one_task_alone_stops_at_its_next_step() {
     let key = bench.task(job);
     assert_eq!(told(&bench, key).2, StopStep::Next);
     let attempt = bench.state.attempt(key.attempt).unwrap();
-    assert_eq!(attempt.order.unwrap().kind, OrderKind::Suspend);
+    assert_eq!(attempt.order.unwrap().kind, StopCause::Suspend);
 }
 
 #[test]

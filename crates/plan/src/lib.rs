@@ -12,7 +12,8 @@
 //!
 //! Modules: `inventory` and `pool` (what is free), `purse` (balances and prices), `want` (jobs by what they want),
 //! `terms` and `room` (where and at what price a job could run), `fit` (the search; its `score` is the placement policy),
-//! `judge` (why a job waits), `keep` (the starvation rule), `round` (decide), `explain`.
+//! `judge` (why a job waits), `keep` (the starvation rule), `round` (decide), `explain`,
+//! `offer` (quotes).
 //!
 //! The writer revalidates every placement against the versions that it carries before it commits, so a plan made from
 //! an older world can be refused but never oversells.
@@ -23,6 +24,7 @@ mod hash;
 mod inventory;
 mod judge;
 mod keep;
+mod offer;
 mod pool;
 mod purse;
 mod room;
@@ -32,6 +34,7 @@ mod view;
 mod want;
 mod world;
 
+pub use offer::Offered;
 pub use round::Limits;
 
 pub use view::{

@@ -3,13 +3,13 @@
 use async_trait::async_trait;
 use sluice_ledger::{Account, AccountKey, Hold, PriceBook, Transfer};
 use sluice_lifecycle::model::{
-    Attempt, Budget, Checkpoint, Counters, Event, Job, Key, Lease, Migration, Node, Project, Request, RequestKey,
-    Secret, Site, Tenant, Window,
+    Attempt, Budget, Checkpoint, Counters, Event, Job, Key, Lease, Migration, Node, Order, Project, Request,
+    RequestKey, Secret, Site, Tenant, Window,
 };
 use sluice_lifecycle::{Rows, Snapshot};
 use sluice_types::{
-    AttemptId, CheckpointId, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId, Name, NodeId, PriceVersion,
-    ProjectId, SecretId, SiteId, TenantId, Timestamp, TransferId,
+    AttemptId, CheckpointId, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId, Name, NodeId, OrderId,
+    PriceVersion, ProjectId, SecretId, SiteId, TenantId, Timestamp, TransferId,
 };
 
 use crate::{EventFilter, JobFilter, LoadBounds, Page, Result, WindowPlace, WindowScope};
@@ -53,6 +53,10 @@ pub trait Store: Send + Sync + 'static {
     async fn list_jobs(&self, filter: &JobFilter, page: Page<JobId>) -> Result<Vec<Job>>;
     /// The jobs of these ids that exist, newest first; at most [`MAX_PAGE`](crate::MAX_PAGE) ids count.
     async fn jobs_by_ids(&self, ids: &[JobId]) -> Result<Vec<Job>>;
+    /// An order.
+    async fn get_order(&self, id: OrderId) -> Result<Option<Order>>;
+    /// Orders of a project, newest first.
+    async fn list_orders(&self, project: ProjectId, page: Page<OrderId>) -> Result<Vec<Order>>;
     /// Events in the order of their sequence. Sequences are committed in order, so a reader that has seen one never
     /// finds a lower one later.
     async fn list_events(&self, filter: EventFilter, page: Page<u64>) -> Result<Vec<Event>>;

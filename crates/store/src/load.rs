@@ -109,6 +109,7 @@ fn last_id_text() -> String {
         "sites",
         "nodes",
         "jobs",
+        "orders",
         "attempts",
         "leases",
         "checkpoints",

@@ -5,13 +5,13 @@ use std::ops::Range;
 use async_trait::async_trait;
 use sluice_ledger::{Account, AccountKey, Hold, PriceBook, Transfer};
 use sluice_lifecycle::model::{
-    Attempt, Budget, Checkpoint, Counters, Event, Job, Key, Lease, Migration, Node, Project, Request, RequestKey,
-    Secret, Site, Tenant, Window,
+    Attempt, Budget, Checkpoint, Counters, Event, Job, Key, Lease, Migration, Node, Order, Project, Request,
+    RequestKey, Secret, Site, Tenant, Window,
 };
 use sluice_lifecycle::{Rows, Snapshot};
 use sluice_types::{
-    AttemptId, CheckpointId, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId, Name, NodeId, PriceVersion,
-    ProjectId, SecretId, SiteId, TenantId, Timestamp, TransferId,
+    AttemptId, CheckpointId, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId, Name, NodeId, OrderId,
+    PriceVersion, ProjectId, SecretId, SiteId, TenantId, Timestamp, TransferId,
 };
 
 use crate::engine::{Dialect, Engine};
@@ -126,6 +126,17 @@ impl<D: Dialect> Store for Engine<D> {
         let mut query = Query::new("SELECT body FROM jobs");
         query.bind_list(" WHERE id IN ", bounded(ids).iter().map(|job| id(job.raw()))).push(" ORDER BY id DESC");
         self.read(&mut query, job).await
+    }
+
+    async fn get_order(&self, order: OrderId) -> Result<Option<Order>> {
+        let mut query = by("SELECT body FROM orders WHERE id = ", id(order.raw()));
+        self.read_one(&mut query, |row| row.body("orders")).await
+    }
+
+    async fn list_orders(&self, project: ProjectId, page: Page<OrderId>) -> Result<Vec<Order>> {
+        let mut query = by("SELECT body FROM orders WHERE project = ", id(project.raw()));
+        falling(&mut query, page.after.map(OrderId::raw), limit(&page));
+        self.read(&mut query, |row| row.body("orders")).await
     }
 
     async fn list_events(&self, filter: EventFilter, page: Page<u64>) -> Result<Vec<Event>> {

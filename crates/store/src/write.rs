@@ -31,6 +31,7 @@ pub(crate) fn statements(layout: Layout, rows: &Rows) -> impl Iterator<Item = Re
         accounts,
         holds,
         transfers,
+        orders,
         events,
         requests,
         counters,
@@ -40,6 +41,7 @@ pub(crate) fn statements(layout: Layout, rows: &Rows) -> impl Iterator<Item = Re
         .chain(tables::write(layout, transfers))
         .chain(tables::write(layout, accounts))
         .chain(tables::write(layout, holds))
+        .chain(tables::write(layout, orders))
         .chain(tables::write(layout, jobs))
         .chain(tables::write(layout, attempts))
         .chain(tables::write(layout, leases))

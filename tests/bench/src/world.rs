@@ -2,7 +2,9 @@
 
 use sluice_identity::secret_digest;
 use sluice_ledger::{AccountKey, Books, Price, PriceBook, Rate};
-use sluice_lifecycle::model::{Device, JobSpec, Key, Node, NodeState, Project, RetryPolicy, Role, Site, Tenant};
+use sluice_lifecycle::model::{
+    Device, JobKind, JobSpec, Key, Node, NodeState, Project, RetryPolicy, Role, Site, Tenant,
+};
 use sluice_lifecycle::{Rows, Settings};
 use sluice_plan::DeviceView;
 use sluice_types::{
@@ -85,6 +87,7 @@ pub(crate) fn rows(nodes: u64, now: Timestamp) -> Rows {
 /// A small job: the `number`th of many. Equal numbers are equal jobs.
 pub(crate) fn spec(number: u64) -> JobSpec {
     JobSpec {
+        kind: JobKind::Batch,
         command: vec!["python3".to_owned(), "train.py".to_owned(), "--epochs=3".to_owned()],
         env: [("SEED".to_owned(), "17".to_owned())].into(),
         work_dir: None,

@@ -8,6 +8,7 @@ use sluice_types::{Digest, LeaseId, NodeInstant, Reason};
 
 use crate::host::{Assignment, Stage, Staged, Task};
 use crate::params::{FINISH, MILLI, SECOND, settings};
+use crate::process::program_of;
 use crate::sim::{Event, Sim};
 
 /// A wish with what its job says, as the controller sends it.
@@ -25,7 +26,7 @@ pub(crate) fn assignment(state: &State, wish: &Wish) -> Option<Assignment> {
         stop: wish.stop,
         signalled: job.spec.checkpoint.as_ref().is_some_and(|policy| policy.capture != Capture::StateProvider),
         job: job.id,
-        program: job.spec.command.get(1)?.parse().ok()?,
+        program: program_of(&job.spec)?,
         device: lease.device.index,
         milli: lease.resources.milli.get(),
         run_limit: attempt.run_limit.map(|limit| limit.get()),
@@ -309,6 +310,7 @@ impl Sim {
         task.process = false;
         task.end = Some(end);
         task.exit_at = Some(clock);
+        self.oracle.process_gone(self.now, lease);
         if self.hosts[host].runs_agent() {
             self.begin_finish(host, lease);
         }

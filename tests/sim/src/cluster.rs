@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sluice_ledger::{Price, Rate};
 use sluice_lifecycle::model::{
-    Capture, CheckpointPolicy, Completion, Device, JobSpec, JoinKind, RetryPolicy, WatchSignal,
+    Capture, CheckpointPolicy, Completion, Device, JobKind, JobSpec, JoinKind, RetryPolicy, WatchSignal,
 };
 use sluice_lifecycle::{Caller, Command, JoinHost, NodeReport, UserCommand};
 use sluice_plan::DeviceView;
@@ -15,7 +15,7 @@ use sluice_types::{
 
 use crate::host::Host;
 use crate::params::{EPOCH, HEARTBEAT, HOUR, MINUTE, SECOND};
-use crate::process::Program;
+use crate::process::{PROGRAM, Program};
 use crate::sim::{Event, Sim};
 use crate::vault::SiteSim;
 
@@ -201,6 +201,32 @@ impl Sim {
         (program, spec)
     }
 
+    /// A sandbox to work in, for a time or until it is given back.
+    pub(crate) fn rental(&mut self) -> (Program, JobSpec) {
+        let index = self.jobs.len();
+        let program = Program {
+            steps: u64::MAX,
+            pace: MINUTE,
+            every: 0,
+            prepare: self.dice.range(1, 5) * SECOND,
+            seal: SECOND,
+            fails_at: None,
+            captures: false,
+        };
+        let span = self.dice.chance(800).then(|| Nanos::new(self.dice.range(2, 120) * MINUTE));
+        let spec = JobSpec {
+            kind: JobKind::Rental,
+            command: Vec::new(),
+            env: BTreeMap::from([(PROGRAM.to_owned(), index.to_string())]),
+            priority: 100,
+            max_run_time: span,
+            retry: RetryPolicy { on_failure: 0, on_loss: 50 },
+            checkpoint: None,
+            ..self.spec(index, &program)
+        };
+        (program, spec)
+    }
+
     fn spec(&mut self, index: usize, program: &Program) -> JobSpec {
         let cpu = self.dice.chance(300);
         let tasks = if self.dice.chance(120) { self.dice.range(2, 3) } else { 1 };
@@ -217,13 +243,14 @@ impl Sim {
                 grace: Nanos::from_secs(30),
             },
         };
-        let needed = Nanos::new(program.steps * program.pace);
+        let needed = Nanos::new(program.steps.saturating_mul(program.pace));
         let limit = match self.dice.range(0, 9) {
             0 => Some(Nanos::new((needed.get() / 2).max(SECOND))),
-            1..=4 => Some(Nanos::new(needed.get() * 3)),
+            1..=4 => Some(Nanos::new(needed.get().saturating_mul(3))),
             _ => None,
         };
         JobSpec {
+            kind: JobKind::Batch,
             command: vec!["sim".to_owned(), index.to_string()],
             env: BTreeMap::new(),
             work_dir: None,

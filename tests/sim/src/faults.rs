@@ -230,7 +230,10 @@ impl Sim {
         self.hosts[host].power = false;
         self.hosts[host].proofs.clear();
         self.break_stream(host);
-        self.hosts[host].tasks.values_mut().for_each(|task| task.process = false);
+        for (lease, task) in &mut self.hosts[host].tasks {
+            task.process = false;
+            self.oracle.process_gone(self.now, *lease);
+        }
         true
     }
 

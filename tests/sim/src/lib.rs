@@ -48,6 +48,8 @@ pub struct Outcome {
     pub succeeded: usize,
     /// Of them taken by the system, as its store has it.
     pub accepted: usize,
+    /// Rentals whose time was over.
+    pub expired: usize,
     /// Faults that struck; healing is none.
     pub faults: usize,
     /// Transactions.
@@ -92,6 +94,7 @@ fn simulate(seed: u64, day: Day, tracing: bool) -> Outcome {
         jobs: sim.jobs.len(),
         accepted: sim.controller.store.jobs.len(),
         succeeded: oracle.succeeded,
+        expired: oracle.expired,
         faults: sim.fault_count,
         commits: oracle.commits,
         crashes: oracle.crashes,

@@ -152,13 +152,14 @@ fn report(outcomes: &[Outcome], begin: Instant, options: &Options) -> ExitCode {
     let sum = |figure: fn(&Outcome) -> u64| outcomes.iter().map(figure).sum::<u64>();
     let least = |figure: fn(&Outcome) -> u64| outcomes.iter().map(figure).min().unwrap_or_default();
     println!(
-        "{} seeds in {:.1} s ({:.1} CPU s), {failed} failed: {} jobs ({} succeeded), {} faults, {} crashes, {} commits, \
+        "{} seeds in {:.1} s ({:.1} CPU s), {failed} failed: {} jobs ({} succeeded), {} rentals had their time, {} faults, {} crashes, {} commits, \
          {} windows, {} steps ({} replayed)",
         outcomes.len(),
         begin.elapsed().as_secs_f64(),
         cpu_seconds(),
         sum(|outcome| outcome.jobs as u64),
         sum(|outcome| outcome.succeeded as u64),
+        sum(|outcome| outcome.expired as u64),
         sum(|outcome| outcome.faults as u64),
         sum(|outcome| outcome.crashes),
         sum(|outcome| outcome.commits),

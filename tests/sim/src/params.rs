@@ -23,6 +23,8 @@ pub(crate) const FINISH: u64 = 10 * MINUTE;
 pub struct Day {
     /// Jobs that users submit.
     pub jobs: usize,
+    /// Rentals that users order.
+    pub rents: usize,
     /// Faults that are tried; some meet what is down already.
     pub faults: usize,
     /// Until when users and faults act, in hours.
@@ -38,9 +40,10 @@ pub struct Day {
 impl Day {
     /// The day of the runner.
     pub const FULL: Self =
-        Self { jobs: 210, faults: 80, busy_hours: 20, least_hours: 24, hours: 36, hosts_per_site: 3 };
+        Self { jobs: 210, rents: 40, faults: 80, busy_hours: 20, least_hours: 24, hours: 36, hosts_per_site: 3 };
     /// A shorter one, for tests.
-    pub const SMALL: Self = Self { jobs: 50, faults: 32, busy_hours: 5, least_hours: 7, hours: 20, hosts_per_site: 2 };
+    pub const SMALL: Self =
+        Self { jobs: 50, rents: 14, faults: 32, busy_hours: 5, least_hours: 7, hours: 20, hosts_per_site: 2 };
 
     /// The same without faults.
     #[must_use]

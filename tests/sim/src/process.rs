@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use sluice_lifecycle::StopStep;
-use sluice_lifecycle::model::TaskEnd;
+use sluice_lifecycle::model::{JobKind, JobSpec, TaskEnd};
 use sluice_types::{AttemptId, LeaseId, Reason};
 
 use crate::agent::end_with;
@@ -24,6 +24,18 @@ pub(crate) struct Program {
     pub(crate) fails_at: Option<u64>,
     /// Knows how to be captured.
     pub(crate) captures: bool,
+}
+
+/// What a rental's environment names its program by.
+pub(crate) const PROGRAM: &str = "PROGRAM";
+
+/// Which program a job runs. A rental has no command: its environment says who works in it.
+pub(crate) fn program_of(spec: &JobSpec) -> Option<usize> {
+    let name = match spec.kind {
+        JobKind::Batch => spec.command.get(1),
+        JobKind::Rental => spec.env.get(PROGRAM),
+    };
+    name?.parse().ok()
 }
 
 /// The processes of one attempt. They wait for each other within each step, as programs do that exchange gradients: a

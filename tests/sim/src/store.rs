@@ -6,13 +6,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_ledger::{Account, AccountKey, Hold, PriceBook, Transfer};
 use sluice_lifecycle::model::{
-    Attempt, Budget, Checkpoint, Counters, Discard, Job, JoinToken, Key, Lease, LeaseState, Migration, Node, Project,
-    Request, RequestKey, Secret, Site, Tenant, Upload, Window,
+    Attempt, Budget, Checkpoint, Counters, Discard, Job, JoinToken, Key, Lease, LeaseState, Migration, Node, Order,
+    Project, Request, RequestKey, Secret, Site, Tenant, Upload, Window,
 };
 use sluice_lifecycle::{Rows, Snapshot};
 use sluice_types::{
-    AttemptId, CheckpointId, Digest, HoldId, JobId, KeyId, LeaseId, MigrationId, NodeId, ProjectId, SecretId, SiteId,
-    TenantId,
+    AttemptId, CheckpointId, Digest, HoldId, JobId, KeyId, LeaseId, MigrationId, NodeId, OrderId, ProjectId, SecretId,
+    SiteId, TenantId,
 };
 
 /// All tables.
@@ -26,6 +26,7 @@ pub(crate) struct Store {
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     tokens: BTreeMap<Digest, JoinToken>,
     pub(crate) jobs: BTreeMap<JobId, Job>,
+    pub(crate) orders: BTreeMap<OrderId, Order>,
     pub(crate) attempts: BTreeMap<AttemptId, Attempt>,
     pub(crate) leases: BTreeMap<LeaseId, Lease>,
     pub(crate) checkpoints: BTreeMap<CheckpointId, Checkpoint>,
@@ -66,6 +67,7 @@ impl Store {
         replace(&mut self.nodes, &rows.nodes, |row| row.id);
         replace(&mut self.tokens, &rows.tokens, |row| row.hash);
         replace(&mut self.jobs, &rows.jobs, |row| row.id);
+        replace(&mut self.orders, &rows.orders, |row| row.id);
         replace(&mut self.attempts, &rows.attempts, |row| row.id);
         replace(&mut self.leases, &rows.leases, |row| row.id);
         replace(&mut self.checkpoints, &rows.checkpoints, |row| row.id);

@@ -1,6 +1,6 @@
 //! Users: they submit, change their mind, retry by request id, and remember every answer they got.
 
-use sluice_lifecycle::model::{JobState, RequestKey};
+use sluice_lifecycle::model::{Job, JobState, RequestKey};
 use sluice_lifecycle::{Answer, Caller, Command, Refusal, UserCommand};
 use sluice_types::{Credits, Digest, JobId, KeyId, ProjectId, Reason, TenantId};
 
@@ -13,6 +13,10 @@ use crate::sim::{Event, Sim};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Act {
     Submit,
+    /// Orders capacity to begin now.
+    Rent,
+    /// Gives back what runs.
+    Release,
     Cancel,
     Suspend,
     Resume,
@@ -70,6 +74,8 @@ impl Sim {
             self.agenda.plan(MINUTE + at.min(end), Event::User(Act::Submit));
         }
         let kinds = [
+            (Act::Rent, self.day.rents),
+            (Act::Release, self.day.rents / 3),
             (Act::Cancel, self.day.jobs / 8),
             (Act::Suspend, self.day.jobs / 5),
             (Act::Resume, self.day.jobs / 3),
@@ -106,6 +112,8 @@ impl Sim {
         let tenant = self.dice.pick(&self.users.tenants).map(|pair| pair.0);
         let command = match act {
             Act::Submit => return self.submit(),
+            Act::Rent => return self.rent(),
+            Act::Release => self.rented(|job| job.state == JobState::Running),
             Act::Settle => return self.settle(),
             Act::Cordon { draining } => return self.cordon(draining),
             Act::Cancel => recent.map(|job| UserCommand::Cancel(job, None)),
@@ -165,6 +173,28 @@ impl Sim {
         self.request(command, Some(self.jobs.len() - 1));
     }
 
+    fn rent(&mut self) {
+        let (program, spec) = self.rental();
+        self.jobs.push(program);
+        let tenant = self.dice.index(self.users.tenants.len());
+        let (_, project) = self.users.tenants[tenant];
+        // Half of them agree to a price, which a day's prices may pass.
+        let hours = spec.max_run_time.map_or(1, |span| span.get().div_ceil(HOUR)).max(1);
+        let agreed = self.dice.chance(500).then(|| self.dice.range(200_000, 3_000_000) * hours);
+        let limit = agreed.and_then(|amount| i64::try_from(amount).ok()).map(Credits::new);
+        let legs = vec![std::sync::Arc::new(spec)];
+        let command = UserCommand::CreateOrder { project, name: None, legs, limit };
+        self.request(command, Some(self.jobs.len() - 1));
+    }
+
+    /// A release of one of the rentals that are as wanted.
+    fn rented(&mut self, wanted: impl Fn(&Job) -> bool) -> Option<UserCommand> {
+        let jobs = self.controller.store.jobs.values().filter(|job| wanted(job));
+        let rents: Vec<_> = jobs.filter_map(|job| Some((job.purchase?.order, job.id))).collect();
+        let (order, job) = self.dice.pick(&rents).copied()?;
+        Some(UserCommand::ReleaseOrder(order, vec![job]))
+    }
+
     fn cordon(&mut self, draining: bool) {
         let host = self.dice.index(self.hosts.len());
         let node = self.hosts[host].node;
@@ -197,6 +227,15 @@ impl Sim {
                 policy: sluice_lifecycle::model::BudgetPolicy::Suspend,
             };
             self.request(budget, None);
+        }
+        // A rental without an end is given back, and so is one that would cost more than was agreed.
+        let over = |job: &&Job| {
+            !job.state.is_terminal() && (job.spec.max_run_time.is_none() || job.state == JobState::Suspended)
+        };
+        let rents = self.controller.store.jobs.values().filter(over);
+        let rents: Vec<_> = rents.filter_map(|job| Some((job.purchase?.order, job.id))).collect();
+        for (order, job) in rents {
+            self.request(UserCommand::ReleaseOrder(order, vec![job]), None);
         }
         for job in self.listed(JobState::Suspended) {
             self.request(UserCommand::Resume(job, None), None);
@@ -277,6 +316,11 @@ impl Sim {
                 {
                     self.users.jobs.push(id);
                     self.oracle.submitted(program, id);
+                }
+                if let (UserCommand::CreateOrder { .. }, Ok(id)) = (&row.command, &answer)
+                    && let Ok(id) = id.parse()
+                {
+                    self.oracle.ordered(id);
                 }
                 row.answer = Some(answer);
             }

@@ -45,7 +45,7 @@ pub enum AttemptState {
 /// Why an attempt was told to stop at a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum OrderKind {
+pub enum StopCause {
     /// Its user suspends it.
     Suspend,
     /// A renewal of its hold failed.
@@ -58,9 +58,9 @@ pub enum OrderKind {
 
 /// An order to stop at a checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Order {
+pub struct StopOrder {
     /// Why.
-    pub kind: OrderKind,
+    pub kind: StopCause,
     /// Until when.
     pub deadline: Timestamp,
     /// A gang's common step: each task stops at its first step boundary from here on. `None` until every task told
@@ -159,7 +159,7 @@ pub struct Attempt {
     pub revision: u64,
     /// Why it was told to stop at a checkpoint, while it is.
     #[serde(default, skip_serializing_if = "super::is_default")]
-    pub order: Option<Order>,
+    pub order: Option<StopOrder>,
     /// Its tasks, by rank.
     pub tasks: Vec<TaskRow>,
     /// The checkpoint it starts from.
@@ -272,7 +272,7 @@ pub struct Lease {
     /// Windows from this number on are credited back, because their work was lost.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub credit_from: Option<(u64, Reason)>,
-    /// Windows that end before the task ran are credited back: the platform chose the move.
+    /// Windows that end before the task ran are credited back: the platform chose the move, or the lease is a rental's.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub free_preparation: bool,
     /// When the task ran first, on the node's clock.

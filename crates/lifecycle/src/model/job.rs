@@ -9,7 +9,7 @@ use sluice_types::{
     Timestamp,
 };
 
-use super::JobSpec;
+use super::{JobSpec, Purchase};
 
 /// Where a job stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -135,6 +135,9 @@ pub struct Job {
     /// Billed time of rank 0 over all attempts.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub run_time: Nanos,
+    /// The order whose leg it is.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub purchase: Option<Purchase>,
     /// The key that submitted it.
     pub by: KeyId,
     /// When it was submitted.
@@ -145,6 +148,14 @@ pub struct Job {
     /// When it ended.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub ended: Option<Timestamp>,
+}
+
+impl Job {
+    /// What it has cost so far, credits counted.
+    #[must_use]
+    pub fn net_paid(&self) -> Credits {
+        Credits::new(self.spent.units().saturating_sub(self.credited.units()))
+    }
 }
 
 /// One thing that happened to a job. Its place in the log is given by the store.

@@ -5,20 +5,22 @@ mod blob;
 mod fleet;
 mod job;
 mod money;
+mod order;
 mod people;
 mod shared;
 mod spec;
 
 pub use attempt::{
     Attempt, AttemptState, BudgetHold, Checkpoint, CheckpointPart, Goal, Lease, LeaseState, Migration, MigrationCause,
-    MigrationPhase, Order, OrderKind, TaskEnd, TaskRow, TaskState,
+    MigrationPhase, StopCause, StopOrder, TaskEnd, TaskRow, TaskState,
 };
 pub use blob::{Discard, Upload};
 pub use fleet::{ClockPair, Device, JoinKind, JoinToken, Node, NodeState, Site};
 pub use job::{Event, Job, JobState};
 pub use money::{Budget, BudgetPolicy, BudgetShare, Counters, Request, RequestKey, RequestOutcome, Window};
+pub use order::{Order, Purchase};
 pub use people::{Key, Project, Role, Secret, Tenant};
-pub use spec::{BlobRef, Capture, CheckpointPolicy, Completion, JobSpec, RetryPolicy, SecretRef, WatchSignal};
+pub use spec::{BlobRef, Capture, CheckpointPolicy, Completion, JobKind, JobSpec, RetryPolicy, SecretRef, WatchSignal};
 
 /// Fields that mostly have nothing in them are left out of a row's body: it is written with every change of the row.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

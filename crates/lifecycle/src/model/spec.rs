@@ -38,6 +38,17 @@ pub enum Completion {
     RenamedPrefix(String),
 }
 
+/// What a job's tasks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum JobKind {
+    /// Each runs the command and ends with it.
+    #[default]
+    Batch,
+    /// A leg of an order: each is a sandbox that lives until it is released.
+    Rental,
+}
+
 /// How the state of the job is captured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -55,6 +66,8 @@ pub enum Capture {
         /// How long it may take after the signal.
         grace: Nanos,
     },
+    /// The working directory itself, taken while everything in the sandbox stands still.
+    Home,
 }
 
 /// When a job's state is captured.
@@ -91,7 +104,10 @@ pub struct SecretRef {
 /// What a user wants run, checked and with defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobSpec {
-    /// Program and arguments.
+    /// What its tasks are.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub kind: JobKind,
+    /// Program and arguments; none for rentals.
     pub command: Vec<String>,
     /// Environment.
     #[serde(default, skip_serializing_if = "super::is_default")]

@@ -8,7 +8,7 @@ use sluice_types::{AttemptId, Credits, HoldId, ProjectId, TenantId};
 use super::money::MAX_AMOUNT;
 use super::{Step, money_refusal};
 use crate::command::{Answer, Refusal};
-use crate::model::{AttemptState, Budget, BudgetHold, BudgetPolicy, BudgetShare, OrderKind};
+use crate::model::{AttemptState, Budget, BudgetHold, BudgetPolicy, BudgetShare, StopCause};
 
 impl Step<'_> {
     pub(super) fn set_budget(
@@ -106,18 +106,21 @@ impl Step<'_> {
 
     /// Promises running work its next windows. A job without a run limit holds some windows ahead, one with a limit holds
     /// all of it; budgets hold as much in the period that it is. What cannot be promised any more must not be run: with
-    /// two windows left the job is told to stop at a checkpoint.
+    /// two windows left the job is told to stop at a checkpoint. A purchase is never promised more than was agreed; where
+    /// it has a run limit, what is missing at its very end is the platform's.
     pub(super) fn renew(&mut self, id: AttemptId) {
         let Some(attempt) = self.state.attempts.get(&id).filter(|row| row.state != AttemptState::Ended) else { return };
         let Some(job) = self.state.jobs.get(&attempt.job) else { return };
         let prepares = self.open_migration(job.id).is_some_and(|row| row.target == Some(id));
         // What stops for another reason costs until it has stopped, and may go on.
-        let stops = attempt.order.is_some_and(|order| order.kind == OrderKind::SuspendForMoney);
+        let stops = attempt.order.is_some_and(|order| order.kind == StopCause::SuspendForMoney);
         if stops || !(prepares || job.current == Some(id)) {
             return;
         }
         let (funds, limited) = (attempt.funds, attempt.run_limit.is_some());
         let left = job.spec.max_run_time.map(|limit| limit.minus(job.run_time));
+        let agreed = job.purchase.and_then(|purchase| purchase.limit);
+        let agreed = agreed.map_or(i64::MAX, |limit| limit.units() - job.net_paid().units());
         let (job, tenant, project) = (job.id, job.tenant, job.project);
         let window = self.state.settings.window;
         let leases = attempt.tasks.iter().filter_map(|task| self.state.leases.get(&task.lease));
@@ -133,13 +136,15 @@ impl Step<'_> {
         let aim = ahead.max(remaining);
         let strict = self.budgets_of(id).into_iter().filter(|budget| self.is_strict(budget.scope));
         let reach = strict.map(|budget| self.remaining(budget.hold) + self.room(&budget)).min().unwrap_or(i64::MAX);
+        let reach = if limited { reach } else { reach.min(agreed) };
         let own = self.state.books.available(&AccountKey::Funds(tenant)).max(0);
         let target = aim.min(remaining.saturating_add(own)).min(reach);
+        let promised = target.min(agreed);
         // Topped up a window at a time at least, not with every window of every task; a run limit's to the unit.
-        if target > remaining && (limited || remaining < ahead - cost) {
+        if promised > remaining && (limited || remaining < ahead - cost) {
             let cause = format!("renew/{job}/{funds}/{}", self.id());
             // Refused only where a sum leaves the ledger's range: then what is held is all there will be.
-            let _ = self.extend_hold(funds, target - remaining, cause);
+            let _ = self.extend_hold(funds, promised - remaining, cause);
         }
         self.top_up_budgets(id, self.remaining(funds));
         if target < aim && target < cost.saturating_mul(3) && !prepares {

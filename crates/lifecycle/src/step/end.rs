@@ -6,7 +6,7 @@ use sluice_types::{AttemptId, Credits, JobId, LeaseId, Reason};
 use super::Step;
 use crate::command::TaskKey;
 use crate::model::{
-    Attempt, AttemptState, Goal, Job, JobState, LeaseState, MigrationPhase, OrderKind, TaskEnd, TaskState,
+    Attempt, AttemptState, Goal, Job, JobKind, JobState, LeaseState, MigrationPhase, StopCause, TaskEnd, TaskState,
 };
 use crate::state::{Happened, State};
 
@@ -107,9 +107,9 @@ impl Step<'_> {
             let kind = row.order.map(|order| order.kind);
             // Tasks that stopped behind different steps left nothing whole to carry over: the job goes on from its last
             // whole checkpoint, and what it does again is its own.
-            let carried = kind != Some(OrderKind::Migrate) || self.is_head_of(job, row);
-            self.stopped(job, if carried { kind } else { Some(OrderKind::Requeue) });
-        } else if row.order.is_some_and(|order| order.kind == OrderKind::Requeue) && row.goal == Goal::Stop {
+            let carried = kind != Some(StopCause::Migrate) || self.is_head_of(job, row);
+            self.stopped(job, if carried { kind } else { Some(StopCause::Requeue) });
+        } else if row.order.is_some_and(|order| order.kind == StopCause::Requeue) && row.goal == Goal::Stop {
             self.drop_migration(job.id, Reason::Unavailable);
             self.queue_again(job.id, None, "stopped by the system");
         } else if row.goal == Goal::Stop && job.state == JobState::Suspending {
@@ -133,17 +133,17 @@ impl Step<'_> {
     }
 
     /// It stopped at a checkpoint as it was told.
-    fn stopped(&mut self, job: &Job, kind: Option<OrderKind>) {
+    fn stopped(&mut self, job: &Job, kind: Option<StopCause>) {
         self.disown(job.id);
-        if kind != Some(OrderKind::Migrate) {
+        if kind != Some(StopCause::Migrate) {
             self.drop_migration(job.id, Reason::WrongState);
         }
         let suspend = |reason| (JobState::Suspended, Some(reason), Happened::new("Suspended", "", "node"));
         let (state, reason, what) = match kind {
-            Some(OrderKind::Suspend) => suspend(Reason::SuspendedByUser),
-            Some(OrderKind::SuspendForMoney) => suspend(Reason::SuspendedForMoney),
-            Some(OrderKind::Migrate) => return self.ship(job.id),
-            Some(OrderKind::Requeue) | None => return self.queue_again(job.id, None, "stopped at a checkpoint"),
+            Some(StopCause::Suspend) => suspend(Reason::SuspendedByUser),
+            Some(StopCause::SuspendForMoney) => suspend(Reason::SuspendedForMoney),
+            Some(StopCause::Migrate) => return self.ship(job.id),
+            Some(StopCause::Requeue) | None => return self.queue_again(job.id, None, "stopped at a checkpoint"),
         };
         let message = reason.map_or("", |reason| reason.remedy()).to_owned();
         self.set_state(job.id, state, reason, message, what.because(reason));
@@ -161,6 +161,10 @@ impl Step<'_> {
             let what = Happened::new("Suspended", end.message.clone(), "node").because(job.reason);
             self.set_state(job.id, JobState::Suspended, job.reason, end.message.clone(), what);
             return;
+        }
+        if job.spec.kind == JobKind::Rental && reason == Reason::RunLimit {
+            let message = "its time is over".to_owned();
+            return self.finish_job(job.id, JobState::Succeeded, Some(reason), message, "node");
         }
         let failures = job.failures + 1;
         if let Some(row) = self.state.jobs.get_mut(&job.id) {

@@ -12,7 +12,8 @@ use super::Step;
 use super::people::bounded;
 use crate::command::{Answer, Caller, Refusal};
 use crate::model::{
-    AttemptState, Goal, Job, JobSpec, JobState, Migration, MigrationCause, MigrationPhase, Order, OrderKind, Project,
+    AttemptState, Goal, Job, JobKind, JobSpec, JobState, Migration, MigrationCause, MigrationPhase, Project, StopCause,
+    StopOrder,
 };
 use crate::state::Happened;
 use crate::validate;
@@ -25,7 +26,7 @@ impl Step<'_> {
         name: Option<Name>,
         spec: Arc<JobSpec>,
     ) -> Result<Answer, Refusal> {
-        let tenant = self.check_submit(project, &spec)?;
+        let tenant = self.check_submit(project, &spec, JobKind::Batch)?;
         let id = JobId::from_raw(self.id());
         let name = match name {
             Some(name) => name,
@@ -34,18 +35,34 @@ impl Step<'_> {
         let job = new_job(id, (tenant, project), name, spec, caller.key, self.now);
         self.state.event(&job, self.now, Happened::new("Submitted", "", &caller.key.to_string()));
         let answer = Answer { object: id.to_string(), job: Some(Box::new(job.clone())), ..Answer::default() };
-        self.state.count_uses(&job);
-        self.state.jobs.insert(id, job);
-        *self.state.jobs_of.entry(tenant).or_default() += 1;
+        self.enlist(job);
         Ok(answer)
     }
 
+    /// Takes a new job into the working set.
+    pub(super) fn enlist(&mut self, job: Job) {
+        self.state.count_uses(&job);
+        *self.state.jobs_of.entry(job.tenant).or_default() += 1;
+        self.state.jobs.insert(job.id, job);
+    }
+
     /// Everything that a submit depends on. Also used to validate without submitting.
-    pub(super) fn check_submit(&self, project: ProjectId, spec: &JobSpec) -> Result<TenantId, Refusal> {
+    pub(super) fn check_submit(&self, project: ProjectId, spec: &JobSpec, kind: JobKind) -> Result<TenantId, Refusal> {
+        if spec.kind != kind {
+            return Err(Refusal::field("spec.kind", "batch jobs are submitted, rentals are ordered"));
+        }
         let tenant = self.state.check_spec(project, spec)?;
         let count = self.state.jobs_of.get(&tenant).copied().unwrap_or(0);
         bounded(count, self.state.settings.jobs_per_tenant, "jobs of one tenant that wait or run")?;
         Ok(tenant)
+    }
+
+    /// Does nothing but check; the answer is what the scheduler would be asked to place.
+    pub(super) fn validate(&self, caller: &Caller, project: ProjectId, spec: Arc<JobSpec>) -> Result<Answer, Refusal> {
+        self.check_submit(project, &spec, spec.kind)?;
+        let row = self.state.projects.get(&project).ok_or_else(|| Refusal::not_found("project"))?;
+        let job = draft(row, None, spec, caller.key, self.now);
+        Ok(Answer { wanted: self.state.wanted(&job, self.now).map(Box::new), ..Answer::default() })
     }
 
     pub(super) fn cancel(&mut self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Answer, Refusal> {
@@ -86,7 +103,7 @@ impl Step<'_> {
                     return Err(Refusal::new(Reason::WrongState, message));
                 }
                 let attempt = job.current.expect("invariant: a running job has an attempt");
-                self.order(attempt, OrderKind::Suspend);
+                self.order(attempt, StopCause::Suspend);
                 let what = Happened::new("Suspending", "", &actor).because(reason);
                 self.set_state(id, JobState::Suspending, reason, String::new(), what);
             }
@@ -198,9 +215,9 @@ impl Step<'_> {
     }
 
     /// Tells an attempt to stop at a checkpoint.
-    pub(super) fn order(&mut self, attempt: sluice_types::AttemptId, kind: OrderKind) {
+    pub(super) fn order(&mut self, attempt: sluice_types::AttemptId, kind: StopCause) {
         let deadline = self.now.after(self.state.settings.stop_deadline);
-        self.set_goal(attempt, Goal::Checkpoint, Some(Order { kind, deadline, stop_step: None }));
+        self.set_goal(attempt, Goal::Checkpoint, Some(StopOrder { kind, deadline, stop_step: None }));
     }
 
     /// Takes back the order to stop at a checkpoint. A gang that has lost tasks to the order cannot go on without them: the
@@ -209,14 +226,14 @@ impl Step<'_> {
         let Some(row) = self.state.attempts.get(&attempt) else { return };
         if row.tasks.iter().filter_map(|task| task.end.as_ref()).any(|end| end.at_checkpoint) {
             let deadline = self.now.after(self.state.settings.stop_deadline);
-            self.set_goal(attempt, Goal::Stop, Some(Order { kind: OrderKind::Requeue, deadline, stop_step: None }));
+            self.set_goal(attempt, Goal::Stop, Some(StopOrder { kind: StopCause::Requeue, deadline, stop_step: None }));
         } else {
             self.set_goal(attempt, Goal::Run, None);
         }
     }
 
     /// Gives an attempt another goal; ended ones keep theirs.
-    pub(super) fn set_goal(&mut self, attempt: sluice_types::AttemptId, goal: Goal, order: Option<Order>) {
+    pub(super) fn set_goal(&mut self, attempt: sluice_types::AttemptId, goal: Goal, order: Option<StopOrder>) {
         if let Some(row) = self.state.attempts.get_mut(&attempt).filter(|row| row.state != AttemptState::Ended) {
             (row.goal, row.order) = (goal, order);
             row.revision += 1;
@@ -257,7 +274,7 @@ fn wrong_state(what: &str, state: JobState) -> Refusal {
     Refusal::new(Reason::WrongState, format!("cannot {what} a job that is {}", state.as_str()))
 }
 
-fn new_job(
+pub(super) fn new_job(
     id: JobId,
     (tenant, project): (TenantId, ProjectId),
     name: Name,
@@ -288,6 +305,7 @@ fn new_job(
         spent: Credits::ZERO,
         credited: Credits::ZERO,
         run_time: Nanos::ZERO,
+        purchase: None,
         by,
         created: now,
         started: None,

@@ -3,7 +3,7 @@
 use sluice_types::{AttemptId, JobId, Reason};
 
 use super::Step;
-use crate::model::{AttemptState, Goal, JobState, Migration, MigrationPhase, OrderKind};
+use crate::model::{AttemptState, Goal, JobState, Migration, MigrationPhase, StopCause};
 use crate::state::Happened;
 
 impl Step<'_> {
@@ -19,7 +19,7 @@ impl Step<'_> {
         if migration.target != Some(target) || migration.phase != MigrationPhase::Preparing {
             return;
         }
-        self.order(migration.source, OrderKind::Migrate);
+        self.order(migration.source, StopCause::Migrate);
         self.set_phase(job, MigrationPhase::Stopping, self.state.settings.stop_deadline);
     }
 
@@ -92,7 +92,7 @@ impl Step<'_> {
         let runs = source.as_ref().is_some_and(|row| row.state != AttemptState::Ended);
         let message = "the move was given up";
         if runs {
-            if source.is_some_and(|row| row.order.is_some_and(|order| order.kind == OrderKind::Migrate)) {
+            if source.is_some_and(|row| row.order.is_some_and(|order| order.kind == StopCause::Migrate)) {
                 self.take_back_order(migration.source);
             }
             if self.state.jobs.get(&job).is_some_and(|row| row.state == JobState::Migrating) {

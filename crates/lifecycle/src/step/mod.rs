@@ -11,6 +11,7 @@ mod fleet;
 mod jobs;
 mod migrate;
 mod money;
+mod orders;
 mod people;
 mod place;
 mod report;
@@ -119,10 +120,11 @@ impl Step<'_> {
                 self.set_node(node, cordoned, draining, reason)
             }
             UserCommand::Submit { project, name, spec } => self.submit(caller, project, name, spec),
-            UserCommand::Validate(project, spec) => {
-                self.check_submit(project, &spec)?;
-                Ok(Answer::default())
+            UserCommand::Validate(project, spec) => self.validate(caller, project, spec),
+            UserCommand::CreateOrder { project, name, legs, limit } => {
+                self.create_order(caller, project, name, &legs, limit)
             }
+            UserCommand::ReleaseOrder(order, legs) => self.release_order(caller, order, &legs),
             UserCommand::Cancel(job, version) => self.cancel(caller, job, version),
             UserCommand::Suspend(job, version) => self.suspend(caller, job, version),
             UserCommand::Resume(job, version) => self.resume(caller, job, version),

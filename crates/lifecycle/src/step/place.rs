@@ -65,6 +65,10 @@ impl Step<'_> {
         let mut loads = Loads::default();
         for placement in plan.placements {
             let accepted = self.revalidate(&placement, &mut loads);
+            if accepted.as_ref().is_some_and(|accepted| self.refuse_price(&accepted.job, accepted.money)) {
+                loads.forget(&placement);
+                continue;
+            }
             let placed = accepted.is_some_and(|accepted| self.place(&placement, accepted));
             if !placed {
                 loads.forget(&placement);
@@ -85,6 +89,13 @@ impl Step<'_> {
         if !waits || (row.reason == Some(verdict.reason) && row.message == verdict.message) {
             return;
         }
+        if row.purchase.is_some() {
+            let job = row.clone();
+            if self.refuse_unplaced(&job, verdict.reason, &verdict.message) {
+                return;
+            }
+        }
+        let Some(row) = self.state.jobs.get_quietly(&verdict.job) else { return };
         (row.reason, row.message) = (Some(verdict.reason), verdict.message.clone());
         let job = row.clone();
         self.state.jobs.mark(&verdict.job);
@@ -117,7 +128,9 @@ impl Step<'_> {
         }
         let quota = self.quota(job, wanted.purpose)?;
         let platform = |id| self.state.migrations.get(id).is_some_and(|row| row.cause == MigrationCause::Platform);
-        let free = wanted.purpose == Purpose::Migrate && job.migration.as_ref().is_some_and(platform);
+        let moved = wanted.purpose == Purpose::Migrate && job.migration.as_ref().is_some_and(platform);
+        // Nobody can work in a rental before it runs, and its quote is for the time that it was asked for.
+        let free = moved || job.purchase.is_some();
         Some(Accepted {
             job: job.clone(),
             purpose: wanted.purpose,

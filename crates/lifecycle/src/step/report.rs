@@ -7,7 +7,7 @@ use sluice_types::{AttemptId, Generation, Nanos, NodeId, NodeInstant, Reason};
 use super::Step;
 use super::fleet::Inventory;
 use crate::command::{Answer, Held, NodeReport, Refusal, TaskKey};
-use crate::model::{Attempt, AttemptState, Goal, JobState, MigrationPhase, NodeState, Order, TaskState};
+use crate::model::{Attempt, AttemptState, Goal, JobState, MigrationPhase, NodeState, StopOrder, TaskState};
 use crate::state::Happened;
 
 const MAX_METRICS: usize = 16;
@@ -155,7 +155,7 @@ impl Step<'_> {
         if let Some(row) = self.state.attempts.get_mut(&id) {
             row.order = row.order.map(|order| {
                 let step = if over { u64::MAX } else { last.saturating_add(1) };
-                Order { stop_step: Some(step), ..order }
+                StopOrder { stop_step: Some(step), ..order }
             });
             row.revision += 1;
         }

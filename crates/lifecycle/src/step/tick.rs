@@ -5,7 +5,8 @@ use sluice_types::{AttemptId, Nanos, Reason, Timestamp};
 use super::Step;
 use crate::command::{Answer, Refusal};
 use crate::model::{
-    AttemptState, Goal, JobState, LeaseState, MigrationCause, MigrationPhase, NodeState, Order, OrderKind, TaskState,
+    AttemptState, Goal, JobState, LeaseState, MigrationCause, MigrationPhase, NodeState, StopCause, StopOrder,
+    TaskState,
 };
 use crate::state::Happened;
 
@@ -82,9 +83,9 @@ impl Step<'_> {
         let late: Vec<_> = late.filter(|(_, _, order)| self.is_over(order.deadline)).collect();
         for (attempt, job, order) in late {
             match order.kind {
-                OrderKind::SuspendForMoney => self.set_goal(attempt, Goal::Stop, None),
-                OrderKind::Migrate => {} // the migration's own deadline
-                OrderKind::Suspend | OrderKind::Requeue => {
+                StopCause::SuspendForMoney => self.set_goal(attempt, Goal::Stop, None),
+                StopCause::Migrate => {} // the migration's own deadline
+                StopCause::Suspend | StopCause::Requeue => {
                     self.take_back_order(attempt);
                     let standing = self.state.jobs.get(&job).map(|row| row.state);
                     if standing == Some(JobState::Suspending) {
@@ -142,7 +143,7 @@ impl Step<'_> {
             let moved =
                 other.is_some_and(|to| self.start_migration(id, to, MigrationCause::Platform, "controller").is_ok());
             if !moved {
-                self.order(attempt, OrderKind::Requeue);
+                self.order(attempt, StopCause::Requeue);
             }
         }
     }
@@ -203,10 +204,14 @@ impl Step<'_> {
                 continue;
             }
             if row.spec.checkpoint.is_some() && state == AttemptState::Running {
-                self.order(attempt, OrderKind::Requeue);
+                self.order(attempt, StopCause::Requeue);
             } else {
                 let deadline = self.now.after(self.state.settings.stop_deadline);
-                self.set_goal(attempt, Goal::Stop, Some(Order { kind: OrderKind::Requeue, deadline, stop_step: None }));
+                self.set_goal(
+                    attempt,
+                    Goal::Stop,
+                    Some(StopOrder { kind: StopCause::Requeue, deadline, stop_step: None }),
+                );
             }
         }
         Ok(Answer::default())

@@ -6,7 +6,7 @@ use sluice_types::{AttemptId, Credits, JobId, LeaseId, NodeId, Reason};
 use super::Step;
 use crate::command::WindowReport;
 use crate::model::{
-    AttemptState, BudgetHold, BudgetShare, Checkpoint, Goal, JobState, Lease, Order, OrderKind, Window,
+    AttemptState, BudgetHold, BudgetShare, Checkpoint, Goal, JobState, Lease, StopCause, StopOrder, Window,
 };
 use crate::state::Happened;
 
@@ -291,10 +291,10 @@ impl Step<'_> {
             // It is on its way to a checkpoint already; only that it must not go on without one is new.
             Some(order) => {
                 if let Some(row) = self.state.attempts.get_mut(&attempt) {
-                    row.order = Some(Order { kind: OrderKind::SuspendForMoney, ..order });
+                    row.order = Some(StopOrder { kind: StopCause::SuspendForMoney, ..order });
                 }
             }
-            None if runs && job.spec.checkpoint.is_some() => self.order(attempt, OrderKind::SuspendForMoney),
+            None if runs && job.spec.checkpoint.is_some() => self.order(attempt, StopCause::SuspendForMoney),
             None => self.set_goal(attempt, Goal::Stop, None),
         }
         let message = Reason::SuspendedForMoney.remedy().to_owned();

@@ -6,16 +6,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_ledger::{Account, AccountKey, Price, Rate};
 use sluice_lifecycle::model::{
-    BudgetPolicy, Capture, CheckpointPolicy, Device, Job, JobSpec, JoinKind, RetryPolicy, TaskEnd,
+    BudgetPolicy, Capture, CheckpointPolicy, Device, Job, JobKind, JobSpec, JoinKind, RetryPolicy, TaskEnd,
 };
 use sluice_lifecycle::{
     Answer, Caller, Command, JoinHost, Mint, NodeReport, Refusal, Rows, Settings, Snapshot, State, TaskKey,
     UserCommand, WindowReport, step,
 };
-use sluice_plan::{DeviceView, Limits, World};
+use sluice_plan::{DeviceView, Limits, Offered, World};
 use sluice_types::{
     BootId, Bytes, CoreMilli, Credits, Digest, Generation, IsolationClass, JobId, KeyId, MilliGpu, Nanos, NetworkMode,
-    NodeId, NodeInstant, ProjectId, SiteId, TaskResources, TenantId, Timestamp,
+    NodeId, NodeInstant, ProjectId, Reason, SiteId, TaskResources, TenantId, Timestamp,
 };
 
 /// What a whole device costs per window.
@@ -173,6 +173,14 @@ impl Bench {
         answer.rejected.into_iter().for_each(|job| self.world.reject(job));
     }
 
+    /// What the planner would place this for now.
+    pub(crate) fn offer(&mut self, spec: JobSpec) -> Result<Offered, Reason> {
+        let check = UserCommand::Validate(self.project, std::sync::Arc::new(spec));
+        let wanted = self.user(check).unwrap().wanted.unwrap();
+        assert!(self.rows.is_empty(), "a quote changes nothing");
+        self.world.offer(&wanted).map_err(|(reason, _)| reason)
+    }
+
     /// Submits a job that wants one device and runs until it is stopped.
     pub(crate) fn submit(&mut self, limit: Option<u64>) -> JobId {
         self.submit_spec(spec(limit.map(Nanos::from_secs)))
@@ -320,6 +328,7 @@ fn device(index: u16) -> Device {
 
 pub(crate) fn spec(limit: Option<Nanos>) -> JobSpec {
     JobSpec {
+        kind: JobKind::Batch,
         command: vec!["train".to_owned()],
         env: BTreeMap::new(),
         work_dir: None,

@@ -1,7 +1,7 @@
-//! Jobs, attempts, leases, checkpoints, migrations and events.
+//! Jobs, orders, attempts, leases, checkpoints, migrations and events.
 
-use sluice_lifecycle::model::{Attempt, Checkpoint, Event, Job, JobState, Lease, LeaseState, Migration};
-use sluice_types::{AttemptId, CheckpointId, JobId, LeaseId, MigrationId};
+use sluice_lifecycle::model::{Attempt, Checkpoint, Event, Job, JobState, Lease, LeaseState, Migration, Order};
+use sluice_types::{AttemptId, CheckpointId, JobId, LeaseId, MigrationId, OrderId};
 
 use super::{OnConflict, Stored, Table};
 use crate::Result;
@@ -9,6 +9,7 @@ use crate::value::{Value, body, exact, id};
 
 static JOBS: Table =
     Table::new("jobs", 1, &["id", "tenant", "project", "name", "state", "live", "body"], OnConflict::Replace);
+static ORDERS: Table = Table::new("orders", 1, &["id", "tenant", "project", "body"], OnConflict::Refuse);
 static ATTEMPTS: Table = Table::new("attempts", 1, &["id", "job", "live", "body"], OnConflict::Replace);
 static LEASES: Table = Table::new("leases", 1, &["id", "job", "live", "keep_from", "body"], OnConflict::Replace);
 static CHECKPOINTS: Table = Table::new("checkpoints", 1, &["id", "job", "live", "body"], OnConflict::Replace);
@@ -41,6 +42,23 @@ impl Stored for Job {
             (!self.state.is_terminal()).into(),
             body("jobs", self)?,
         ]);
+        Ok(())
+    }
+}
+
+impl Stored for Order {
+    type Key = OrderId;
+
+    fn table() -> &'static Table {
+        &ORDERS
+    }
+
+    fn key(&self) -> OrderId {
+        self.id
+    }
+
+    fn put(&self, values: &mut Vec<Value>) -> Result<()> {
+        values.extend([id(self.id.raw()), id(self.tenant.raw()), id(self.project.raw()), body("orders", self)?]);
         Ok(())
     }
 }

@@ -6,9 +6,9 @@ use sluice_ledger::{Account, AccountKey, Books, Hold, Price, PriceBook, Rate, Ra
 use sluice_lifecycle::Rows;
 use sluice_lifecycle::model::{
     Attempt, AttemptState, Budget, BudgetPolicy, Checkpoint, CheckpointPart, ClockPair, Counters, Device, Discard,
-    Event, Goal, Job, JobSpec, JobState, JoinKind, JoinToken, Key, Lease, LeaseState, Migration, MigrationCause,
-    MigrationPhase, Node, NodeState, Project, Request, RequestKey, RequestOutcome, RetryPolicy, Role, Secret, Site,
-    TaskRow, TaskState, Tenant, Upload, Window,
+    Event, Goal, Job, JobKind, JobSpec, JobState, JoinKind, JoinToken, Key, Lease, LeaseState, Migration,
+    MigrationCause, MigrationPhase, Node, NodeState, Project, Request, RequestKey, RequestOutcome, RetryPolicy, Role,
+    Secret, Site, TaskRow, TaskState, Tenant, Upload, Window,
 };
 use sluice_plan::DeviceView;
 use sluice_types::{
@@ -166,6 +166,7 @@ impl Sample {
             spent: Credits::ZERO,
             credited: Credits::ZERO,
             run_time: Nanos::ZERO,
+            purchase: None,
             by: KeyId::from_raw(4),
             created: self.now(),
             started: None,
@@ -496,6 +497,7 @@ const fn device() -> DeviceRef {
 
 fn spec() -> JobSpec {
     JobSpec {
+        kind: JobKind::Batch,
         command: vec!["python3".to_owned(), "train.py".to_owned(), "--epochs=3".to_owned()],
         env: BTreeMap::from([("SEED".to_owned(), "17".to_owned())]),
         work_dir: None,

@@ -1,4 +1,5 @@
-//! Credits: exactly the windows of work that was done again after a loss, and of preparations that the platform wanted.
+//! Credits: exactly the windows of work that was done again after a loss, and of preparations that the platform wanted
+//! or that came before a rental could be worked in.
 
 use std::collections::BTreeMap;
 
@@ -49,7 +50,8 @@ impl Oracle {
             let started = bill.row.started;
             for (sequence, window) in &bill.windows {
                 let replayed = from.is_some_and(|from| *sequence >= from);
-                let prepared = bill.row.free_preparation && started.is_none_or(|started| window.end <= started);
+                let free = bill.row.free_preparation || self.rents.contains_key(&bill.row.job);
+                let prepared = free && started.is_none_or(|started| window.end <= started);
                 let wanted = if replayed || prepared { window.posted } else { 0 };
                 uncollected += i64::try_from(window.due - window.posted).unwrap_or(0);
                 // Work lost without ever being done again: the system credits it at the loss, which nobody can judge

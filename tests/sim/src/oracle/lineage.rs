@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_lifecycle::Rows;
-use sluice_lifecycle::model::{Checkpoint, CheckpointPart, Goal, JobState, MigrationPhase};
+use sluice_lifecycle::model::{Checkpoint, CheckpointPart, Goal, JobKind, JobState, MigrationPhase};
 use sluice_types::{AttemptId, JobId};
 
 use super::{Launch, Oracle};
@@ -107,6 +107,9 @@ impl Oracle {
             by_job.entry(launch.job).or_default().push(launch.clone());
         }
         for job in store.jobs.values().filter(|job| job.state == JobState::Succeeded) {
+            if job.spec.kind == JobKind::Rental {
+                continue; // it has no result: its time was over
+            }
             self.succeeded += 1;
             let launches = by_job.get(&job.id).map_or(&[][..], Vec::as_slice);
             let ranks: BTreeSet<u32> = launches.iter().map(|launch| launch.rank).collect();

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use sluice_ledger::AccountKey;
-use sluice_lifecycle::model::{Attempt, AttemptState, Job, JobState, LeaseState};
+use sluice_lifecycle::model::{Attempt, AttemptState, Job, JobKind, JobState, LeaseState};
 use sluice_types::{JobId, LeaseId, NodeId, SiteId};
 
 use super::Oracle;
@@ -85,6 +85,7 @@ impl Oracle {
             return;
         }
         self.check_room_used(now, sight);
+        self.check_unplaced(now, sight);
         if !lasts(self.watch.controller.as_ref(), now, PATIENCE) {
             return;
         }
@@ -92,6 +93,17 @@ impl Oracle {
         self.check_running(now, sight);
         self.check_settling(now, sight);
         self.check_durability(now, sight);
+    }
+
+    /// What was bought to begin now does not stand in line.
+    fn check_unplaced(&mut self, now: u64, sight: &Sight<'_>) {
+        let unplaced =
+            |job: &&Job| job.spec.kind == JobKind::Rental && job.state == JobState::Pending && job.attempts == 0;
+        for job in sight.store.jobs.values().filter(unplaced) {
+            if self.job_lasts(job.id, now, PLACEMENT) {
+                self.fail(now, format!("{} was bought to begin now, and waits: {:?}", job.id, job.reason));
+            }
+        }
     }
 
     fn watch(&mut self, now: u64, sight: &Sight<'_>) {

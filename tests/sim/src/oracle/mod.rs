@@ -5,7 +5,8 @@
 //! formula, once; cuts), `credits` (replayed and unwanted work, to the unit), `capacity` (nothing is sold twice, quotas,
 //! slices are free by proof only), `lineage` (each step once on the way to a result, no result of a fenced attempt), `moves`
 //! (phases begin when the one before is over, one owner, copies are where rows say), `liveness` (nothing stays where it is
-//! while all that it waits for works). A law is taken from the design and never from a planted bug.
+//! while all that it waits for works), `rents` (a purchase begins at once or not at all, has its time, and costs no more than
+//! was agreed). A law is taken from the design and never from a planted bug.
 
 mod bills;
 mod capacity;
@@ -14,6 +15,7 @@ mod ledger;
 mod lineage;
 mod liveness;
 mod moves;
+mod rents;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,12 +24,12 @@ use sluice_lifecycle::{Answer, Command, NodeReport, Refusal, Rows, State, UserCo
 use sluice_plan::World;
 use sluice_types::{
     AttemptId, CheckpointId, DeviceClassName, Digest, Generation, JobId, LeaseId, MigrationId, NodeId, NodeInstant,
-    SiteId, TenantId, Timestamp,
+    OrderId, SiteId, TenantId, Timestamp,
 };
 
 use crate::host::{Assignment, Host};
 use crate::params::EPOCH;
-use crate::process::Program;
+use crate::process::{Program, program_of};
 use crate::store::Store;
 use crate::users::Users;
 use bills::Bill;
@@ -60,6 +62,8 @@ pub(crate) struct Launch {
     pub(crate) resume: Option<(Digest, u64)>,
     /// The steps it did, in order, with the instant of each.
     pub(crate) steps: Vec<(u64, u64)>,
+    /// When its process was gone.
+    pub(crate) ended: Option<u64>,
 }
 
 /// What the oracle knows of a node's clock and stream.
@@ -113,6 +117,10 @@ pub(crate) struct Oracle {
     checkpoints: BTreeMap<CheckpointId, Checkpoint>,
     phases: BTreeMap<MigrationId, MigrationPhase>,
     watch: liveness::Watch,
+    /// What was bought, by the job of its leg.
+    rents: BTreeMap<JobId, rents::Rent>,
+    /// Orders that clients were told of.
+    orders: BTreeSet<OrderId>,
     /// Gangs of which a task was held so long that it went on by itself.
     let_go: BTreeSet<AttemptId>,
     /// Jobs that are shown as running and have no process, since when.
@@ -125,6 +133,7 @@ pub(crate) struct Oracle {
     pub(crate) replayed: u64,
     pub(crate) uncollected: i64,
     pub(crate) succeeded: usize,
+    pub(crate) expired: usize,
 }
 
 impl Oracle {
@@ -194,6 +203,7 @@ impl Oracle {
             lease: wanted.key.lease,
             resume: wanted.resume,
             steps: Vec::new(),
+            ended: None,
         };
         if self.launches.insert(wanted.key.lease, launch).is_some() {
             self.fail(now, format!("task {} of {} was started twice", wanted.rank, wanted.key.attempt));
@@ -208,6 +218,13 @@ impl Oracle {
             launch.steps.push((step, now));
         }
         self.steps += u64::from(rank == 0);
+    }
+
+    /// A process ended, by itself or with its host.
+    pub(crate) fn process_gone(&mut self, now: u64, lease: LeaseId) {
+        if let Some(launch) = self.launches.get_mut(&lease) {
+            launch.ended.get_or_insert(now);
+        }
     }
 
     pub(crate) fn let_go(&mut self, attempt: AttemptId) {
@@ -239,6 +256,7 @@ impl Oracle {
         self.check_stored(now, rows);
         self.check_moves(now, rows, hosts);
         self.check_counters(now, rows);
+        self.check_prices(now, rows);
         for row in &rows.attempts {
             self.attempts.insert(row.id, row.clone());
         }
@@ -263,6 +281,7 @@ impl Oracle {
                 self.quotas.insert((*tenant, class.clone()), *milli);
                 self.quotas_moved.insert(*tenant);
             }
+            self.heed_order(command, answer);
             let Command::Node(node, generation, report) = command else { continue };
             let view = self.nodes.entry(*node).or_default();
             if let NodeReport::Hello { clock, .. } = report {
@@ -348,6 +367,7 @@ impl Oracle {
         self.check_liveness(now, state, store, users);
         self.check_lineages(now, store, programs);
         self.check_credits(now);
+        self.check_rents(now, store);
         if let Some(open) = self.ledger.open_hold() {
             self.fail(now, format!("hold {open} is open at the end"));
         }
@@ -363,10 +383,9 @@ impl Oracle {
                 self.fail(now, format!("request {place} was never answered"));
             }
         }
-        let mut seen: BTreeMap<String, JobId> = BTreeMap::new();
+        let mut seen: BTreeMap<Option<usize>, JobId> = BTreeMap::new();
         for job in store.jobs.values() {
-            let program = job.spec.command.get(1).cloned().unwrap_or_default();
-            if let Some(other) = seen.insert(program, job.id) {
+            if let Some(other) = seen.insert(program_of(&job.spec), job.id) {
                 self.fail(now, format!("{} and {other} come from one request", job.id));
             }
             if !job.state.is_terminal() {

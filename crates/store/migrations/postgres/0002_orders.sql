@@ -1,0 +1,8 @@
+-- Purchases of capacity. They never change: where one stands is where the jobs of its legs stand.
+CREATE TABLE orders (
+    id BIGINT PRIMARY KEY,
+    tenant BIGINT NOT NULL,
+    project BIGINT NOT NULL,
+    body TEXT NOT NULL
+);
+CREATE INDEX orders_by_project ON orders (project, id);
