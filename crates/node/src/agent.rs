@@ -18,7 +18,7 @@ use crate::home::{EndedNote, Home, Record};
 use crate::meter::Chain;
 use crate::reconcile::{Change, Stage, differences};
 use crate::shared::Shared;
-use crate::supervisor;
+use crate::supervisor::{self, Folder};
 use crate::task::{Desire, Task};
 
 /// The tasks of this node.
@@ -250,6 +250,20 @@ impl Agent {
             return Some(LogPlace { path: kept, exists: true, complete: true });
         }
         home.root().is_dir().then_some(LogPlace { path, exists: false, complete })
+    }
+
+    /// The folder of a rental's sandbox.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` where this node has no such task, `WRONG_STATE` where it is none with sessions.
+    pub(crate) fn sandbox(&self, key: &Key) -> Result<Folder, (Reason, &'static str)> {
+        let tasks = self.tasks();
+        let desire = tasks.get(&key.lease).map(|entry| entry.desire.borrow());
+        match desire.filter(|desire| desire.assignment.key == *key) {
+            None => Err((Reason::NotFound, "this node has no such task")),
+            Some(desire) if !desire.assignment.is_rental() => Err((Reason::WrongState, "the task is not a rental")),
+            Some(_) => Ok(Home::new(&self.shared.attempts(), key.lease).folder),
+        }
     }
 
     /// Removes logs that are too old or too many, oldest first.

@@ -112,6 +112,11 @@ impl Assignment {
         self.job()?.to_string().parse().map_err(|_| wrong("job", "is no label"))
     }
 
+    /// It is a sandbox that lives until it is released, and not a command.
+    pub(crate) fn is_rental(&self) -> bool {
+        self.wire.spec.as_ref().is_some_and(|spec| spec.kind() == v1::JobKind::Rental)
+    }
+
     pub(crate) fn rank(&self) -> u32 {
         self.wire.rank
     }
@@ -223,7 +228,7 @@ impl Assignment {
         };
         use v1::checkpoint_policy::Capture;
         let mode = match &policy.capture {
-            None => CheckpointMode::Disabled,
+            None | Some(Capture::Home(_)) => CheckpointMode::Disabled,
             Some(Capture::StateProvider(_)) => CheckpointMode::StateProvider,
             Some(Capture::Directory(directory)) => watched(directory)?,
         };

@@ -9,10 +9,12 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::Path;
+use std::time::Duration;
 
 use sluice_device::TaskGroup;
 use sluice_node::supervisor::{Outcome, Phase};
 use sluice_types::Bytes;
+use support::session::{Talk, command, ready};
 use support::{Attempt, Node};
 
 const LIST: &str = include_str!("hostile/attacks.txt");
@@ -73,18 +75,23 @@ fn host(node: &Node, victim: &Attempt<'_>, victim_pid: u32) -> Host {
 
 /// Runs the named attacks as one task; returns what each came to.
 fn try_all(attempt: &mut Attempt<'_>, host: &Host) -> BTreeMap<String, String> {
-    std::fs::write(attempt.work().join("attacks.txt"), LIST).unwrap();
-    std::fs::write(attempt.work().join("run.py"), RUNNER).unwrap();
-    let program = attempt.work().join("setuid-id");
-    std::fs::copy("/usr/bin/id", &program).unwrap();
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o4755)).unwrap();
-    attempt.spec.env.extend(host.env.clone());
+    equip(attempt, host);
     let record = attempt.run();
     let logs = attempt.logs();
     println!("{logs}");
     assert_eq!(record.outcome, Outcome::Exited { code: 0 }, "{logs}{}", attempt.own_log());
     let split = |line: &str| line.split_once(' ').map(|(name, rest)| (name.to_owned(), rest.to_owned()));
     logs.lines().filter_map(split).collect()
+}
+
+/// Gives an attempt what the attacks need.
+fn equip(attempt: &mut Attempt<'_>, host: &Host) {
+    std::fs::write(attempt.work().join("attacks.txt"), LIST).unwrap();
+    std::fs::write(attempt.work().join("run.py"), RUNNER).unwrap();
+    let program = attempt.work().join("setuid-id");
+    std::fs::copy("/usr/bin/id", &program).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o4755)).unwrap();
+    attempt.spec.env.extend(host.env.clone());
 }
 
 fn runner<'a>(names: &[&'a str]) -> Vec<&'a str> {
@@ -134,6 +141,96 @@ fn python(code: &str) -> String {
         "import ctypes, os, socket, struct, sys\nL = ctypes.CDLL(None)\nS = L.syscall\ndef breach(): os._exit(42)\n{}",
         code.replace("\\n", "\n")
     )
+}
+
+/// What is started in a rental's sandbox is shut in as a batch task is.
+#[test]
+fn every_attack_of_the_list_fails_from_a_session_too() {
+    let Some(node) = Node::enforced() else { return };
+    if !Path::new("/usr/bin/python3").exists() {
+        println!("SKIPPED: /usr/bin/python3 is missing");
+        return;
+    }
+    let mut victim = node.attempt("sleep 300");
+    victim.start();
+    let pid = victim.wait_status("running", |status| status.phase == Phase::Running).main.unwrap();
+    let host = host(&node, &victim, pid);
+    let attacks = attacks();
+    let names: Vec<_> =
+        attacks.iter().filter(|attack| !attack.flags.contains("ends=")).map(|attack| attack.name).collect();
+    let mut rental = node.rental();
+    equip(&mut rental, &host);
+    rental.start();
+    let results = support::block_on(async {
+        ready(&rental.client()).await;
+        let mut talk = Talk::open(&rental.client(), command(&runner(&names))).await;
+        talk.until_end_of(Duration::from_secs(300)).await;
+        String::from_utf8(talk.out).unwrap()
+    });
+    println!("{results}");
+    for name in names {
+        let result = results.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        assert!(result.is_some_and(|result| result.starts_with("held")), "{name}: {result:?}");
+    }
+    assert_eq!(victim.wait_status("undisturbed", |_| true).phase, Phase::Running);
+}
+
+#[test]
+fn a_session_has_the_user_the_group_the_filters_and_the_namespaces_of_its_sandbox() {
+    let Some(node) = Node::enforced() else { return };
+    let mut batch = node.attempt("exec sleep 91");
+    batch.start();
+    let status = |pid: u32, field: &str| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status.lines().find(|line| line.starts_with(field)).unwrap().to_owned()
+    };
+    let wanted = find(&batch, "91");
+    let mut rental = node.rental();
+    rental.start();
+    support::block_on(async {
+        ready(&rental.client()).await;
+        let _pipes = Talk::open(&rental.client(), command(&["sleep", "92"])).await;
+        let mut terminal = Talk::open(&rental.client(), support::session::terminal()).await;
+        terminal.write(b"exec sleep 93\r").await;
+        let init = rental.client().status().await.unwrap().main.unwrap();
+        for seconds in ["92", "93"] {
+            let pid = find(&rental, seconds);
+            for field in ["NoNewPrivs", "Seccomp:", "Seccomp_filters", "CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"]
+            {
+                assert_eq!(status(pid, field), status(wanted, field), "{seconds}");
+            }
+            assert!(status(pid, "Seccomp:").ends_with('2') && status(pid, "NoNewPrivs").ends_with('1'));
+            let uid = rental.spec.uid;
+            assert_eq!(status(pid, "Uid"), format!("Uid:\t{uid}\t{uid}\t{uid}\t{uid}"));
+            assert_eq!(status(pid, "Groups").trim(), "Groups:");
+            let read = |pid, name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+            for name in ["cgroup", "limits", "oom_score_adj"] {
+                assert_eq!(read(pid, name), read(init, name), "{seconds} {name}");
+            }
+            for space in ["mnt", "pid", "net", "ipc", "uts", "cgroup", "user"] {
+                let link = |pid| std::fs::read_link(format!("/proc/{pid}/ns/{space}")).unwrap();
+                assert_eq!(link(pid), link(init), "{seconds} {space}");
+                // The control: these are namespaces of its own.
+                assert!(space == "user" || link(pid) != link(std::process::id()), "{space}");
+            }
+        }
+    });
+}
+
+/// A `sleep` of that many seconds in the task's group.
+fn find(attempt: &Attempt<'_>, seconds: &str) -> u32 {
+    let wanted = format!("sleep\0{seconds}\0");
+    let begun = std::time::Instant::now();
+    loop {
+        let mut processes = attempt.group().processes().unwrap().into_iter();
+        let found = processes
+            .find(|pid| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|found| found == wanted.as_bytes()));
+        if let Some(pid) = found {
+            return pid;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "no `sleep {seconds}`");
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// The control: the same code, started the same way, succeeds where nothing shuts it in.

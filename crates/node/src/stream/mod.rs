@@ -4,6 +4,9 @@
 //! stream simply tells it again.
 
 mod channel;
+mod logs;
+mod outbox;
+mod sandbox;
 mod session;
 
 use std::hash::{BuildHasher, RandomState};

@@ -12,14 +12,13 @@ use sluice_proto::v1::attach_response::Message as Down;
 use sluice_proto::v1::node_service_client::NodeServiceClient;
 use sluice_types::IsolationClass;
 use tokio::net::UdpSocket;
-use tokio::sync::mpsc;
 use tokio::time::timeout;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
 use super::StreamError;
 use super::channel::Channels;
+use super::outbox::{Outbox, PATIENCE, outbox};
 use crate::agent::Agent;
 use crate::assignment::nanos;
 use crate::metrics::NodeMetrics;
@@ -27,10 +26,6 @@ use crate::node_note::NodeNote;
 use crate::shared::Shared;
 use crate::supervisor::boottime;
 
-/// Messages that may wait to be sent.
-const QUEUE: usize = 64;
-/// How long the controller may take to accept a stream, and to take a message.
-const PATIENCE: Duration = Duration::from_secs(30);
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// Journal records that may be on their way.
 const UNACKNOWLEDGED: u64 = 4096;
@@ -48,11 +43,10 @@ pub(super) async fn run(
 ) -> Result<(), StreamError> {
     let shared = agent.shared.clone();
     let hello = hello(&shared, controller).await?;
-    let (to, outbox) = mpsc::channel(QUEUE);
-    let up = Outbox { to };
+    let (up, lanes) = outbox();
     up.send(Up::Hello(hello)).await?;
     let late = |_| StreamError::Broken("did not answer in time");
-    let mut inbox = timeout(PATIENCE, client.attach(ReceiverStream::new(outbox))).await.map_err(late)??.into_inner();
+    let mut inbox = timeout(PATIENCE, client.attach(lanes)).await.map_err(late)??.into_inner();
     let first = timeout(PATIENCE, inbox.message()).await.map_err(late)??;
     let Some(v1::AttachResponse { message: Some(Down::Welcome(welcome)) }) = first else {
         return Err(StreamError::Broken("did not begin with a welcome"));
@@ -67,24 +61,6 @@ pub(super) async fn run(
     tokio::select! {
         ended = read(agent, note, &up, &mut inbox, &sent, settled) => ended,
         ended = write(&shared, &up, &sent, settled) => ended,
-    }
-}
-
-/// The way up.
-#[derive(Clone)]
-pub(super) struct Outbox {
-    to: mpsc::Sender<v1::AttachRequest>,
-}
-
-impl Outbox {
-    /// Waits for room, not for ever.
-    pub(super) async fn send(&self, message: Up) -> Result<(), StreamError> {
-        let message = v1::AttachRequest { message: Some(message) };
-        match self.to.send_timeout(message, PATIENCE).await {
-            Ok(()) => Ok(()),
-            Err(mpsc::error::SendTimeoutError::Timeout(_)) => Err(StreamError::Broken("takes no messages")),
-            Err(mpsc::error::SendTimeoutError::Closed(_)) => Err(StreamError::Broken("hung up")),
-        }
     }
 }
 
@@ -113,6 +89,7 @@ async fn read(
             }
             Some(Down::Open(open)) => channels.open(open),
             Some(Down::Frame(frame)) => channels.on_frame(&frame),
+            Some(Down::Session(said)) => channels.on_session(said),
             Some(Down::VaultMoved(moved)) => {
                 tracing::info!(address = moved.address, "the site's vault has moved");
                 note.on_vault(&agent.shared, moved.address);

@@ -6,14 +6,17 @@ use std::path::Path;
 use std::process::{Child, Command as Program, Stdio};
 use std::time::Duration;
 
+use sluice_proto::v1::StartSession;
 use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::SupervisorError;
 use super::control::{Answer, BOUND, Command};
 use super::folder::{Folder, short_path};
 use super::lines::{Line, read_line};
 use super::records::Status;
+use super::sessions::{self, SessionReader, SessionWriter};
 
 /// How long an answer may take beside what the command itself waits for.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -63,6 +66,14 @@ impl SupervisorClient {
     }
 
     async fn exchange(&self, command: Command) -> Result<Answer, SupervisorError> {
+        self.open(command).await.map(|(answer, ..)| answer)
+    }
+
+    /// Asks, and keeps the connection.
+    async fn open(
+        &self,
+        command: Command,
+    ) -> Result<(Answer, BufReader<OwnedReadHalf>, OwnedWriteHalf), SupervisorError> {
         let control = self.folder.control();
         let fail = |source| SupervisorError::file("talking to", &control, source);
         let (_open, short) = short_path(self.folder.root()).map_err(fail)?;
@@ -71,11 +82,29 @@ impl SupervisorClient {
         let mut line = serde_json::to_vec(&command).map_err(|error| fail(error.into()))?;
         line.push(b'\n');
         to.write_all(&line).await.map_err(fail)?;
-        match read_line(&mut BufReader::new(from), BOUND).await.map_err(fail)? {
+        let mut from = BufReader::new(from);
+        match read_line(&mut from, BOUND).await.map_err(fail)? {
             Line::Whole(line) => {
-                serde_json::from_slice(&line).map_err(|error| SupervisorError::Answer(error.to_string()))
+                let answer = serde_json::from_slice(&line);
+                Ok((answer.map_err(|error| SupervisorError::Answer(error.to_string()))?, from, to))
             }
             Line::TooLong | Line::End => Err(SupervisorError::Answer("it hung up".to_owned())),
+        }
+    }
+
+    /// Attaches to a session in the task's sandbox, and opens it where there is none and the start says what. Of the
+    /// start, job and rank are not looked at: the folder says whose it is.
+    ///
+    /// # Errors
+    /// As [`SupervisorClient::status`]; refused where the task is no sandbox or does not run, where there is no such
+    /// session and none is wanted, and where something of the start is not acceptable.
+    pub async fn session(&self, start: &StartSession) -> Result<(SessionReader, SessionWriter), SupervisorError> {
+        let command = Command::Session { start: sessions::encode_start(start) };
+        let late = |_| SupervisorError::Answer(format!("none within {PATIENCE:?}"));
+        match tokio::time::timeout(PATIENCE, self.open(command)).await.map_err(late)?? {
+            (Answer::Refused { reason, message, .. }, ..) => Err(SupervisorError::Refused { reason, message }),
+            (Answer::Done { .. }, from, to) => Ok(sessions::attach(from, to)),
+            (other, ..) => Err(SupervisorError::Answer(format!("{other:?} to `session`"))),
         }
     }
 

@@ -5,6 +5,7 @@ use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 use sluice_types::{Nanos, Reason};
 use tokio::io::{AsyncWriteExt, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 
 use super::lines::{Line, read_line};
@@ -12,12 +13,16 @@ use super::live::{Event, Live};
 use super::orders::Stop;
 use super::protocol::Refusal;
 use super::records::{Ordered, Phase, Status};
+use super::sessions;
 
 /// Longest line of this protocol, newline included.
 pub(super) const BOUND: usize = 1 << 20;
 
+/// How long the init of a sandbox may take from its task's start until it takes orders.
+const INIT_PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// What the agent may say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case")]
 pub(super) enum Command {
     Status,
@@ -39,6 +44,12 @@ pub(super) enum Command {
     Kill,
     Freeze,
     Thaw,
+    /// Attaches to a session, which is opened where there is none. Where that is granted, the connection carries frames
+    /// of the session from there on ([`super::sessions`]).
+    Session {
+        /// A `StartSession` as protobuf, in hexadecimal digits.
+        start: String,
+    },
 }
 
 /// What it is answered.
@@ -74,6 +85,17 @@ async fn talk(live: Live, stream: UnixStream) -> std::io::Result<()> {
     let mut from = BufReader::new(from);
     while let Line::Whole(line) = read_line(&mut from, BOUND).await? {
         let answer = match serde_json::from_slice(&line) {
+            Ok(Command::Session { start }) => {
+                live.sessions().ready(INIT_PATIENCE).await;
+                match sessions::decode_start(&start).and_then(|start| sessions::grant(&live, start)) {
+                    Ok(attachment) => {
+                        say(&mut to, &Answer::Done { ok: true }).await?;
+                        sessions::converse(attachment, &mut from, &mut to).await;
+                        return Ok(());
+                    }
+                    Err(refusal) => Err(refusal),
+                }
+            }
             Ok(command) => act(&live, command).await,
             Err(error) => Err(Refusal::field(format!("no command of this protocol: {error}"))),
         };
@@ -82,11 +104,15 @@ async fn talk(live: Live, stream: UnixStream) -> std::io::Result<()> {
             reason: refusal.reason,
             message: refusal.message,
         });
-        let mut line = serde_json::to_vec(&answer)?;
-        line.push(b'\n');
-        to.write_all(&line).await?;
+        say(&mut to, &answer).await?;
     }
     Ok(())
+}
+
+async fn say(to: &mut OwnedWriteHalf, answer: &Answer) -> std::io::Result<()> {
+    let mut line = serde_json::to_vec(answer)?;
+    line.push(b'\n');
+    to.write_all(&line).await
 }
 
 async fn act(live: &Live, command: Command) -> Result<Answer, Refusal> {
@@ -116,6 +142,8 @@ async fn act(live: &Live, command: Command) -> Result<Answer, Refusal> {
             live.ask(Event::Kill);
             Ok(done)
         }
+        // Not a question with an answer: dealt with where the connection is.
+        Command::Session { .. } => Err(Refusal::field("a session is a connection of its own")),
         Command::Freeze => {
             blocking(live, |live| live.spec().group.freeze()).await?;
             let mut core = live.core();

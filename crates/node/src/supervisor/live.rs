@@ -15,7 +15,8 @@ use super::log::{Log, Stream};
 use super::orders::{Orders, Stop};
 use super::protocol::{Action, Announcement, Refusal};
 use super::records::{Ordered, Outcome, Phase, StagedSummary, Status};
-use super::spec::{CheckpointMode, LaunchSpec};
+use super::sessions::{Place, Sessions};
+use super::spec::{CheckpointMode, LaunchSpec, SandboxMode, TaskKind};
 use super::staging::Stager;
 use super::steps::StepMarks;
 use super::{clock, task};
@@ -37,6 +38,7 @@ struct Shared {
     /// Locked for as long as a checkpoint is being taken over, in blocking threads only.
     stager: Mutex<Stager>,
     events: mpsc::Sender<Event>,
+    sessions: Sessions,
     /// Told when a task that is held at a step boundary may go on.
     released: Notify,
 }
@@ -99,7 +101,12 @@ impl Live {
             verdict: None,
         };
         let stager = Mutex::new(Stager::new(&folder, &spec));
-        Self(Arc::new(Shared { folder, spec, log, core: Mutex::new(core), stager, events, released: Notify::new() }))
+        let sessions = Sessions::new(match spec.kind {
+            TaskKind::Command => None,
+            TaskKind::Sandbox { patience } => Some(patience),
+        });
+        let (core, released) = (Mutex::new(core), Notify::new());
+        Self(Arc::new(Shared { folder, spec, log, core, stager, events, sessions, released }))
     }
 
     pub(super) fn folder(&self) -> &Folder {
@@ -108,6 +115,23 @@ impl Live {
 
     pub(super) fn spec(&self) -> &LaunchSpec {
         &self.0.spec
+    }
+
+    pub(super) fn sessions(&self) -> &Sessions {
+        &self.0.sessions
+    }
+
+    /// The task's own program: process and start.
+    pub(super) fn main(&self) -> Option<(u32, u64)> {
+        self.core().main.map(|main| (main.pid, main.start_ticks))
+    }
+
+    /// Where sessions run, while something runs there that is not being ended.
+    pub(super) fn place(&self) -> Option<Place> {
+        let runs = matches!(self.core().phase, Phase::Running | Phase::Frozen);
+        let init = self.main().filter(|_| runs)?;
+        let enforced = self.spec().sandbox.mode == SandboxMode::Enforced;
+        Some(Place { init, owner: enforced.then_some((self.spec().uid, self.spec().gid)) })
     }
 
     pub(super) fn log(&self) -> &Log {

@@ -18,6 +18,9 @@
 //!       sluice enter-task restores files, sets variables, says "started", becomes:
 //!       the task
 //! ```
+//!
+//! Where the task is a sandbox for sessions, the last of these stays and is its init ([`inside`]), which starts
+//! `sluice enter-task` once for each session ([`sessions`]).
 
 mod client;
 mod clock;
@@ -26,6 +29,7 @@ mod disk;
 mod enter;
 mod error;
 mod folder;
+mod inside;
 mod lines;
 mod live;
 mod log;
@@ -37,6 +41,7 @@ mod run;
 mod sandbox;
 mod seccomp;
 mod serve;
+mod sessions;
 mod spec;
 mod staging;
 mod steps;
@@ -56,9 +61,10 @@ pub use records::{
 pub use remove::remove_tree;
 pub use run::run;
 pub use sandbox::{HostLayout, SandboxCommand, command};
+pub use sessions::{SessionReader, SessionWriter};
 pub use spec::{
     CheckpointMode, CheckpointPolicy, CheckpointSignal, Completion, LaunchSpec, Resume, ResumeEntry, Sandbox,
-    SandboxMode, SpecError, TaskLimits,
+    SandboxMode, SpecError, TaskKind, TaskLimits,
 };
 pub use steps::{StepMark, StepMarks};
 pub use task::enter_task;

@@ -31,6 +31,11 @@ const WALK: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long a task that broke a limit may take to end by itself.
 const LIMIT_GRACE: Nanos = Nanos::from_secs(5);
+/// How long before its run limit the users of a sandbox are told, at most, and as which part of its time.
+const NOTICE: Nanos = Nanos::from_secs(60);
+const NOTICE_PART: u64 = 10;
+/// How long clients of sessions may take to be told the end.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a program may take to end after the checkpoint it was to end with, and at a host's shutdown.
 const EXIT_GRACE: Nanos = Nanos::from_secs(10);
 
@@ -122,7 +127,7 @@ fn prepare(folder: &Folder, spec: &LaunchSpec) -> Result<Log, SupervisorError> {
     write("group", format!("root:x:0:\ntask:x:{gid}:\n"))?;
     write("hosts", format!("127.0.0.1 localhost {}\n::1 localhost\n", spec.job_name))?;
     write("nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n".to_owned())?;
-    folder::write_json(&folder.task(), &task::Task::of(spec, folder))?;
+    folder::write_json(&folder.task(), &task::Inside::Task(task::Task::of(spec, folder)))?;
     own(&folder.task(), uid, gid)?;
     for path in spec.secrets.values() {
         let fail = |source| SupervisorError::file("protecting", path, source);
@@ -164,6 +169,7 @@ async fn live_and_die(live: Live, inbox: mpsc::Receiver<Event>) -> ExitRecord {
     for reader in readers {
         let _late = tokio::time::timeout(Duration::from_secs(2), reader).await;
     }
+    live.sessions().close_down(LAST_WORDS).await;
     keeper.last_look().await;
     servers.iter().for_each(JoinHandle::abort);
     // A checkpoint announced before the end still counts: wait for whoever is taking it over.
@@ -298,6 +304,8 @@ struct Keeper {
     next_walk: NodeInstant,
     kill_at: Option<NodeInstant>,
     killing: bool,
+    /// The users of a sandbox were told that it ends.
+    warned: bool,
 }
 
 impl Keeper {
@@ -313,6 +321,7 @@ impl Keeper {
             next_walk: now,
             kill_at: None,
             killing: false,
+            warned: false,
         }
     }
 
@@ -340,6 +349,7 @@ impl Keeper {
 
     fn stop(&mut self, grace: Nanos) {
         let kill_at = clock::boottime().after(grace);
+        self.live.sessions().notice("the rental is being ended");
         // A second order can only make it sooner.
         self.kill_at = Some(self.kill_at.map_or(kill_at, |before| before.min(kill_at)));
         if !control::ask_to_end(&self.live) {
@@ -385,6 +395,8 @@ impl Keeper {
             self.condemn(Outcome::RunLimit, "stopping: it ran longer than its run limit");
             self.stop(LIMIT_GRACE);
         }
+        self.warn(now);
+        self.live.sessions().on_time(now);
         if self.kill_at.is_some_and(|at| now > at) {
             self.kill();
         }
@@ -393,6 +405,18 @@ impl Keeper {
         self.signal(now);
         self.look(now).await;
         self.walk(now).await;
+    }
+
+    /// Tells the users of a sandbox that its time is nearly over.
+    fn warn(&mut self, now: NodeInstant) {
+        let started = self.live.core().started_at;
+        let (Some(limit), Some(started), false) = (self.live.spec().limits.run, started, self.warned) else { return };
+        let before = Nanos::new(limit.get() / NOTICE_PART).min(NOTICE);
+        let left = limit.get().saturating_sub(now.since(started).get());
+        if left <= before.get() {
+            self.warned = true;
+            self.live.sessions().notice(&format!("the rental ends in {} s", left.div_ceil(1_000_000_000)));
+        }
     }
 
     /// Asks a program that does not speak the protocol for a checkpoint, when one is due.

@@ -204,7 +204,7 @@ mod tests {
     use sluice_device::TaskGroup;
     use sluice_types::{AttemptId, Bytes, Generation, JobId};
 
-    use super::super::spec::{CheckpointMode, CheckpointPolicy, Resume, Sandbox, SandboxMode, TaskLimits};
+    use super::super::spec::{CheckpointMode, CheckpointPolicy, Resume, Sandbox, SandboxMode, TaskKind, TaskLimits};
     use super::*;
 
     fn spec() -> LaunchSpec {
@@ -216,6 +216,7 @@ mod tests {
             rank: 0,
             world_size: 1,
             rendezvous: None,
+            kind: TaskKind::Command,
             argv: vec!["--unshare-user".to_owned(), "--bind / /".to_owned()],
             env: BTreeMap::from([("LD_PRELOAD".to_owned(), "/work/evil.so".to_owned())]),
             uid: 4711,

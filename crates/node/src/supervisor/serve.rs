@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use super::lines::{Line, read_line};
 use super::live::Live;
 use super::protocol::{self, LINE_BOUND, Refusal, Reply, Request};
+use super::sessions;
 
 /// Connections of one task at a time; the next ones are closed at once.
 const CONNECTIONS: usize = 16;
@@ -47,6 +48,12 @@ async fn talk(live: Live, stream: UnixStream) -> std::io::Result<()> {
                     Refusal::new(sluice_types::Reason::TooLarge, format!("a line has at most {LINE_BOUND} bytes"));
                 to.write_all(&Reply::Refused(refusal).to_line()).await?;
                 return Ok(());
+            }
+            Line::Whole(line) if sessions::is_greeting(&line) => {
+                match sessions::keep(&live, peer, &mut from, &mut to).await {
+                    Ok(()) => return Ok(()),
+                    Err(refusal) => Reply::Refused(refusal),
+                }
             }
             Line::Whole(line) => answer(&live, &line, peer).await,
         };

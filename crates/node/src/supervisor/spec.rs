@@ -24,7 +24,10 @@ pub struct LaunchSpec {
     pub world_size: u32,
     /// `host:port` of rank 0, for gangs.
     pub rendezvous: Option<String>,
-    /// Program and arguments. A program without a slash is looked up in `PATH`.
+    /// What it is. Absent from descriptions of before this was known.
+    #[serde(default)]
+    pub kind: TaskKind,
+    /// Program and arguments of a command. A program without a slash is looked up in `PATH`.
     pub argv: Vec<String>,
     /// The user's variables; those of Sluice win over them.
     pub env: BTreeMap<String, String>,
@@ -48,6 +51,20 @@ pub struct LaunchSpec {
     pub sandbox: Sandbox,
     /// Bounds of what it may leave behind and take.
     pub limits: TaskLimits,
+}
+
+/// What a task is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub enum TaskKind {
+    /// A program, and ends with it.
+    #[default]
+    Command,
+    /// A sandbox that lives until it is stopped, and in which sessions are opened.
+    Sandbox {
+        /// How long a session waits for a client to come back, and its end to be fetched.
+        patience: Nanos,
+    },
 }
 
 /// A checkpoint to start from, its files already on this host and readable by the task's user.
@@ -195,7 +212,7 @@ impl LaunchSpec {
     /// The first field that is not acceptable.
     pub fn check(&self) -> Result<(), SpecError> {
         let wrong = |field, problem: &str| Err(SpecError { field, problem: problem.to_owned() });
-        if self.argv.first().is_none_or(String::is_empty) {
+        if self.kind == TaskKind::Command && self.argv.first().is_none_or(String::is_empty) {
             return wrong("argv", "is empty");
         }
         let variables = self.env.iter().flat_map(|(name, value)| [name, value]);

@@ -13,13 +13,34 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::spec::{CheckpointMode, SandboxMode, is_relative_inside};
+use super::inside::{self, Base, SessionTask};
+use super::spec::{CheckpointMode, SandboxMode, TaskKind, is_relative_inside};
 use super::{LaunchSpec, SupervisorError, folder, folder::Folder, sandbox};
+
+/// What a process inside becomes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Inside {
+    /// The task itself.
+    Task(Task),
+    /// A session of a sandbox that is there for them.
+    Session(SessionTask),
+}
+
+/// What runs as the task.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Run {
+    /// This program with these arguments.
+    Command(Vec<String>),
+    /// The init of a sandbox for sessions.
+    Sessions,
+}
 
 /// What to execute, as seen from inside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Task {
-    argv: Vec<String>,
+pub(super) struct Task {
+    run: Run,
     env: BTreeMap<String, String>,
     work: PathBuf,
     socket: PathBuf,
@@ -75,7 +96,7 @@ pub(crate) fn resume_path(spec: &LaunchSpec, folder: &Folder, file: &Path) -> Pa
 
 impl Task {
     /// What `spec` executes.
-    pub(crate) fn of(spec: &LaunchSpec, folder: &Folder) -> Self {
+    pub(super) fn of(spec: &LaunchSpec, folder: &Folder) -> Self {
         let places = Places::of(spec, folder);
         let mut restore = Vec::new();
         if let (CheckpointMode::Directory { path, .. }, Some(resume)) = (&spec.checkpoint.mode, &spec.resume) {
@@ -90,7 +111,11 @@ impl Task {
             }
         }
         let env = environment(spec, &places);
-        Self { argv: spec.argv.clone(), env, work: places.work, socket: places.socket, restore }
+        let run = match spec.kind {
+            TaskKind::Command => Run::Command(spec.argv.clone()),
+            TaskKind::Sandbox { .. } => Run::Sessions,
+        };
+        Self { run, env, work: places.work, socket: places.socket, restore }
     }
 }
 
@@ -123,13 +148,17 @@ fn environment(spec: &LaunchSpec, places: &Places) -> BTreeMap<String, String> {
     env
 }
 
-/// Becomes the task described in `file`; the body of `sluice enter-task FILE`. Returns only where that failed, after
-/// having told the supervisor.
+/// Becomes the task, or the session, described in `file`; the body of `sluice enter-task FILE`. Returns only where that
+/// failed, after having told the supervisor.
 ///
 /// # Errors
 /// What kept the task from starting.
 pub fn enter_task(file: &Path) -> Result<Infallible, SupervisorError> {
-    let task: Task = folder::read_json(file)?.ok_or_else(|| SupervisorError::NothingToRun(file.to_owned()))?;
+    let inside: Option<Inside> = folder::read_json(file)?;
+    let task = match inside.ok_or_else(|| SupervisorError::NothingToRun(file.to_owned()))? {
+        Inside::Task(task) => task,
+        Inside::Session(session) => return inside::become_session(session),
+    };
     let failed = start(&task).expect_err("invariant: success does not return");
     let message = failed.in_one_line();
     // The supervisor may be gone; then nobody is left who wants to know.
@@ -142,9 +171,18 @@ fn start(task: &Task) -> Result<Infallible, SupervisorError> {
         item.put_back().map_err(|source| SupervisorError::file("restoring", &item.to, source))?;
     }
     std::env::set_current_dir(&task.work).map_err(|source| SupervisorError::file("entering", &task.work, source))?;
-    tell(&task.socket, &serde_json::json!({"op": "started"}))
-        .map_err(|source| SupervisorError::file("connecting to", &task.socket, source))?;
-    let (program, arguments) = task.argv.split_first().expect("invariant: checked with the launch description");
+    let unreachable = |source| SupervisorError::file("connecting to", &task.socket, source);
+    let argv = match &task.run {
+        Run::Command(argv) => argv,
+        Run::Sessions => {
+            let base = Base { env: task.env.clone(), home: task.work.clone() };
+            inside::host(base, &task.socket).map_err(unreachable)?;
+            // Released: the task's end, and a good one.
+            std::process::exit(0);
+        }
+    };
+    tell(&task.socket, &serde_json::json!({"op": "started"})).map_err(unreachable)?;
+    let (program, arguments) = argv.split_first().expect("invariant: checked with the launch description");
     // The program is looked up in the task's own PATH: `exec` searches that of the variables it is given.
     let failed = Command::new(program).args(arguments).env_clear().envs(&task.env).exec();
     Err(SupervisorError::file("executing", Path::new(program), failed))
@@ -162,7 +200,8 @@ impl Restore {
     }
 }
 
-fn tell(socket: &Path, message: &serde_json::Value) -> io::Result<()> {
+/// Says one thing on the task's socket and waits for the answer.
+pub(super) fn tell(socket: &Path, message: &serde_json::Value) -> io::Result<()> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
     stream.write_all(format!("{message}\n").as_bytes())?;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_device::{DeviceError, Granted, SliceGrant};
+use sluice_types::Nanos;
 use tokio::time::{Instant, sleep};
 
 use super::blocking;
@@ -17,10 +18,12 @@ use crate::assignment::Assignment;
 use crate::error::{Failure, NodeError};
 use crate::home::Home;
 use crate::shared::Shared;
-use crate::supervisor::{LaunchSpec, SandboxMode, TaskLimits, read_json, spawn, write_json};
+use crate::supervisor::{LaunchSpec, SandboxMode, TaskKind, TaskLimits, read_json, spawn, write_json};
 
 /// How often a slice that is not free yet is asked for.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How long a session waits for its client to come back, and its end to be fetched.
+const SESSION_PATIENCE: Nanos = Nanos::from_secs(600);
 
 /// Starts the task's supervisor. What another agent began and did not finish may be repeated.
 pub(super) async fn launch(
@@ -82,6 +85,10 @@ fn describe(
         rank: assignment.rank(),
         world_size: assignment.world_size(),
         rendezvous: assignment.rendezvous(),
+        kind: match assignment.is_rental() {
+            true => TaskKind::Sandbox { patience: SESSION_PATIENCE },
+            false => TaskKind::Command,
+        },
         argv: assignment.command()?,
         env,
         uid,

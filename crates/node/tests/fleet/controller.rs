@@ -21,6 +21,8 @@ use super::{Job, eventually};
 pub struct Book {
     pub hellos: Vec<v1::Hello>,
     pub heartbeats: usize,
+    pub beats: Vec<std::time::Instant>,
+    sessions: BTreeMap<u64, mpsc::UnboundedSender<v1::SessionUp>>,
     pub reports: Vec<(String, State)>,
     pub sealed: Vec<v1::SealedReport>,
     pub windows: BTreeMap<u64, v1::WindowRecord>,
@@ -95,6 +97,25 @@ impl Controller {
     pub async fn open_log(&self, job: &Job, channel: u64, offset: u64) {
         let purpose = Some(v1::channel_open::Purpose::Log(v1::LogChannel { offset }));
         self.send(Down::Open(v1::ChannelOpen { channel, key: job.assignment.key.clone(), purpose })).await;
+    }
+
+    /// Opens a session; what comes from it comes here.
+    pub async fn open_session(
+        &self,
+        job: &Job,
+        channel: u64,
+        start: v1::StartSession,
+    ) -> mpsc::UnboundedReceiver<v1::SessionUp> {
+        let (to, from) = mpsc::unbounded_channel();
+        self.book.lock().unwrap().sessions.insert(channel, to);
+        let purpose = Some(v1::channel_open::Purpose::Session(v1::SessionChannel { start: Some(start) }));
+        self.send(Down::Open(v1::ChannelOpen { channel, key: job.assignment.key.clone(), purpose })).await;
+        from
+    }
+
+    /// Says something to a session; `None` that its client is gone.
+    pub async fn say(&self, channel: u64, input: Option<v1::SessionInput>) {
+        self.send(Down::Session(v1::SessionDown { channel, input })).await;
     }
 
     pub async fn acknowledge(&self, channel: u64, acknowledged: u64) {
@@ -210,7 +231,10 @@ impl Controller {
         let mut book = self.book.lock().unwrap();
         match message {
             Up::Hello(_) => panic!("hello twice"),
-            Up::Heartbeat(_) => book.heartbeats += 1,
+            Up::Heartbeat(_) => {
+                book.heartbeats += 1;
+                book.beats.push(std::time::Instant::now());
+            }
             Up::Task(report) => book.reports.push((report.key.unwrap().lease, report.state.unwrap())),
             Up::Sealed(sealed) => book.sealed.push(sealed),
             Up::Windows(batch) => {
@@ -228,6 +252,12 @@ impl Controller {
                 return book.acks.then_some(Down::WindowAck(v1::WindowAck { journal: book.settled }));
             }
             Up::Frame(frame) => book.frames.push(frame),
+            Up::Session(said) => {
+                if let Some(client) = book.sessions.get(&said.channel) {
+                    // A client that went away.
+                    let _gone = client.send(said);
+                }
+            }
         }
         None
     }

@@ -46,6 +46,16 @@ pub fn shell(script: &str) -> Job {
     Job { lease, assignment }
 }
 
+/// A leg of an order: a sandbox for sessions.
+pub fn rental() -> Job {
+    let mut job = shell("");
+    let spec = job.spec();
+    spec.command.clear();
+    spec.kind = v1::JobKind::Rental.into();
+    spec.resources.as_mut().unwrap().memory_bytes = 128 << 20;
+    job
+}
+
 /// A Python program that speaks the state-provider protocol: adds one each step, and says what it does.
 pub const TRAINER: &str = r#"
 import time

@@ -28,7 +28,7 @@ use sluice_vault::{
 use tokio_util::sync::CancellationToken;
 
 pub use controller::Controller;
-pub use job::{Job, TRAINER, checkpointing, shell};
+pub use job::{Job, TRAINER, checkpointing, rental, shell};
 use proxy::Proxy;
 
 static COUNT: AtomicU32 = AtomicU32::new(1);

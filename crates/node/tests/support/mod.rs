@@ -6,6 +6,8 @@
     reason = "each test uses its part; a test fails by panicking"
 )]
 
+pub mod session;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Child;
@@ -17,9 +19,9 @@ use sluice_device::{
 };
 use sluice_node::supervisor::{
     self, CheckpointMode, CheckpointPolicy, ExitRecord, Folder, HostLayout, LaunchSpec, LogRecord, Sandbox,
-    SandboxMode, Status, SupervisorClient, TaskLimits,
+    SandboxMode, Status, SupervisorClient, TaskKind, TaskLimits,
 };
-use sluice_types::{AttemptId, Bytes, CoreMilli, Generation, JobId, MilliGpu, NetworkMode};
+use sluice_types::{AttemptId, Bytes, CoreMilli, Generation, JobId, MilliGpu, Nanos, NetworkMode};
 
 static COUNT: AtomicU32 = AtomicU32::new(1);
 
@@ -72,6 +74,19 @@ impl Node {
         self.attempt_sized(200, argv)
     }
 
+    /// A sandbox for sessions; nobody waits for its clients for long.
+    pub fn rental(&self) -> Attempt<'_> {
+        self.rental_of(48)
+    }
+
+    /// A sandbox of so many processes.
+    pub fn rental_of(&self, pids: u32) -> Attempt<'_> {
+        let mut attempt = self.attempt_with(Bytes::mib(192), 400, pids, &[]);
+        attempt.spec.kind = TaskKind::Sandbox { patience: Nanos::from_secs(600) };
+        attempt.spec.checkpoint.mode = CheckpointMode::Disabled;
+        attempt
+    }
+
     pub fn attempt_sized(&self, milli: u32, argv: &[&str]) -> Attempt<'_> {
         self.attempt_within(Bytes::mib(64), milli, argv)
     }
@@ -82,6 +97,10 @@ impl Node {
     }
 
     fn attempt_within(&self, memory: Bytes, milli: u32, argv: &[&str]) -> Attempt<'_> {
+        self.attempt_with(memory, milli, 48, argv)
+    }
+
+    fn attempt_with(&self, memory: Bytes, milli: u32, pids_max: u32, argv: &[&str]) -> Attempt<'_> {
         let number = COUNT.fetch_add(1, Ordering::Relaxed);
         let key = format!("att-{number}");
         let grant = SliceGrant {
@@ -91,7 +110,7 @@ impl Node {
             memory,
             host_cores: CoreMilli::ZERO,
             host_memory: Bytes::ZERO,
-            pids_max: 48,
+            pids_max,
         };
         let group = self.backend.grant(&grant).unwrap().group;
         let folder = Folder::new(&self.root.path().join(&key));
@@ -109,6 +128,7 @@ impl Node {
             rank: 0,
             world_size: 1,
             rendezvous: None,
+            kind: TaskKind::Command,
             argv: argv.iter().map(|word| (*word).to_owned()).collect(),
             env: BTreeMap::new(),
             uid,

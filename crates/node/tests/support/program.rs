@@ -1,9 +1,13 @@
 //! The supervisor's three roles as a program of their own, for tests.
 
-use std::path::PathBuf;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
 
 use sluice_node::supervisor;
+
+/// A test leaves it in a sandbox's home folder to have it run as the sandbox's init.
+const HOSTILE_INIT: &str = "/work/hostile-init.py";
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args_os().skip(1).collect();
@@ -20,6 +24,11 @@ fn main() -> ExitCode {
         "enter" => match supervisor::enter(&path) {
             Err(error) => error,
         },
+        "enter-task" if Path::new(HOSTILE_INIT).exists() => {
+            let error = Command::new("/usr/bin/python3").arg(HOSTILE_INIT).exec();
+            eprintln!("{HOSTILE_INIT}: {error}");
+            return ExitCode::from(125);
+        }
         "enter-task" => match supervisor::enter_task(&path) {
             Err(error) => error,
         },
