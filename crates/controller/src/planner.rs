@@ -8,7 +8,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use sluice_lifecycle::{Command, Refusal};
-use sluice_plan::{Delta, Explanation, JobView, Limits, World};
+use sluice_plan::{Delta, Explanation, JobView, Limits, Offered, World};
 use sluice_types::{JobId, Reason, SiteId, TaskResources};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -23,6 +23,7 @@ const FITTING: usize = 4096;
 enum Message {
     Deltas(Vec<Delta>, Vec<JobId>),
     Explain(JobId, oneshot::Sender<Option<Explanation>>),
+    Offer(Box<JobView>, oneshot::Sender<Result<Offered, (Reason, String)>>),
     Admissible(Box<JobView>, oneshot::Sender<Result<(), Explanation>>),
     Pause,
 }
@@ -76,6 +77,19 @@ impl PlannerHandle {
         let (reply, answer) = oneshot::channel();
         let gone = || Refusal::new(Reason::Unavailable, "the controller is stopping");
         self.queue.send(Message::Explain(job, reply)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+
+    /// What a job would be placed for now; the inner error is why it would not be.
+    ///
+    /// # Errors
+    /// [`Reason::Overloaded`] where too many ask at once.
+    pub async fn offer(&self, job: JobView) -> Result<Result<Offered, (Reason, String)>, Refusal> {
+        let busy = |_| Refusal::new(Reason::Overloaded, "too many quotes are being made; try again");
+        let _place = self.questions.try_acquire().map_err(busy)?;
+        let (reply, answer) = oneshot::channel();
+        let gone = || Refusal::new(Reason::Unavailable, "the controller is stopping");
+        self.queue.send(Message::Offer(Box::new(job), reply)).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())
     }
 
@@ -183,6 +197,7 @@ impl Planner {
                 rejected.into_iter().for_each(|job| self.world.reject(job));
             }
             Message::Explain(job, reply) => self.questions.push_back((job, reply)),
+            Message::Offer(job, reply) => drop(reply.send(self.world.offer(&job))),
             Message::Admissible(job, reply) => {
                 let answer = self.world.admissible(&job);
                 if answer.is_ok() {

@@ -39,6 +39,8 @@ use crate::writer::{Writer, WriterHandle, WriterParts};
 
 /// Largest message that a client may send: a batch of 1000 specs.
 const MAX_MESSAGE: usize = 8 << 20;
+/// Pieces of sessions are small.
+const MAX_SESSION_MESSAGE: usize = 64 << 10;
 /// After the signal to stop, running calls have so long.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -308,6 +310,7 @@ fn serve(
             blobs: blobs.clone(),
             spools: Arc::clone(&shared.spools),
             logs: Arc::clone(&shared.logs),
+            attachments: Arc::default(),
             secrets: Arc::clone(&shared.secrets),
             authority: Arc::clone(&shared.authority),
             events,
@@ -360,6 +363,8 @@ fn routes(
     use v1::job_service_server::JobServiceServer;
     use v1::money_service_server::MoneyServiceServer;
     use v1::node_service_server::NodeServiceServer;
+    use v1::order_service_server::OrderServiceServer;
+    use v1::session_service_server::SessionServiceServer;
     use v1::site_service_server::SiteServiceServer;
     use v1::tenant_service_server::TenantServiceServer;
     let (health, health_service) = tonic_health::server::health_reporter();
@@ -368,6 +373,8 @@ fn routes(
         health.set_serving::<MoneyServiceServer<Api>>().await;
         health.set_serving::<FleetServiceServer<Api>>().await;
         health.set_serving::<TenantServiceServer<Api>>().await;
+        health.set_serving::<OrderServiceServer<Api>>().await;
+        health.set_serving::<SessionServiceServer<Api>>().await;
     });
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(sluice_proto::DESCRIPTORS)
@@ -383,7 +390,9 @@ fn routes(
         .add_service(JobServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(MoneyServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(FleetServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
-        .add_service(TenantServiceServer::new(api).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(TenantServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(OrderServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(SessionServiceServer::new(api).max_decoding_message_size(MAX_SESSION_MESSAGE))
         .add_service(NodeServiceServer::new(nodes).max_decoding_message_size(MAX_MESSAGE))
         .add_service(SiteServiceServer::new(sites).max_decoding_message_size(MAX_MESSAGE))
         .add_service(IdentityServiceServer::new(hosts).max_decoding_message_size(64 << 10))

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_lifecycle::model::{Checkpoint, Event, Job, JobState};
+use sluice_lifecycle::model::{Checkpoint, Event, Job, JobKind, JobState};
 use sluice_lifecycle::{Caller, Command, Refusal, UserCommand};
 use sluice_plan::{Change, ChangeKind, Explanation};
 use sluice_proto::convert::{self, SiteNames};
@@ -47,6 +47,9 @@ impl Api {
             let directory = self.directory.read();
             convert::job_spec(spec, &*directory).map_err(refused)?
         };
+        if spec.kind != JobKind::Batch {
+            return Err(refuse_field("spec.kind", "batch jobs are submitted, rentals are ordered"));
+        }
         sluice_lifecycle::validate::spec(&spec).map_err(refused)?;
         let spec = Arc::new(spec);
         let preview = sluice_lifecycle::draft(&project, name.clone(), Arc::clone(&spec), who.key.id, self.clock.now());

@@ -6,11 +6,15 @@ mod fleet;
 mod jobs;
 mod money;
 mod names;
+mod orders;
 mod page;
 mod receipt;
+mod sessions;
 mod show;
 mod tenants;
 mod watch;
+
+pub(crate) use sessions::Attachments;
 
 use std::sync::Arc;
 
@@ -48,6 +52,7 @@ pub(crate) struct ApiParts {
     pub(crate) blobs: BlobSource,
     pub(crate) spools: Arc<Spools>,
     pub(crate) logs: Arc<LogStore>,
+    pub(crate) attachments: Arc<Attachments>,
     pub(crate) secrets: Arc<SecretBox>,
     pub(crate) authority: Arc<Authority>,
     pub(crate) events: channel::Receiver<u64>,

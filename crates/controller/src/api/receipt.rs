@@ -23,7 +23,7 @@ impl Api {
         }
         let mut credits = Vec::new();
         for lease in leases.iter().filter(|lease| lease.credited != Credits::ZERO) {
-            credits.push(self.credit_line(lease).await?);
+            credits.push(self.credit_line(job, lease).await?);
         }
         let gross: i64 = leases.iter().map(|lease| lease.amount.units()).sum();
         let credited: i64 = leases.iter().map(|lease| lease.credited.units()).sum();
@@ -67,7 +67,7 @@ impl Api {
         }
     }
 
-    async fn credit_line(&self, lease: &Lease) -> Result<v1::CreditLine, Status> {
+    async fn credit_line(&self, job: &Job, lease: &Lease) -> Result<v1::CreditLine, Status> {
         let (mut count, mut first, mut after) = (0, u64::MAX, None);
         loop {
             let rows =
@@ -80,7 +80,11 @@ impl Api {
                 break;
             }
         }
-        let reason = lease.credit_from.map_or("PLATFORM_MIGRATION".to_owned(), |(_, reason)| reason.to_string());
+        let reason = match lease.credit_from {
+            Some((_, reason)) => reason.to_string(),
+            None if job.purchase.is_some() => "PREPARATION".to_owned(),
+            None => "PLATFORM_MIGRATION".to_owned(),
+        };
         Ok(v1::CreditLine {
             lease: lease.id.to_string(),
             from_sequence: first,

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
+use super::sessions::{SessionSender, Sessions};
 use crate::directory::Directory;
 use crate::metrics::ControllerMetrics;
 
@@ -30,6 +31,7 @@ type VaultSender = mpsc::Sender<Result<v1::LinkResponse, Status>>;
 struct NodeLink {
     serial: u64,
     sender: NodeSender,
+    sessions: SessionSender,
     stop: CancellationToken,
 }
 
@@ -52,6 +54,7 @@ pub(crate) struct Hub {
     left: Mutex<BTreeMap<SiteId, Instant>>,
     since: Instant,
     next: AtomicU64,
+    pub(super) sessions: Sessions,
     metrics: Arc<ControllerMetrics>,
 }
 
@@ -71,6 +74,8 @@ pub(crate) trait SeatKey: std::marker::Copy {
 
 impl<K: SeatKey> Drop for Seat<K> {
     fn drop(&mut self) {
+        // Whoever still waits for this connection waits for nothing.
+        self.stop.cancel();
         K::leave(&self.hub, self.key, self.serial);
     }
 }
@@ -102,6 +107,7 @@ impl Hub {
             left: Mutex::default(),
             since: Instant::now(),
             next: AtomicU64::new(1),
+            sessions: Sessions::default(),
             metrics,
         })
     }
@@ -114,14 +120,19 @@ impl Hub {
         self.vaults.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn number(&self) -> u64 {
+    pub(super) fn number(&self) -> u64 {
         self.next.fetch_add(1, Ordering::Relaxed)
     }
 
     /// Takes the node's place; an older connection of it is stopped.
-    pub(crate) fn seat_node(self: &Arc<Self>, key: NodeId, sender: NodeSender) -> Seat<NodeId> {
+    pub(crate) fn seat_node(
+        self: &Arc<Self>,
+        key: NodeId,
+        sender: NodeSender,
+        sessions: SessionSender,
+    ) -> Seat<NodeId> {
         let (serial, stop) = (self.number(), CancellationToken::new());
-        let link = NodeLink { serial, sender, stop: stop.clone() };
+        let link = NodeLink { serial, sender, sessions, stop: stop.clone() };
         let count = {
             let mut nodes = self.nodes();
             if let Some(old) = nodes.insert(key, link) {
@@ -158,6 +169,11 @@ impl Hub {
 
     pub(crate) fn is_connected(&self, node: NodeId) -> bool {
         self.nodes().contains_key(&node)
+    }
+
+    /// The queue down to the sessions of a node that is connected, and what ends with its connection.
+    pub(super) fn session_sender(&self, node: NodeId) -> Option<(SessionSender, CancellationToken)> {
+        self.nodes().get(&node).map(|link| (link.sessions.clone(), link.stop.clone()))
     }
 
     pub(crate) fn has_nodes(&self) -> bool {

@@ -6,12 +6,14 @@ mod identity;
 mod intake;
 mod node;
 mod relay;
+mod sessions;
 mod vault;
 
 pub(crate) use hub::Hub;
 pub(crate) use identity::IdentityApi;
 pub(crate) use node::NodeApi;
 pub(crate) use relay::{BlobSource, RelayError};
+pub(crate) use sessions::SessionLink;
 pub(crate) use vault::SiteApi;
 
 use std::pin::Pin;

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::stream::{PollNext, Stream, StreamExt as _};
 use sluice_identity::Subject;
 use sluice_lifecycle::{Answer, Command, NodeReport, TaskKey};
 use sluice_proto::convert;
@@ -21,6 +22,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::channels::Channels;
 use super::hub::LINK_QUEUE;
 use super::intake::{Intake, LogTarget, Trouble};
+use super::sessions::{self, SessionSender};
 use super::{Answers, Hub, subject};
 use crate::directory::Directory;
 use crate::logs::LogStore;
@@ -54,17 +56,30 @@ impl NodeService for NodeApi {
             return Err(refuse(Reason::PermissionDenied, "only nodes attach"));
         };
         let (sender, receiver) = mpsc::channel(LINK_QUEUE);
+        let (sessions, queue) = mpsc::channel(sessions::DOWN);
         let this = self.clone();
         let inbound = request.into_inner();
         tokio::spawn(async move {
-            let end = this.serve(node, inbound, sender.clone()).await;
+            let end = this.serve(node, inbound, sender.clone(), sessions).await;
             tracing::info!(%node, end = ?end.as_ref().err().map(Status::message), "node stream ended");
             if let Err(status) = end {
                 let _ = sender.try_send(Err(status));
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        Ok(Response::new(Box::pin(outbound(receiver, queue))))
     }
+}
+
+/// What a node is told: what it should do first, what is for sessions behind it. Ends when nobody tells it what to do any
+/// more, whoever still has words for its sessions.
+fn outbound(
+    receiver: mpsc::Receiver<Result<v1::AttachResponse, Status>>,
+    sessions: mpsc::Receiver<v1::AttachResponse>,
+) -> impl Stream<Item = Result<v1::AttachResponse, Status>> + Send {
+    let told = ReceiverStream::new(receiver).map(Some).chain(futures::stream::iter([None]));
+    let sessions = ReceiverStream::new(sessions).map(|message| Some(Ok(message)));
+    let both = futures::stream::select_with_strategy(told, sessions, |(): &mut ()| PollNext::Left);
+    both.take_while(|message| std::future::ready(message.is_some())).filter_map(std::future::ready)
 }
 
 type Sender = mpsc::Sender<Result<v1::AttachResponse, Status>>;
@@ -75,13 +90,14 @@ impl NodeApi {
         node: NodeId,
         mut inbound: Streaming<v1::AttachRequest>,
         sender: Sender,
+        sessions: SessionSender,
     ) -> Result<(), Status> {
         let first = next(&mut inbound).await?;
         let Some(Up::Hello(hello)) = first else { return Err(refuse_field("hello", "the first message is hello")) };
         let report = convert::node_report(Up::Hello(hello)).map_err(|refusal| status(&refusal))?;
         let report = report.ok_or_else(|| refuse_field("hello", "the first message is hello"))?;
         let answer = self.submit(node, Generation::ZERO, report).await?;
-        let seat = self.hub.seat_node(node, sender.clone());
+        let seat = self.hub.seat_node(node, sender.clone(), sessions);
         let intake = Intake::start(Arc::clone(&self.logs), Arc::clone(&self.metrics), sender.clone());
         let mut session = Session {
             api: self,
@@ -167,6 +183,10 @@ impl Session<'_> {
     async fn take(&mut self, message: Up) -> Result<(), Status> {
         let message = match message {
             Up::Frame(frame) => return self.frame(frame).await,
+            Up::Session(session) => {
+                self.api.hub.session_up(self.node, session);
+                return Ok(());
+            }
             message => message,
         };
         // A damaged message ends the stream: taking it for handled would lose what it said.

@@ -1,0 +1,267 @@
+//! `SessionService`: the way of a client to a session in one of its sandboxes.
+//!
+//! The controller passes messages on and keeps none: what is under way is bounded by both ends' windows, and what is cut
+//! off begins again where the two ends say. Bytes that break the bounds end the attachment, never the session.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use sluice_lifecycle::TaskKey;
+use sluice_lifecycle::model::{Attempt, Job, JobKind, JobState, TaskState};
+use sluice_proto::error::{refuse, refuse_field};
+use sluice_proto::v1;
+use sluice_proto::v1::session_input::Message as Input;
+use sluice_proto::v1::session_output::Message as Output;
+use sluice_proto::v1::session_service_server::SessionService;
+use sluice_types::{NodeId, Reason, TenantId};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Api, store_status};
+use crate::link::{Answers, SessionLink};
+use crate::principal::Principal;
+
+/// How long a client may take to say what it wants, and a sandbox to be there.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is looked whether the caller's key still opens doors.
+const LOOK: Duration = Duration::from_secs(2);
+/// Between two looks whether a sandbox is there, at least.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Messages that may wait for a client.
+const QUEUE: usize = 16;
+/// Bytes of one message.
+const PIECE: usize = 16 << 10;
+/// Bytes of input under way that the session has not told as taken.
+const WINDOW: u64 = 128 << 10;
+/// Attachments of one tenant at a time.
+const PER_TENANT: usize = 256;
+/// Attachments at a time.
+const IN_ALL: usize = 2048;
+
+type Answer = Result<v1::AttachSessionResponse, Status>;
+
+/// How many attachments there are, by tenant.
+#[derive(Debug, Default)]
+pub(crate) struct Attachments(Mutex<HashMap<TenantId, usize>>);
+
+/// One of them.
+struct Place {
+    of: Arc<Attachments>,
+    tenant: TenantId,
+}
+
+impl Attachments {
+    fn take(self: &Arc<Self>, tenant: TenantId) -> Result<Place, Status> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: usize = open.values().sum();
+        let own = open.entry(tenant).or_default();
+        if *own >= PER_TENANT || all >= IN_ALL {
+            return Err(refuse(Reason::Overloaded, format!("{PER_TENANT} sessions of a tenant are attached at most")));
+        }
+        *own += 1;
+        Ok(Place { of: Arc::clone(self), tenant })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(own) = open.get_mut(&self.tenant) {
+            *own -= 1;
+            if *own == 0 {
+                open.remove(&self.tenant);
+            }
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl SessionService for Api {
+    type AttachSessionStream = Answers<v1::AttachSessionResponse>;
+
+    async fn attach_session(
+        &self,
+        request: Request<Streaming<v1::AttachSessionRequest>>,
+    ) -> Result<Response<Self::AttachSessionStream>, Status> {
+        let who = self.who(&request, "sluice.v1.SessionService/AttachSession")?;
+        let mut inbound = request.into_inner();
+        let first = tokio::time::timeout(PATIENCE, inbound.message()).await;
+        let first = first.map_err(|_| refuse(Reason::DeadlineExceeded, "the first message did not come"))??;
+        let start = match first.and_then(|first| first.message) {
+            Some(v1::attach_session_request::Message::Start(start)) => start,
+            _ => return Err(refuse_field("start", "the first message is start")),
+        };
+        let job = self.job(&who, "start.job", &start.job).await?;
+        let place = self.attachments.take(job.tenant)?;
+        check(&start, &job)?;
+        let (sender, receiver) = mpsc::channel(QUEUE);
+        let api = self.clone();
+        tokio::spawn(async move {
+            let _place = place;
+            let end = api.attach(&who, job, start, inbound, &sender).await;
+            if let Err(status) = end {
+                // A client that has gone wants no reason.
+                let _gone = sender.send(Err(status)).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+}
+
+/// What can be seen without the node.
+fn check(start: &v1::StartSession, job: &Job) -> Result<(), Status> {
+    if job.spec.kind != JobKind::Rental {
+        return Err(refuse(Reason::WrongState, "sessions are opened in rentals; a job has none: see sluice rent"));
+    }
+    if start.rank >= job.spec.tasks {
+        return Err(refuse_field("start.rank", format!("the leg has {} sandboxes", job.spec.tasks)));
+    }
+    let id = &start.session_id;
+    if id.is_empty() || id.len() > 36 || !id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
+        return Err(refuse_field("start.session_id", "a UUID"));
+    }
+    Ok(())
+}
+
+impl Api {
+    /// Finds the sandbox, opens the way to its node and passes messages on until either end is gone.
+    async fn attach(
+        &self,
+        who: &Principal,
+        job: Job,
+        start: v1::StartSession,
+        inbound: Streaming<v1::AttachSessionRequest>,
+        sender: &mpsc::Sender<Answer>,
+    ) -> Result<(), Status> {
+        let rank = start.rank;
+        let (node, key) = tokio::select! {
+            found = self.sandbox(job, rank) => found?,
+            () = sender.closed() => return Ok(()),
+        };
+        let start = v1::StartSession { job: String::new(), rank: 0, ..start };
+        let away = || refuse(Reason::Unavailable, "the node of the sandbox is not connected; attach again");
+        let link = self.hub.open_session(node, &key, start).await.ok_or_else(away)?;
+        Relay { api: self, who, link, sender, taken: 0 }.run(inbound).await
+    }
+
+    /// Where a leg's sandbox runs; waits for it while it is on its way.
+    async fn sandbox(&self, mut job: Job, rank: u32) -> Result<(NodeId, TaskKey), Status> {
+        let mut news = self.events.clone();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(id) = job.current
+                && let Some(attempt) = self.store.attempts_by_ids(&[id]).await.map_err(store_status)?.pop()
+                && let Some(found) = running(&attempt, rank)
+            {
+                return Ok(found);
+            }
+            let coming =
+                matches!(job.state, JobState::Pending | JobState::Starting | JobState::Running | JobState::Migrating);
+            if !coming {
+                let message = format!("the rental is {}; there is nothing to attach to", job.state.as_str());
+                return Err(refuse(Reason::WrongState, message));
+            }
+            // What changes is told by an event, but so is what changes elsewhere.
+            tokio::time::sleep(PAUSE).await;
+            let pause = deadline.min(Instant::now() + LOOK);
+            if deadline <= Instant::now() {
+                return Err(refuse(Reason::Unavailable, "the sandbox is not there yet; attach again"));
+            }
+            let _late = tokio::time::timeout_at(pause, news.changed()).await;
+            let row = self.store.get_job(job.id).await.map_err(store_status)?;
+            job = row.ok_or_else(|| super::not_found("job"))?;
+        }
+    }
+}
+
+/// The task of a rank, where it runs.
+fn running(attempt: &Attempt, rank: u32) -> Option<(NodeId, TaskKey)> {
+    let task = attempt.tasks.get(usize::try_from(rank).ok()?)?;
+    let key = TaskKey { attempt: attempt.id, lease: task.lease, generation: attempt.generation };
+    (task.state == TaskState::Running).then_some((task.device.node, key))
+}
+
+/// One attachment.
+struct Relay<'a> {
+    api: &'a Api,
+    who: &'a Principal,
+    link: SessionLink,
+    sender: &'a mpsc::Sender<Answer>,
+    /// Bytes of input that the session has told as taken.
+    taken: u64,
+}
+
+impl Relay<'_> {
+    async fn run(mut self, mut inbound: Streaming<v1::AttachSessionRequest>) -> Result<(), Status> {
+        let mut look = tokio::time::interval(LOOK);
+        let mut speaks = true;
+        loop {
+            tokio::select! {
+                up = self.link.up.recv() => {
+                    let Some(up) = up else {
+                        return Err(refuse(Reason::Overloaded, "the session said more than may be under way; attach again"));
+                    };
+                    if self.pass_up(up).await? {
+                        return Ok(());
+                    }
+                }
+                // Read always: behind input that the session does not take yet may stand what it waits for.
+                said = inbound.message(), if speaks => match said? {
+                    Some(said) => self.pass_down(said).await?,
+                    // It listens on: half a connection is one.
+                    None => speaks = false,
+                },
+                _ = look.tick() => self.who.still(&self.api.directory)?,
+                () = self.link.stop.cancelled() => return Err(away()),
+                () = self.sender.closed() => return Ok(()),
+            }
+        }
+    }
+
+    /// Passes on what comes from the session; `true` after its last message.
+    async fn pass_up(&mut self, up: v1::SessionUp) -> Result<bool, Status> {
+        let Some(message) = up.output.and_then(|output| output.message) else {
+            let reason = up.reason.parse().unwrap_or(Reason::Unavailable);
+            return Err(refuse(reason, up.message));
+        };
+        match &message {
+            Output::Opened(v1::SessionOpened { taken, .. }) | Output::Taken(taken) => {
+                self.taken = self.taken.max(*taken)
+            }
+            Output::Data(data) if data.data.len() > PIECE => {
+                return Err(refuse(Reason::TooLarge, "the session sent a piece that is too large"));
+            }
+            Output::Data(_) | Output::End(_) | Output::Notice(_) => {}
+        }
+        let last = matches!(message, Output::End(_));
+        let output = Some(v1::SessionOutput { message: Some(message) });
+        let sent = self.sender.send(Ok(v1::AttachSessionResponse { output })).await;
+        Ok(last || sent.is_err())
+    }
+
+    async fn pass_down(&mut self, said: v1::AttachSessionRequest) -> Result<(), Status> {
+        let wrong = || refuse_field("input", "every message but the first is input");
+        let Some(v1::attach_session_request::Message::Input(input)) = said.message else { return Err(wrong()) };
+        match input.message.as_ref().ok_or_else(wrong)? {
+            Input::Data(data) => {
+                if data.data.len() > PIECE {
+                    return Err(refuse(Reason::TooLarge, format!("at most {PIECE} bytes in one message")));
+                }
+                let end = data.offset.saturating_add(data.data.len() as u64);
+                if end > self.taken.saturating_add(WINDOW) {
+                    return Err(refuse(Reason::TooLarge, format!("at most {WINDOW} bytes that were not taken")));
+                }
+            }
+            Input::Signal(signal) if signal.len() > 16 => return Err(refuse_field("input.signal", "a signal's name")),
+            _ => {}
+        }
+        if self.link.send(input).await { Ok(()) } else { Err(away()) }
+    }
+}
+
+fn away() -> Status {
+    refuse(Reason::Unavailable, "the connection to the node of the sandbox ended; attach again")
+}
