@@ -8,6 +8,8 @@ use std::time::Duration;
 use sluice_proto::v1::fleet_service_client::FleetServiceClient;
 use sluice_proto::v1::job_service_client::JobServiceClient;
 use sluice_proto::v1::money_service_client::MoneyServiceClient;
+use sluice_proto::v1::order_service_client::OrderServiceClient;
+use sluice_proto::v1::session_service_client::SessionServiceClient;
 use sluice_proto::v1::tenant_service_client::TenantServiceClient;
 use sluice_types::Reason;
 use tokio::time::Instant;
@@ -47,6 +49,9 @@ impl RetryPolicy {
     /// For streams that outlive a restart of the controller: about two minutes without any progress.
     const STREAM: Self =
         Self { attempts: 30, first_pause: Duration::from_millis(200), longest_pause: Duration::from_secs(5) };
+    /// For sessions that somebody types into: about ten minutes, which is as long as a session waits for its client.
+    const SESSION: Self =
+        Self { attempts: 1500, first_pause: Duration::from_millis(50), longest_pause: Duration::from_millis(400) };
 }
 
 /// Counts the attempts of one call or stream.
@@ -172,6 +177,14 @@ impl Api {
         JobServiceClient::new(self.authed()).max_decoding_message_size(LARGEST_ANSWER)
     }
 
+    pub(crate) fn orders(&self) -> OrderServiceClient<Authed> {
+        OrderServiceClient::new(self.authed()).max_decoding_message_size(LARGEST_ANSWER)
+    }
+
+    pub(crate) fn sessions(&self) -> SessionServiceClient<Authed> {
+        SessionServiceClient::new(self.authed())
+    }
+
     pub(crate) fn fleet(&self) -> FleetServiceClient<Authed> {
         FleetServiceClient::new(self.authed()).max_decoding_message_size(LARGEST_ANSWER)
     }
@@ -187,6 +200,11 @@ impl Api {
     /// The budget of one long stream.
     pub(crate) fn stream_backoff(&self) -> Backoff {
         Backoff { policy: self.stream, failed: 0 }
+    }
+
+    /// The budget of one session.
+    pub(crate) fn session_backoff(&self) -> Backoff {
+        Backoff { policy: RetryPolicy::SESSION, failed: 0 }
     }
 
     /// The budget of one call.

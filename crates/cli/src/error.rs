@@ -16,30 +16,52 @@ use crate::output::{Style, printable};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Exit {
     /// Done.
-    Ok = 0,
+    Ok,
     /// None of the others.
-    Other = 1,
+    Other,
     /// The command line, a file or a field is wrong.
-    Usage = 2,
+    Usage,
     /// There is no such object, or the caller may not know of it.
-    NotFound = 3,
+    NotFound,
     /// No credentials, or not allowed.
-    Denied = 4,
+    Denied,
     /// Quota, budget, funds or price.
-    Quota = 5,
+    Quota,
     /// The server cannot be reached or takes no work.
-    Unavailable = 6,
+    Unavailable,
     /// The job ended otherwise than with success.
-    JobFailed = 7,
+    JobFailed,
     /// A deadline or `--timeout` passed.
-    TimedOut = 8,
+    TimedOut,
     /// Ended by Ctrl-C, as shells report it.
-    Interrupted = 130,
+    Interrupted,
+    /// What a program in a rental ended with, as if it had run here.
+    Program(u8),
+}
+
+impl Exit {
+    /// The number.
+    #[must_use]
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Ok => 0,
+            Self::Other => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::Denied => 4,
+            Self::Quota => 5,
+            Self::Unavailable => 6,
+            Self::JobFailed => 7,
+            Self::TimedOut => 8,
+            Self::Interrupted => 130,
+            Self::Program(status) => status,
+        }
+    }
 }
 
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(exit.code())
     }
 }
 
@@ -105,6 +127,9 @@ pub enum CliError {
     /// The server's answer cannot be used.
     #[error("{0}")]
     Answer(String),
+    /// A program in a rental ended with this status; it said itself what there was to say.
+    #[error("the program ended with status {0}")]
+    Ended(u8),
     /// Asked and not confirmed.
     #[error("not confirmed, nothing was done")]
     Declined,
@@ -149,6 +174,7 @@ impl CliError {
             Self::Io { .. } | Self::Answer(_) | Self::Declined => Exit::Other,
             Self::Closed => Exit::Ok,
             Self::Interrupted(_) => Exit::Interrupted,
+            Self::Ended(status) => Exit::Program(*status),
         }
     }
 
@@ -187,7 +213,7 @@ impl CliError {
             }
             Self::Answer(_) => tell("next", "Check that the server and this program have the same version."),
             Self::Declined => tell("next", "Confirm with y, or pass -y."),
-            Self::Closed | Self::Interrupted(_) => {}
+            Self::Closed | Self::Interrupted(_) | Self::Ended(_) => {}
         }
         lines.join("\n") + "\n"
     }
@@ -210,7 +236,13 @@ pub(crate) fn reason_of(status: &Status) -> Option<Reason> {
 #[must_use]
 pub(crate) fn exit_of(status: &Status) -> Exit {
     match reason_of(status) {
-        Some(Reason::InsufficientFunds | Reason::BudgetExhausted | Reason::QuotaExceeded | Reason::NoPrice) => {
+        Some(
+            Reason::InsufficientFunds
+            | Reason::BudgetExhausted
+            | Reason::QuotaExceeded
+            | Reason::NoPrice
+            | Reason::PriceAboveLimit,
+        ) => {
             return Exit::Quota;
         }
         Some(Reason::NetworkNotAllowed | Reason::PermissionDenied | Reason::Unauthenticated) => return Exit::Denied,

@@ -9,7 +9,8 @@ use crate::command::describe::{Description, text};
 use crate::output::{Format, Rendered, Style, View, Width, document, list, one};
 use crate::view::{
     BalanceView, BudgetView, CheckpointView, ClassView, DeviceView, EventView, ExplanationView, JobView, KeyView,
-    NodeView, PriceBookView, ProjectView, QuotaView, ReceiptView, SiteView, TransferView, WindowView, cost_line,
+    NodeView, OrderView, PriceBookView, ProjectView, QuotaView, ReceiptView, SiteView, TransferView, WindowView,
+    cost_line,
 };
 
 /// 2026-11-22T10:00:00Z.
@@ -380,6 +381,48 @@ pub(crate) fn parsed(line: &[&str]) -> Result<(Global, UserCommand), clap::Error
 }
 
 #[test]
+fn orders() {
+    let leg = v1::Leg {
+        count: 2,
+        resources: Some(v1::TaskResources {
+            device_class: "cpu".into(),
+            milli: 500,
+            memory_bytes: 512 << 20,
+            ..Default::default()
+        }),
+        duration: Some(prost_types::Duration { seconds: 1200, nanos: 0 }),
+        ..Default::default()
+    };
+    let mut active = v1::Order {
+        name: "tenants/acme/projects/default/orders/ord-0000000000002".into(),
+        display_name: "desk".into(),
+        legs: vec![v1::OrderLeg {
+            leg: Some(leg),
+            job: "tenants/acme/projects/default/jobs/job-0000000000003".into(),
+            site: "sites/a".into(),
+            used: Some(prost_types::Duration { seconds: 61, nanos: 0 }),
+        }],
+        ceiling_credits: 400_000,
+        spent_credits: 20_000,
+        hourly_credits: 1_200_000,
+        create_time: at(3600),
+        ..Default::default()
+    };
+    active.set_state(v1::OrderState::Active);
+    let mut refused = v1::Order {
+        name: "tenants/acme/projects/default/orders/ord-0000000000001".into(),
+        display_name: "ord-0000000000001".into(),
+        reason: "NO_FREE_SHARE".into(),
+        message: "a task asks for 500m of one device, 100m more than is free on any".into(),
+        create_time: at(0),
+        end_time: at(1),
+        ..Default::default()
+    };
+    refused.set_state(v1::OrderState::Refused);
+    insta::assert_snapshot!("orders", all(&[OrderView::from(&active), OrderView::from(&refused)]));
+}
+
+#[test]
 fn the_command_line_is_consistent() {
     crate::command().debug_assert();
     for line in [
@@ -403,6 +446,13 @@ fn the_command_line_is_consistent() {
         &["key", "list", "acme", "--tenant", "other"],
         &["secret", "put", "token", "-f", "file"],
         &["token", "create", "--site", "site-a", "--kind", "vault", "--ttl", "2h"],
+        &["rent", "500m", "--class", "cpu", "--for", "20m", "--memory", "2GiB", "-y"],
+        &["release", "ord-1", "other", "-y"],
+        &["shell", "ord-1", "--rank", "1"],
+        &["exec", "-i", "ord-1", "--", "sh", "-c", "cat"],
+        &["port-forward", "ord-1", "8888", "8080:80", ":22"],
+        &["cp", "./x", "ord-1:y"],
+        &["get", "rentals"],
         &["completion", "bash"],
         &["describe", "a", "--data", "/d", "--ca", "/c", "--server", "https://h:1", "-q"],
     ] {
@@ -422,6 +472,11 @@ fn the_command_line_is_consistent() {
         &["price", "set", "-f", "x", "--class", "cpu"],
         &["run", "--max-run-time", "5", "--", "x"],
         &["describe", "a", "--key", "a b"],
+        &["rent"],
+        &["rent", "1.5"],
+        &["exec", "ord-1"],
+        &["port-forward", "ord-1", "0"],
+        &["port-forward", "ord-1", "x:80"],
     ] {
         assert!(parsed(line).is_err(), "{line:?}");
     }

@@ -9,6 +9,7 @@
 //! | where to connect, as whom | `context`, `reference` |
 //! | calls, deadlines, retries | `connect`, `request_id` |
 //! | job files and what is submitted | `jobfile`, `draft` |
+//! | sessions in rentals | `session` |
 //! | folders as archives, and their transfer | `archive`, `upload` |
 //! | what the commands do | `command` |
 //! | what is printed | `view`, `output`, `error`, `duration` |
@@ -33,6 +34,7 @@ mod output;
 mod records;
 mod reference;
 mod request_id;
+mod session;
 mod upload;
 mod view;
 
@@ -67,7 +69,7 @@ pub async fn run(cmd: UserCommand, global: Global) -> ExitCode {
 /// Prints what went wrong. A reader of stdout that had enough (`| head`) is no error.
 pub fn end(done: Result<(), CliError>) -> Exit {
     let Err(error) = done else { return Exit::Ok };
-    if error.exit() != Exit::Ok {
+    if !matches!(error, CliError::Closed | CliError::Ended(_)) {
         output::write_stderr(&error.render(Style::stderr()));
     }
     error.exit()

@@ -3,7 +3,7 @@
 //! A short form is always read in the caller's tenant and project; only a full resource name reaches beyond.
 
 use sluice_proto::v1;
-use sluice_types::{JobId, Name};
+use sluice_types::{JobId, Name, OrderId};
 
 use crate::connect::Api;
 use crate::error::CliError;
@@ -99,6 +99,40 @@ pub(crate) async fn resolve_job(api: &Api, scope: &Scope, text: &str) -> Result<
             })
         }
     }
+}
+
+/// The most orders among which one is looked for by its display name.
+const SEARCHED: usize = 1000;
+
+/// The full resource name of an order; asks the server only for a display name.
+pub(crate) async fn resolve_order(api: &Api, scope: &Scope, text: &str) -> Result<String, CliError> {
+    let not_one = || CliError::Usage {
+        message: format!("`{}` names no rental", text.chars().take(128).collect::<String>()),
+        field: None,
+        next: Some("Use ord-…, a display name, or tenants/T/projects/P/orders/ord-…; see `sluice get orders`.".into()),
+    };
+    if text.contains('/') {
+        let ["tenants", tenant, "projects", project, "orders", order] = text.split('/').collect::<Vec<_>>()[..] else {
+            return Err(not_one());
+        };
+        let known = tenant.parse::<Name>().is_ok() && project.parse::<Name>().is_ok();
+        return (known && order.parse::<OrderId>().is_ok()).then(|| text.to_owned()).ok_or_else(not_one);
+    }
+    let parent = scope.project()?;
+    if text.parse::<OrderId>().is_ok() {
+        return Ok(format!("{parent}/orders/{text}"));
+    }
+    if text.parse::<Name>().is_err() {
+        return Err(not_one());
+    }
+    let page_size = i32::try_from(SEARCHED).unwrap_or(i32::MAX);
+    let request = v1::ListOrdersRequest { parent, page_size, page_token: String::new() };
+    let page = api.unary("find the rental", request, async |r| api.orders().list_orders(r).await).await?;
+    let found = page.orders.into_iter().find(|order| order.display_name == text);
+    found.map(|order| order.name).ok_or_else(|| CliError::Missing {
+        what: format!("rental `{text}` in project {}", scope.project),
+        next: "List the rentals you may see: sluice get orders".into(),
+    })
 }
 
 /// The last part of a resource name.

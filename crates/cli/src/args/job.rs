@@ -83,7 +83,7 @@ pub struct JobFlags {
     pub command: Vec<String>,
 }
 
-fn pair(text: &str) -> Result<(String, String), String> {
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
         _ => Err(format!("`{text}` is not NAME=VALUE")),
@@ -195,13 +195,13 @@ pub struct LogsArgs {
 /// Arguments of `cp`.
 #[derive(Debug, Clone, Args)]
 pub struct CpArgs {
-    /// JOB for all outputs, JOB:PATH for one file or folder of them
-    #[arg(value_name = "JOB[:PATH]")]
+    /// JOB for all outputs, JOB:PATH for one file or folder of them; RENTAL:PATH; a file or folder of this host
+    #[arg(value_name = "FROM")]
     pub from: String,
-    /// Where to: a folder for all outputs; a new name, or a folder that exists, for one path
+    /// Where to: a folder for all outputs; a new name, or a folder that exists, for one path; RENTAL:DIR
     #[arg(value_name = "DEST")]
-    pub to: PathBuf,
-    /// Which task's outputs
+    pub to: String,
+    /// Which task or sandbox
     #[arg(long, value_name = "RANK", default_value_t = 0)]
     pub rank: u32,
 }

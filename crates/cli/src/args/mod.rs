@@ -2,6 +2,7 @@
 
 mod admin;
 mod job;
+mod rent;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use clap_complete::Shell;
 
 pub use admin::*;
 pub use job::*;
+pub use rent::*;
 
 use crate::context::{ApiKey, default_data_dir};
 use crate::duration::parse_duration;
@@ -185,7 +187,17 @@ pub enum UserCommand {
     Why(JobArg),
     /// Print a job's log
     Logs(LogsArgs),
-    /// Copy a job's outputs: `sluice cp JOB DIR` or `sluice cp JOB:PATH DEST`
+    /// Rent a slice and work in it at once: `sluice rent 500m --for 20m`
+    Rent(RentArgs),
+    /// Give a rental back
+    Release(ReleaseArgs),
+    /// Open a terminal in a rental
+    Shell(ShellArgs),
+    /// Run a program in a rental: `sluice exec RENTAL -- COMMAND`
+    Exec(ExecArgs),
+    /// Reach a port in a rental: `sluice port-forward RENTAL 8888`
+    PortForward(PortForwardArgs),
+    /// Copy a job's outputs (`sluice cp JOB DIR`, `sluice cp JOB:PATH DEST`), or files in and out of a rental
     Cp(CpArgs),
     /// End jobs for good
     Cancel(CancelArgs),
@@ -289,6 +301,9 @@ pub enum Kind {
     /// Jobs.
     #[value(alias = "job")]
     Jobs,
+    /// Rentals.
+    #[value(aliases = ["order", "rentals", "rental"])]
+    Orders,
     /// Sites.
     #[value(alias = "site")]
     Sites,

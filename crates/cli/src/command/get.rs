@@ -3,7 +3,7 @@
 use sluice_proto::v1;
 
 use super::watch::{Told, Watch, state_word};
-use super::{Invocation, fleet, money, tenants};
+use super::{Invocation, fleet, money, rent, tenants};
 use crate::args::{GetArgs, JobFilter, Kind, ListArgs};
 use crate::connect::read_pages;
 use crate::error::CliError;
@@ -28,6 +28,9 @@ pub(super) async fn get(at: &Invocation, args: GetArgs) -> Result<(), CliError> 
             names => named_jobs(at, names).await,
         };
     }
+    if args.kind == Kind::Orders && !args.watch {
+        return rent::orders(at, &args.names, limit).await;
+    }
     if args.watch {
         return Err(CliError::field("--watch", "only jobs can be watched"));
     }
@@ -44,7 +47,7 @@ pub(super) async fn get(at: &Invocation, args: GetArgs) -> Result<(), CliError> 
         })
     };
     match args.kind {
-        Kind::Jobs => Ok(()),
+        Kind::Jobs | Kind::Orders => Ok(()),
         Kind::Sites => fleet::list_sites(at, limit).await,
         Kind::Nodes => fleet::list_nodes(at, name, limit).await,
         Kind::Devices => fleet::devices(at, name, limit).await,

@@ -7,6 +7,8 @@ mod get;
 mod logs;
 mod money;
 mod outputs;
+mod rent;
+mod session;
 mod submit;
 mod tenants;
 mod watch;
@@ -58,6 +60,11 @@ pub(crate) async fn perform(at: &Invocation, command: UserCommand) -> Result<(),
         UserCommand::Describe(args) => Box::pin(describe::describe(at, &args.job)).await,
         UserCommand::Why(args) => Box::pin(describe::why(at, &args.job)).await,
         UserCommand::Logs(args) => Box::pin(logs::logs(at, args)).await,
+        UserCommand::Rent(args) => Box::pin(rent::rent(at, args)).await,
+        UserCommand::Release(args) => Box::pin(rent::release(at, args)).await,
+        UserCommand::Shell(args) => Box::pin(session::shell(at, args)).await,
+        UserCommand::Exec(args) => Box::pin(session::exec(at, args)).await,
+        UserCommand::PortForward(args) => Box::pin(session::port_forward(at, args)).await,
         UserCommand::Cp(args) => Box::pin(outputs::cp(at, args)).await,
         UserCommand::Cancel(args) => Box::pin(control::cancel(at, args)).await,
         UserCommand::Suspend(args) => Box::pin(control::suspend(at, args)).await,

@@ -1,19 +1,47 @@
-//! `cp`: a job's outputs to this host.
+//! `cp`: a job's outputs to this host; files in and out of rentals are in `session`.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::Invocation;
+use sluice_proto::v1;
+use sluice_types::OrderId;
+
+use super::get::read_job;
+use super::{Invocation, session};
 use crate::archive::{Wanted, unpack};
-use crate::args::CpArgs;
+use crate::args::{CpArgs, Place, SandboxArg};
 use crate::error::CliError;
 use crate::upload::fetch_outputs;
 
 pub(super) async fn cp(at: &Invocation, args: CpArgs) -> Result<(), CliError> {
+    let to = match args.to.parse() {
+        Ok(Place::Remote(rental, path)) => return session::copy_in(at, &args.from, &rental, args.rank, path).await,
+        Ok(Place::Local(to)) => to,
+        Err(never) => match never {},
+    };
     let (job, path) = match args.from.split_once(':') {
         None => (args.from.as_str(), None),
         Some((job, path)) => (job, Some(path)),
     };
-    let wanted = wanted(path, &args.to)?;
+    if let Some(rental) = rental_of(at, job).await? {
+        return session::copy_out(at, rental, args.rank, path.unwrap_or_default(), &to).await;
+    }
+    outputs(at, job, path, args.rank, &to).await
+}
+
+/// The job of a rental's sandboxes, where this names a rental and no other job.
+async fn rental_of(at: &Invocation, text: &str) -> Result<Option<String>, CliError> {
+    if text.parse::<OrderId>().is_ok() || text.contains("/orders/") {
+        let sandbox = SandboxArg { rental: text.to_owned(), rank: 0 };
+        return session::job_of(at, &sandbox).await.map(Some);
+    }
+    let job = read_job(at, &at.job(text).await?).await?;
+    let rental = job.spec.as_ref().is_some_and(|spec| spec.kind() == v1::JobKind::Rental);
+    Ok(rental.then_some(job.name))
+}
+
+async fn outputs(at: &Invocation, job: &str, path: Option<&str>, rank: u32, to: &Path) -> Result<(), CliError> {
+    let wanted = wanted(path, to)?;
     let near = match &wanted {
         Wanted::All(dir) => {
             std::fs::create_dir_all(dir)
@@ -23,22 +51,26 @@ pub(super) async fn cp(at: &Invocation, args: CpArgs) -> Result<(), CliError> {
         Wanted::One { to, .. } => folder_of(to),
     };
     let job = at.job(job).await?;
-    let file = fetch_outputs(at, &job, args.rank, &near).await?;
-    let shown = args.to.display().to_string();
+    let file = fetch_outputs(at, &job, rank, &near).await?;
+    unpack_to(at, file, wanted, to).await
+}
+
+/// Unpacks an archive on a thread of its own.
+pub(super) async fn unpack_to(at: &Invocation, file: File, wanted: Wanted, to: &Path) -> Result<(), CliError> {
     let written = tokio::task::spawn_blocking(move || unpack(std::io::BufReader::new(file), &wanted)).await;
-    let written = written.map_err(|error| CliError::io("unpack the outputs", std::io::Error::other(error)))?;
+    let written = written.map_err(|error| CliError::io("unpack the archive", std::io::Error::other(error)))?;
     let written = written.map_err(|error| match error {
         crate::archive::ArchiveError::Absent(path) => CliError::Missing {
             what: format!("`{path}` in the outputs"),
             next: "Copy all of them: sluice cp JOB DIR".into(),
         },
-        other => CliError::io("unpack the outputs", std::io::Error::other(other)),
+        other => CliError::io("unpack the archive", std::io::Error::other(other)),
     })?;
-    at.console.note(&format!("{} files, {} bytes to {shown}", written.files, written.bytes));
+    at.console.note(&format!("{} files, {} bytes to {}", written.files, written.bytes, to.display()));
     Ok(())
 }
 
-fn folder_of(path: &Path) -> PathBuf {
+pub(super) fn folder_of(path: &Path) -> PathBuf {
     match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent.to_path_buf(),
         _ => PathBuf::from("."),

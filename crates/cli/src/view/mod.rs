@@ -8,6 +8,7 @@ mod explain;
 mod fleet;
 pub(crate) mod job;
 mod money;
+mod order;
 mod spec;
 mod tenants;
 
@@ -17,6 +18,7 @@ pub(crate) use job::{CheckpointView, JobView, MigrationView};
 pub(crate) use money::{
     BalanceView, BudgetView, PriceBookView, QuotaView, ReceiptView, TransferView, WindowView, cost_line,
 };
+pub(crate) use order::OrderView;
 pub(crate) use tenants::{CreatedKeyView, KeyView, ProjectView, SecretView, TenantView};
 
 use serde::Serialize;

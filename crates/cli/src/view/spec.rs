@@ -124,7 +124,8 @@ impl From<&v1::CheckpointPolicy> for CheckpointPolicyView {
         use v1::checkpoint_policy::Capture;
         use v1::watched_directory::Completion;
         let (state_provider, directory) = match &policy.capture {
-            None => (None, None),
+            // Of rentals, which are shown as orders.
+            None | Some(Capture::Home(_)) => (None, None),
             Some(Capture::StateProvider(_)) => (Some(StateProviderView {}), None),
             Some(Capture::Directory(folder)) => {
                 let (completion_file, renamed_prefix) = match &folder.completion {
