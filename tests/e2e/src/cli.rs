@@ -1,7 +1,8 @@
 //! The command line, as a user has it.
 
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -55,6 +56,37 @@ impl Cli {
     /// # Errors
     /// It cannot be started.
     pub fn run(&self, arguments: &[&str]) -> anyhow::Result<Done> {
+        let output = self.command(arguments).stdin(Stdio::null()).output();
+        self.done(output)
+    }
+
+    /// Runs a command to its end and gives it this to read.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn fed(&self, arguments: &[&str], input: Vec<u8>) -> anyhow::Result<Done> {
+        let mut command = self.command(arguments);
+        let child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+        let mut child = child.with_context(|| format!("cannot start {}", self.program.display()))?;
+        let mut to = child.stdin.take().context("standard input")?;
+        // Beside the reading of what it writes, or both would wait for each other.
+        let feeder = std::thread::spawn(move || to.write_all(&input));
+        let done = self.done(child.wait_with_output());
+        // A program that had enough is no error here.
+        let _enough = feeder.join();
+        done
+    }
+
+    fn done(&self, output: std::io::Result<Output>) -> anyhow::Result<Done> {
+        let output = output.with_context(|| format!("cannot start {}", self.program.display()))?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let code = output.status.code().unwrap_or(-1);
+        Ok(Done { code, stdout: text(&output.stdout), stderr: text(&output.stderr) })
+    }
+
+    /// A command as it would be typed.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(&self.program);
         for variable in ["SLUICE_SERVER", "SLUICE_CA", "SLUICE_KEY", "SLUICE_TENANT", "SLUICE_PROJECT", "SLUICE_DATA"] {
             command.env_remove(variable);
@@ -66,11 +98,8 @@ impl Cli {
         if let Some(tenant) = &self.tenant {
             command.args(["--tenant", tenant]);
         }
-        let output = command.args(arguments).stdin(std::process::Stdio::null()).output();
-        let output = output.with_context(|| format!("cannot start {}", self.program.display()))?;
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let code = output.status.code().unwrap_or(-1);
-        Ok(Done { code, stdout: text(&output.stdout), stderr: text(&output.stderr) })
+        command.args(arguments);
+        command
     }
 
     /// Runs a command that must end with 0.

@@ -91,10 +91,18 @@ impl Client {
     /// # Errors
     /// The API's.
     pub async fn list_jobs(&self) -> anyhow::Result<Vec<v1::Job>> {
+        self.list_jobs_of(PROJECT).await
+    }
+
+    /// All jobs of a project, a tenant or, as "tenants/-", of everybody.
+    ///
+    /// # Errors
+    /// The API's.
+    pub async fn list_jobs_of(&self, parent: &str) -> anyhow::Result<Vec<v1::Job>> {
         let (mut all, mut token) = (Vec::new(), String::new());
         loop {
             let request = v1::ListJobsRequest {
-                parent: PROJECT.to_owned(),
+                parent: parent.to_owned(),
                 page_size: PAGE,
                 page_token: token,
                 filter: String::new(),

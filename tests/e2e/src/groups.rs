@@ -67,6 +67,19 @@ pub(crate) fn processes_of(node: &str) -> Vec<i32> {
     pids
 }
 
+/// Groups of tasks, by their leases' names, that a node still has.
+pub(crate) fn tasks_of(node: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for group in groups_of(node) {
+        below(&group, &mut |dir| {
+            if dir.file_name().is_some_and(|name| name.to_string_lossy().starts_with("lse-")) {
+                found.push(dir.to_owned());
+            }
+        });
+    }
+    found
+}
+
 /// Removes a node's groups; those that still have processes stay.
 pub(crate) fn remove_of(node: &str) {
     for group in groups_of(node) {

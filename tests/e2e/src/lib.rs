@@ -23,6 +23,7 @@ mod processes;
 pub mod proof;
 mod random;
 mod system;
+mod terminal;
 mod trainer;
 pub mod wan;
 
@@ -35,6 +36,7 @@ pub use keeper::{Keeper, Kept};
 pub use processes::{arguments_of, signal};
 pub use random::request_id;
 pub use system::{Launch, Options, System};
+pub use terminal::Terminal;
 pub use trainer::{Shape, Trainer, steps_of};
 
 use std::time::{Duration, Instant};

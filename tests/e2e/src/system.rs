@@ -402,7 +402,7 @@ impl Drop for System {
 }
 
 /// The name of a node's control group: its own, and its id.
-fn group_name(folder: &Path) -> anyhow::Result<String> {
+pub(crate) fn group_name(folder: &Path) -> anyhow::Result<String> {
     let text = fs::read_to_string(folder.join("identity/host.json")).context("the identity of a node")?;
     let value: serde_json::Value = serde_json::from_str(&text)?;
     let id = value["id"].as_str().and_then(|id| id.strip_prefix("node-")).context("the id of a node")?;

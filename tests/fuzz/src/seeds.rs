@@ -14,6 +14,8 @@ pub fn all() -> anyhow::Result<Vec<(&'static str, &'static str, Vec<u8>)>> {
     let mut seeds = vec![
         ("job-spec", "plain", submit(plain_spec()).encode_to_vec()),
         ("job-spec", "full", submit(full_spec()).encode_to_vec()),
+        ("order", "window-by-window", order(None).encode_to_vec()),
+        ("order", "twenty-minutes", order(Some(1200)).encode_to_vec()),
         ("node-report", "hello", attach(v1::attach_request::Message::Hello(hello()))),
         ("node-report", "windows", attach(v1::attach_request::Message::Windows(windows()))),
         ("node-report", "task", attach(v1::attach_request::Message::Task(task()))),
@@ -118,6 +120,17 @@ fn full_spec() -> v1::JobSpec {
 
 fn submit(spec: v1::JobSpec) -> v1::SubmitJobRequest {
     v1::SubmitJobRequest { parent: "tenants/t/projects/p".to_owned(), spec: Some(spec), ..Default::default() }
+}
+
+fn order(seconds: Option<i64>) -> v1::CreateOrderRequest {
+    let leg = v1::Leg {
+        count: 2,
+        resources: plain_spec().resources,
+        duration: seconds.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
+        sites: vec!["sites/s3".to_owned()],
+        ..v1::Leg::default()
+    };
+    v1::CreateOrderRequest { parent: "tenants/t/projects/p".to_owned(), legs: vec![leg], ..Default::default() }
 }
 
 fn key() -> Option<v1::TaskKey> {

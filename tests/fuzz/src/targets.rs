@@ -28,6 +28,13 @@ pub(crate) static ALL: &[Target] = &[
         tries: 4000,
     },
     Target {
+        name: "order",
+        what: "CreateOrderRequest on the wire, as far as the job of its leg",
+        run: order,
+        words: &["sites/a", "cpu", "\0"],
+        tries: 4000,
+    },
+    Target {
         name: "node-report",
         what: "what a node tells the controller",
         run: node_report,
@@ -155,6 +162,21 @@ fn job_spec(data: &[u8]) -> bool {
     assert_eq!(again, spec);
     assert_eq!(sluice_lifecycle::validate::spec(&again).is_ok(), valid);
     valid
+}
+
+/// What a leg's job is shown as is a rental and nothing else, whatever the leg says.
+fn order(data: &[u8]) -> bool {
+    let Ok(request) = v1::CreateOrderRequest::decode(data) else { return false };
+    let mut all = !request.legs.is_empty();
+    for leg in request.legs {
+        let spec = convert::leg_spec(leg, &Anywhere);
+        all &= spec.as_ref().is_ok_and(|spec| sluice_lifecycle::validate::spec(spec).is_ok());
+        let Ok(spec) = spec else { continue };
+        assert_eq!(spec.kind, sluice_lifecycle::model::JobKind::Rental);
+        let shown = convert::job_spec_back(&spec, &Anywhere);
+        assert_eq!(convert::job_spec(shown, &Anywhere).expect("what is shown can be read"), spec);
+    }
+    all
 }
 
 fn node_report(data: &[u8]) -> bool {

@@ -4,6 +4,8 @@
 //! which is the same measurement without the mechanism and must miss the goal. A line that is not built says so and does
 //! not hold.
 
+mod outside;
+mod roads;
 mod spine;
 
 use std::fmt;
@@ -149,7 +151,8 @@ struct Written<'a> {
 fn lines_of(area: &str) -> anyhow::Result<Vec<Line>> {
     match area {
         "spine" => Ok(spine::lines()),
-        _ => anyhow::bail!("there is no area {area}; areas: spine"),
+        "roads" => Ok(roads::lines()),
+        _ => anyhow::bail!("there is no area {area}; areas: spine, roads"),
     }
 }
 
@@ -184,7 +187,10 @@ pub(crate) fn command(arguments: &VerifyArgs) -> anyhow::Result<()> {
 
 /// The short form of every area, on the programs that the tests have built.
 pub(crate) fn quick() -> anyhow::Result<()> {
-    command(&VerifyArgs { area: "spine".to_owned(), line: None, json: None, quick: true, seed: 1 })
+    for area in ["spine", "roads"] {
+        command(&VerifyArgs { area: area.to_owned(), line: None, json: None, quick: true, seed: 1 })?;
+    }
+    Ok(())
 }
 
 fn rows_of(area: &str, only: Option<u32>, setting: Setting) -> anyhow::Result<Vec<(u32, Row)>> {

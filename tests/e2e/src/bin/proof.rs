@@ -1,9 +1,9 @@
-//! `proof moves|partition|money|fractions`: shows it on real processes. Prints one JSON line per figure.
+//! `proof moves|partition|money|fractions|rents`: shows it on real processes. Prints one JSON line per figure.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_e2e::proof::{fractions, money, moves, partition};
+use sluice_e2e::proof::{fractions, money, moves, partition, rents};
 use sluice_e2e::{print, wan};
 
 /// Moves and loses training jobs, cuts sites off, ends budgets; and judges what became of it by what jobs and nodes wrote.
@@ -23,6 +23,8 @@ enum What {
     Money(money::Plan),
     /// Jobs share a core
     Fractions(fractions::Plan),
+    /// Slices are rented and worked in
+    Rents(rents::Plan),
     /// Spins: the load of measurements
     #[command(hide = true)]
     Spin(fractions::Spin),
@@ -48,6 +50,7 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Partition(plan) => partition::run(plan),
         What::Money(plan) => money::run(plan),
         What::Fractions(plan) => fractions::run(plan),
+        What::Rents(plan) => rents::run(plan),
         What::Spin(_) => Ok(Vec::new()),
     };
     Ok(if print(&figures?)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })

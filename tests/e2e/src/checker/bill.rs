@@ -261,11 +261,15 @@ struct Replay {
     times: BTreeMap<u64, u64>,
 }
 
+/// Longer than any sandbox takes to be ready.
+const PREPARATION: u64 = 5_000_000_000;
+
 /// How much later than it happened a step may be on the log of a task that waits for its share of a processor.
 const LOG_LAG: u64 = 400_000_000;
 
 /// Credits are exactly what was replayed: from the capture of the checkpoint, which lies between two steps and where a
-/// window ends, to the end. Attempts that were not lost, and that their tenant moved, replay nothing.
+/// window ends, to the end. Attempts that were not lost, and that their tenant moved, replay nothing. Of a rental comes
+/// before all that what it was not yet to be worked in; when that was is judged in the simulator, here only its bound.
 fn judge_credits(
     verdict: &mut Verdict,
     case: &Case<'_>,
@@ -285,7 +289,12 @@ fn judge_credits(
     if sum != told {
         verdict.find(format!("{id}: credits of {told} on the receipt, {sum} on its windows"));
     }
-    let paid: Vec<&v1::Window> = billed.iter().filter(|window| window.amount_credits > 0).collect();
+    let mut paid: Vec<&v1::Window> = billed.iter().filter(|window| window.amount_credits > 0).collect();
+    if case.job.spec.as_ref().is_some_and(|spec| spec.kind() == v1::JobKind::Rental) {
+        let free = paid.iter().take_while(|window| window.credited_credits > 0).count();
+        let span = paid[..free].iter().map(|window| window.end_ns - window.start_ns).sum::<u64>();
+        paid.drain(..if span <= PREPARATION { free } else { 0 });
+    }
     let from = paid.iter().position(|window| window.credited_credits > 0).unwrap_or(paid.len());
     if paid[from..].iter().any(|window| window.credited_credits == 0) {
         verdict.find(format!("{id}: windows behind a credited one are not credited"));

@@ -54,7 +54,7 @@ pub(super) async fn judge(
         }
     }
     for name in paid.keys().chain(given.keys()) {
-        verdict.find(format!("{name}: in the ledger, but no window of the project"));
+        verdict.find(format!("{name}: in the ledger, but no window of the tenant"));
     }
     let claims = (i128::from(told.balance_credits), i128::from(told.held_credits));
     if claims != (sums.balance, sums.held) {

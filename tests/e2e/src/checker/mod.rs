@@ -20,7 +20,7 @@ use anyhow::Context as _;
 use serde::Serialize;
 use sluice_proto::v1;
 
-use crate::client::{Client, PROJECT};
+use crate::client::Client;
 use crate::keeper::Kept;
 
 pub use journal::{Record, read as read_journals};
@@ -91,6 +91,9 @@ impl fmt::Display for Verdict {
     }
 }
 
+/// The tenant that a system is born with.
+const DEFAULT_TENANT: &str = "tenants/default";
+
 /// Judges every job of the default project and its tenant's ledger.
 ///
 /// # Errors
@@ -100,19 +103,19 @@ pub async fn judge(client: &Client, kept: &Kept) -> anyhow::Result<Verdict> {
     judge_jobs(client, kept, &jobs).await
 }
 
-/// As [`judge`], of these jobs; the ledger as a whole.
+/// As [`judge`], of these jobs; the ledgers of their tenants as a whole.
 ///
 /// # Errors
 /// As [`judge`].
 pub async fn judge_jobs(client: &Client, kept: &Kept, jobs: &[v1::Job]) -> anyhow::Result<Verdict> {
     let mut verdict = Verdict::default();
     let journals = read_journals(kept, &mut verdict)?;
+    let sold = usage_of_tenants(client, jobs).await?;
     let mut usage: BTreeMap<String, Vec<v1::Window>> = BTreeMap::new();
-    for window in client.list_usage(PROJECT).await.context("usage")? {
-        usage.entry(window.job.clone()).or_default().push(window);
+    for window in sold.values().flatten() {
+        usage.entry(window.job.clone()).or_default().push(window.clone());
     }
     let inputs = bill::Inputs::read(client, kept).await?;
-    let all: Vec<v1::Window> = usage.values().flatten().cloned().collect();
     for job in jobs {
         let request = v1::GetReceiptRequest { job: job.name.clone() };
         let receipt = client.money().get_receipt(request).await.context("a receipt")?.into_inner();
@@ -121,8 +124,23 @@ pub async fn judge_jobs(client: &Client, kept: &Kept, jobs: &[v1::Job]) -> anyho
         let case = bill::Case { job, receipt: &receipt, windows: &windows, journals: &journals, prices: &prices };
         bill::judge(&mut verdict, &inputs, &case, kept)?;
     }
-    ledger::judge(&mut verdict, client, "tenants/default", &all).await?;
+    for (tenant, windows) in &sold {
+        ledger::judge(&mut verdict, client, tenant, windows).await?;
+    }
     Ok(verdict)
+}
+
+/// What the default tenant and every other that has one of these jobs was sold, by tenant.
+async fn usage_of_tenants(client: &Client, jobs: &[v1::Job]) -> anyhow::Result<BTreeMap<String, Vec<v1::Window>>> {
+    let mut usage = BTreeMap::from([(DEFAULT_TENANT.to_owned(), Vec::new())]);
+    for job in jobs {
+        let (tenant, _) = job.name.split_once("/projects/").with_context(|| format!("the tenant of {}", job.name))?;
+        usage.entry(tenant.to_owned()).or_default();
+    }
+    for (tenant, windows) in &mut usage {
+        *windows = client.list_usage(tenant).await.with_context(|| format!("usage of {tenant}"))?;
+    }
+    Ok(usage)
 }
 
 /// The control of the judge of bills: how many faults it finds without the journal behind most of what was billed. One
@@ -133,7 +151,7 @@ pub async fn judge_jobs(client: &Client, kept: &Kept, jobs: &[v1::Job]) -> anyho
 pub async fn judge_blind(client: &Client, kept: &Kept, jobs: &[v1::Job], folder: &Path) -> anyhow::Result<usize> {
     let journals = read_journals(kept, &mut Verdict::default())?;
     let mut behind: BTreeMap<&str, usize> = BTreeMap::new();
-    for window in client.list_usage(PROJECT).await.context("usage")? {
+    for window in usage_of_tenants(client, jobs).await?.values().flatten() {
         let mut records = journals.get(&window.lease).into_iter().flatten();
         if let Some(record) = records.find(|record| record.window.sequence == window.sequence) {
             *behind.entry(&record.node).or_default() += 1;

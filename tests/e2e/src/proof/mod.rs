@@ -4,6 +4,7 @@
 //!   bytes travel.
 //! * [`partition`]: what a site does while nobody hears of it is refused behind the cut and paid before it.
 //! * [`fractions`]: jobs get their slices of a core, neither less nor more.
+//! * [`rents`]: slices are rented and worked in through a real terminal.
 //! * [`money`]: a budget stops its job without overdraft; every receipt is recomputed.
 
 mod bytes;
@@ -12,5 +13,6 @@ pub mod money;
 pub mod moves;
 mod outcome;
 pub mod partition;
+pub mod rents;
 mod sites;
 mod watch;

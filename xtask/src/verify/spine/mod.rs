@@ -3,10 +3,9 @@
 mod explain;
 mod fractions;
 mod fresh;
-mod outside;
 mod simulation;
 
-use super::Line;
+use super::{Line, outside};
 
 /// Its lines, in order.
 pub(super) fn lines() -> Vec<Line> {

@@ -118,6 +118,12 @@ pub(super) fn fractions(setting: Setting) -> anyhow::Result<Vec<Row>> {
     proof("fractions", &[], setting)
 }
 
+/// Roads, line 1: rents through a real terminal.
+pub(super) fn rents(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let short: &[&str] = if setting.quick { &["--rents", "4"] } else { &[] };
+    proof("rents", short, setting)
+}
+
 fn proof(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row>> {
     build(setting)?;
     let Some(mut command) = end_to_end("proof", setting)? else { return Ok(vec![Row::new(what, "")]) };

@@ -1,0 +1,217 @@
+//! Rents through a real terminal: the first command at once, exact bills, a shell that outlives kills, nothing left behind.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+use super::watch::bills;
+use crate::cli::Cli;
+use crate::figure::Figure;
+use crate::system::{Options, System};
+use crate::terminal::Terminal;
+use crate::{groups, wait_for};
+
+/// From the yes to what the first command shows.
+const FIRST: Duration = Duration::from_secs(1);
+/// From the restart of what was killed to what typed words do.
+const AGAIN: Duration = Duration::from_secs(2);
+/// How long anything may take before it counts as never.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Lines of the shell that is disturbed, ten a second.
+const LINES: usize = 200;
+
+/// Asks a terminal to mark pasted text: bash begins its prompt with it.
+const PASTE: &str = "\u{1b}[?2004h";
+
+/// What there is to choose.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Plan {
+    /// How many rents.
+    #[arg(long, default_value_t = 50)]
+    pub rents: usize,
+    /// Leaves the system's folder to be looked at.
+    #[arg(long)]
+    pub keep: bool,
+}
+
+/// Runs it. To be called once per process.
+///
+/// # Errors
+/// The system does not come up, or something never happens.
+pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
+    let mut system = System::start("rents", Options { no_restart: true, ..Options::default() })?;
+    if plan.keep {
+        system.keep_folder();
+    }
+    let figures = figures(&mut system, plan);
+    if !figures.as_ref().is_ok_and(|all| !all.iter().any(Figure::fails)) {
+        system.keep_folder();
+    }
+    figures
+}
+
+fn figures(system: &mut System, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
+    let tenants = [tenant(system, "red")?, tenant(system, "blue")?];
+    let mut waits = Vec::new();
+    for number in 0..plan.rents {
+        waits.push(rent(&tenants[number % 2], number)?);
+    }
+    waits.sort();
+    let mut all = firsts(&waits);
+    all.extend(disturbed(system, &tenants[0])?);
+    settled(&tenants)?;
+    all.extend(left(system)?);
+    all.push(bills(system)?);
+    Ok(all)
+}
+
+/// A tenant with money and a key of its own.
+fn tenant(system: &System, name: &str) -> anyhow::Result<Cli> {
+    let admin = system.cli();
+    admin.well(&["tenant", "create", name])?;
+    admin.well(&["--tenant", name, "project", "create", "default"])?;
+    admin.well(&["deposit", name, "10"])?;
+    let file = system.scratch().join(format!("{name}.key"));
+    admin.well(&["--tenant", name, "key", "create", "--role", "developer", "--out", &file.display().to_string()])?;
+    Ok(admin.with_key(&file, name))
+}
+
+/// Quote, yes, first command, exit, release; returns how long the first command took from the yes.
+fn rent(cli: &Cli, number: usize) -> anyhow::Result<Duration> {
+    let (id, yes) = agree(cli)?;
+    let mut shell = Terminal::start(&cli.command(&["shell", &id]))?;
+    // The sum is not in what is typed, so its echo is not taken for the answer.
+    shell.type_in(&format!("echo first-$(({number}+100000))\n"))?;
+    shell.expect(&format!("first-{}", number + 100_000), PATIENCE)?;
+    let first = yes.elapsed();
+    shell.type_in("exit 7\n")?;
+    let (status, shown) = shell.end(PATIENCE)?;
+    anyhow::ensure!(status == 7, "the shell ended with {status}: {shown}");
+    cli.well(&["release", &id, "-y"])?;
+    Ok(first)
+}
+
+/// Rents at a terminal; returns the order's id and when yes was said.
+fn agree(cli: &Cli) -> anyhow::Result<(String, Instant)> {
+    let mut seller = Terminal::start(&cli.command(&["rent", "200m", "--memory", "64MiB", "--for", "10m"]))?;
+    let offer = seller.expect("[y/N]", PATIENCE)?;
+    anyhow::ensure!(offer.contains("at most"), "no price in {offer}");
+    let yes = Instant::now();
+    seller.type_in("y\n")?;
+    let (status, shown) = seller.end(PATIENCE)?;
+    anyhow::ensure!(status == 0, "rent ended with {status}: {shown}");
+    let id = shown.lines().rev().find_map(|line| line.trim().strip_prefix("ord-"));
+    Ok((format!("ord-{}", id.with_context(|| format!("no rental in {shown}"))?), yes))
+}
+
+fn firsts(waits: &[Duration]) -> Vec<Figure> {
+    let millis = |at: usize| i64::try_from(waits.get(at).map_or(0, Duration::as_millis)).unwrap_or(i64::MAX);
+    let (last, goal) = (waits.len().saturating_sub(1), i64::try_from(FIRST.as_millis()).unwrap_or(i64::MAX));
+    vec![
+        Figure::at_most("ms from yes to what the first command shows, the slowest", millis(last), goal),
+        Figure::seen("ms from yes to what the first command shows, the median", millis(waits.len() / 2)),
+    ]
+}
+
+/// A shell that prints numbered lines while the controller and its agent are killed and started again, and is typed into.
+fn disturbed(system: &mut System, cli: &Cli) -> anyhow::Result<Vec<Figure>> {
+    let (id, _) = agree(cli)?;
+    let mut shell = Terminal::start(&cli.command(&["shell", &id]))?;
+    let count = format!(
+        "PS1=; stty -echo; (n=0; while [ $n -lt {LINES} ]; do n=$((n+1)); echo line $n; sleep 0.1; done; echo done) &\n"
+    );
+    shell.type_in(&count)?;
+    let agent = agent_of(cli, &id)?;
+    let mut slowest = Duration::ZERO;
+    for (number, part) in [(20, "controller"), (70, agent.as_str()), (120, "controller")] {
+        shell.expect(&format!("line {number}\r\n"), PATIENCE)?;
+        let launch = system.kill_part(part)?;
+        let again = Instant::now();
+        system.launch(part, launch)?;
+        shell.type_in(&format!("echo typed-$(({number}+5000))\n"))?;
+        shell.expect(&format!("typed-{}", number + 5000), PATIENCE)?;
+        slowest = slowest.max(again.elapsed());
+    }
+    shell.expect("done\r\n", PATIENCE)?;
+    shell.type_in("exit\n")?;
+    let (_, shown) = shell.end(PATIENCE)?;
+    let seen: Vec<usize> = shown.lines().filter_map(numbered).collect();
+    let wanted: Vec<usize> = (1..=LINES).collect();
+    let wrong = wanted.iter().filter(|number| seen.iter().filter(|line| line == number).count() != 1).count();
+    let order = seen == wanted;
+    cli.well(&["release", &id, "-y"])?;
+    // The control: the same judge over a screen that lost one line and repeated another.
+    let mut bad = seen.clone();
+    bad.swap_remove(LINES / 2);
+    Ok(vec![
+        Figure::new("lines lost or repeated over three kills", i64::try_from(wrong).unwrap_or(i64::MAX), "= 0", order)
+            .control("one line taken out: found", bad != wanted),
+        Figure::at_most(
+            "ms from the start of what was killed to what typed words do, the slowest",
+            i64::try_from(slowest.as_millis()).unwrap_or(i64::MAX),
+            i64::try_from(AGAIN.as_millis()).unwrap_or(i64::MAX),
+        ),
+    ])
+}
+
+/// The number of a printed line, behind what a shell that waits for input may have shown first.
+fn numbered(line: &str) -> Option<usize> {
+    line.trim().trim_start_matches(PASTE).strip_prefix("line ")?.parse().ok()
+}
+
+/// The part that runs an order's sandbox.
+fn agent_of(cli: &Cli, id: &str) -> anyhow::Result<String> {
+    let order = cli.json(&["get", "orders", id])?;
+    let job = order["legs"][0]["job"].as_str().context("the leg's job")?.to_owned();
+    let view = cli.json(&["get", "jobs", &job])?;
+    let node = view["tasks"][0]["node"].as_str().context("the job's node")?;
+    Ok(format!("node-{}", node.rsplit('/').next().unwrap_or_default()))
+}
+
+/// Waits until every order is over and its bill final.
+fn settled(tenants: &[Cli]) -> anyhow::Result<()> {
+    for cli in tenants {
+        wait_for("the end of all rentals", PATIENCE, || {
+            let orders = cli.json(&["get", "orders"])?;
+            let over = |order: &Value| order["state"] == "RELEASED";
+            Ok(orders["items"].as_array().is_some_and(|all| all.iter().all(over)).then_some(()))
+        })?;
+        let jobs = cli.json(&["list"])?;
+        for job in jobs["items"].as_array().into_iter().flatten().filter_map(|job| job["id"].as_str()) {
+            wait_for(
+                "a final receipt",
+                PATIENCE,
+                || Ok((cli.json(&["receipt", job])?["final"] == true).then_some(())),
+            )?;
+        }
+    }
+    Ok(())
+}
+
+/// What is left on the nodes after all was released.
+fn left(system: &System) -> anyhow::Result<Vec<Figure>> {
+    let nodes: Vec<PathBuf> = ["a/a1", "b/b1"].iter().map(|node| system.node_folder(node)).collect();
+    let found = || -> anyhow::Result<Vec<String>> {
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
+        let mut found = Vec::new();
+        for folder in &nodes {
+            let text = folder.display().to_string();
+            found.extend(mounts.lines().filter(|line| line.contains(&text)).map(|line| format!("mount {line}")));
+            let group = crate::system::group_name(folder)?;
+            found.extend(groups::processes_of(&group).into_iter().map(|pid| format!("process {pid}")));
+            found.extend(groups::tasks_of(&group).into_iter().map(|path| format!("group {}", path.display())));
+            for entry in std::fs::read_dir(folder.join("attempts")).into_iter().flatten().flatten() {
+                found.push(format!("folder {}", entry.path().display()));
+            }
+        }
+        Ok(found)
+    };
+    // The agents take some moments to sweep up behind the last one.
+    let clean = wait_for("nothing left behind", Duration::from_secs(20), || Ok(found()?.is_empty().then_some(())));
+    let rest = found()?;
+    rest.iter().for_each(|what| println!("left behind: {what}"));
+    let count = i64::try_from(rest.len()).unwrap_or(i64::MAX);
+    Ok(vec![Figure::new("processes, groups, mounts and folders left behind", count, "= 0", clean.is_ok())])
+}

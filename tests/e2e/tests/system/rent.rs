@@ -1,0 +1,148 @@
+//! A slice is rented, worked in and given back.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::process::Stdio;
+
+use anyhow::Context as _;
+use serde_json::Value;
+use sluice_e2e::{Cli, Options, wait_for};
+
+use crate::support::{PATIENCE, credits, judged, receipt, start};
+
+/// Rents and returns the order's id and its leg's job.
+fn rent(cli: &Cli, flags: &[&str]) -> anyhow::Result<(String, String)> {
+    let all: Vec<&str> = ["rent", "200m", "-y"].iter().chain(flags).copied().collect();
+    let order = cli.json(&all)?;
+    let id = order["id"].as_str().context("an order's id")?.to_owned();
+    let job = order["legs"][0]["job"].as_str().context("the leg's job")?;
+    Ok((id, job.rsplit('/').next().unwrap_or_default().to_owned()))
+}
+
+fn order(cli: &Cli, id: &str) -> anyhow::Result<Value> {
+    cli.json(&["get", "orders", id])
+}
+
+fn reach_order(cli: &Cli, id: &str, wanted: &str) -> anyhow::Result<Value> {
+    wait_for(&format!("{id} {wanted}"), PATIENCE, || {
+        let view = order(cli, id)?;
+        Ok((view["state"] == wanted).then_some(view))
+    })
+}
+
+#[test]
+fn a_rented_slice_is_worked_in_at_once_and_paid_for_exactly() -> anyhow::Result<()> {
+    let Some(own) = start("rent", Options::default())? else { return Ok(()) };
+    let cli = own.system.cli();
+    let (id, job) = rent(&cli, &["--for", "10m", "--memory", "64MiB"])?;
+
+    // No pause: the first command waits for its sandbox by itself.
+    let first = cli.run(&["exec", &id, "--", "/bin/sh", "-c", "echo out; echo err >&2; id -u > here; exit 3"])?;
+    assert_eq!((first.code, first.stdout.as_str(), first.stderr.as_str()), (3, "out\n", "err\n"));
+    let killed = cli.run(&["exec", &id, "--", "/bin/sh", "-c", "kill -TERM $$"])?;
+    assert_eq!(killed.code, 128 + 15, "{}", killed.stderr);
+    let missing = cli.run(&["exec", &id, "--", "/no/such/program"])?;
+    assert!(missing.code != 0 && missing.stderr.contains("/no/such/program"), "{missing:?}");
+
+    // What one command wrote the next one finds; megabytes go in and come back whole.
+    let uid = cli.well(&["exec", &id, "--", "cat", "here"])?.stdout;
+    assert!(uid.trim().parse::<u32>()? > 0, "{uid}");
+    let text: String = (0..60_000).map(|number| format!("line {number} of what goes in and comes back\n")).collect();
+    let echoed = cli.fed(&["exec", "-i", &id, "--", "cat"], text.clone().into_bytes())?.well()?;
+    assert!(echoed.stdout == text, "{} of {} bytes came back", echoed.stdout.len(), text.len());
+
+    // Files, both ways.
+    let here = own.system.scratch().join("in");
+    fs::create_dir_all(here.join("sub"))?;
+    fs::write(here.join("sub/file"), &text)?;
+    cli.well(&["cp", &here.display().to_string(), &format!("{id}:got")])?;
+    let sum = cli.well(&["exec", &id, "--", "sh", "-c", "cat got/sub/file | wc -c; mv got/sub/file got/sub/moved"])?;
+    assert_eq!(sum.stdout.trim(), text.len().to_string());
+    let back = own.system.scratch().join("back");
+    cli.well(&["cp", &format!("{id}:got"), &back.display().to_string()])?;
+    assert!(fs::read_to_string(back.join("sub/moved"))? == text);
+    let none = cli.run(&["cp", &format!("{id}:nothing"), &back.display().to_string()])?;
+    assert!(none.code != 0, "{none:?}");
+
+    // Somebody else may not even know of it.
+    let wrong = cli.run(&["exec", "ord-0000000000001", "--", "true"])?;
+    assert_eq!(wrong.code, 3, "{}", wrong.stderr);
+
+    cli.well(&["release", &id, "-y"])?;
+    let view = reach_order(&cli, &id, "RELEASED")?;
+    let after = cli.run(&["exec", &id, "--", "true"])?;
+    assert!(after.code != 0 && after.stderr.contains("cancelled"), "{}", after.stderr);
+    let receipt = receipt(&cli, &job)?;
+    assert!(credits(&receipt["gross"]) > 0, "{receipt:#}");
+    assert_eq!(credits(&view["ceiling"]), credits(&view["spent"]), "nothing is held any more");
+    let verdict = judged(&own.system)?;
+    assert_eq!(verdict.figures.billed, verdict.figures.journalled);
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_had_now_is_refused_with_its_reason_and_costs_nothing() -> anyhow::Result<()> {
+    let Some(own) = start("refused", Options::default())? else { return Ok(()) };
+    let cli = own.system.cli();
+    let before = cli.json(&["balance"])?;
+    let quote = cli.run(&["rent", "1000m", "--count", "9", "--for", "1m", "-y"])?;
+    assert!(quote.code != 0 && quote.stderr.contains("NEVER_FITS"), "{}", quote.stderr);
+    let class = cli.run(&["rent", "500m", "--class", "h200", "-y"])?;
+    assert!(class.stderr.contains("UNKNOWN_CLASS"), "{}", class.stderr);
+    let plan = cli.well(&["rent", "500m", "--for", "1h", "--dry-run"])?;
+    assert!(plan.stderr.contains("an hour") && plan.stderr.contains("at most"), "{}", plan.stderr);
+    assert_eq!(cli.json(&["balance"])?, before);
+    assert!(cli.json(&["get", "orders"])?["items"].as_array().is_some_and(Vec::is_empty));
+    Ok(())
+}
+
+/// Prints numbered lines, ten a second.
+const COUNTS: &str = "n=0; while [ $n -lt 120 ]; do n=$((n+1)); echo line $n; sleep 0.1; done";
+
+#[test]
+fn a_session_loses_and_repeats_nothing_over_kills_of_controller_and_agent() -> anyhow::Result<()> {
+    let Some(mut own) = start("session", Options::default())? else { return Ok(()) };
+    let cli = own.system.cli();
+    let (id, job) = rent(&cli, &["--for", "10m"])?;
+    cli.well(&["exec", &id, "--", "true"])?;
+    let node = crate::support::node_of(&cli.job(&job)?)?;
+    let agent = format!("node-{}", node.rsplit('/').next().unwrap_or_default());
+    let mut child = cli.command(&["exec", &id, "--", "/bin/sh", "-c", COUNTS]);
+    let mut child = child.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut lines = BufReader::new(child.stdout.take().context("standard output")?).lines();
+    let mut seen = Vec::new();
+    for (number, part) in [(20, "controller"), (50, agent.as_str()), (80, "controller")] {
+        while seen.len() < number {
+            seen.push(lines.next().context("a line")??);
+        }
+        own.system.kill_part(part)?;
+    }
+    for line in lines {
+        seen.push(line?);
+    }
+    let mut words = String::new();
+    child.stderr.take().context("standard error")?.read_to_string(&mut words)?;
+    assert!(child.wait()?.success(), "{words}");
+    let all: Vec<String> = (1..=120).map(|number| format!("line {number}")).collect();
+    assert_eq!(seen, all, "{words}");
+    cli.well(&["release", &id, "-y"])?;
+    reach_order(&cli, &id, "RELEASED")?;
+    receipt(&cli, &job)?;
+    judged(&own.system)?;
+    Ok(())
+}
+
+#[test]
+fn a_rental_expires_when_its_time_is_over() -> anyhow::Result<()> {
+    let Some(own) = start("expires", Options::default())? else { return Ok(()) };
+    let cli = own.system.cli();
+    let (id, job) = rent(&cli, &["--for", "4s"])?;
+    let cut = cli.run(&["exec", &id, "--", "sleep", "600"])?;
+    assert!(cut.code != 0, "{cut:?}");
+    let view = reach_order(&cli, &id, "EXPIRED")?;
+    let receipt = receipt(&cli, &job)?;
+    // Paid by the second, and never beyond what was held for it.
+    assert_eq!(credits(&view["spent"]), credits(&receipt["gross"]), "{receipt:#}");
+    judged(&own.system)?;
+    Ok(())
+}
