@@ -48,7 +48,9 @@ pub struct Outcome {
     pub succeeded: usize,
     /// Of them taken by the system, as its store has it.
     pub accepted: usize,
-    /// Rentals whose time was over.
+    /// Rentals that began.
+    pub rents: usize,
+    /// Of them those whose time was over.
     pub expired: usize,
     /// Faults that struck; healing is none.
     pub faults: usize,
@@ -94,6 +96,7 @@ fn simulate(seed: u64, day: Day, tracing: bool) -> Outcome {
         jobs: sim.jobs.len(),
         accepted: sim.controller.store.jobs.len(),
         succeeded: oracle.succeeded,
+        rents: oracle.rents_begun(),
         expired: oracle.expired,
         faults: sim.fault_count,
         commits: oracle.commits,

@@ -6,6 +6,7 @@
 
 mod outside;
 mod roads;
+mod simulation;
 mod spine;
 
 use std::fmt;

@@ -1,6 +1,6 @@
 //! What the other roads must show: renting, serving, quotas by kubectl.
 
-use super::{Line, outside};
+use super::{Line, outside, simulation};
 
 /// Its lines, in order.
 pub(super) fn lines() -> Vec<Line> {
@@ -14,6 +14,6 @@ pub(super) fn lines() -> Vec<Line> {
         line(6, "invalid manifests, and owners of namespaces who are no admins"),
         line(7, "operator, controller and API server killed while objects change"),
         line(8, "hostile clients at the gateway and at byte channels"),
-        line(9, "simulated days with rents, endpoints and quota changes"),
+        Line { run: Some(simulation::roads), ..line(9, "simulated days with rents, endpoints and quota changes") },
     ]
 }

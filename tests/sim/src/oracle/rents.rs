@@ -1,7 +1,7 @@
 //! Rentals: one that was acknowledged is on disk with its order; one whose time is over had all of it and no more; none costs
 //! more than was agreed. That none waits for a first place is a law of `liveness`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_lifecycle::model::{JobKind, JobState};
 use sluice_lifecycle::{Answer, Command, Refusal, Rows, UserCommand};
@@ -39,6 +39,12 @@ impl Oracle {
     /// The client has heard of it.
     pub(crate) fn ordered(&mut self, order: OrderId) {
         self.orders.insert(order);
+    }
+
+    /// Rentals of which a sandbox was started.
+    pub(crate) fn rents_begun(&self) -> usize {
+        let jobs = self.launches.values().map(|launch| launch.job);
+        jobs.filter(|job| self.rents.contains_key(job)).collect::<BTreeSet<_>>().len()
     }
 
     /// No commit takes more for a rental than was agreed, credits counted.

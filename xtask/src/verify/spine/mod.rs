@@ -3,9 +3,8 @@
 mod explain;
 mod fractions;
 mod fresh;
-mod simulation;
 
-use super::{Line, outside};
+use super::{Line, outside, simulation};
 
 /// Its lines, in order.
 pub(super) fn lines() -> Vec<Line> {
@@ -28,7 +27,7 @@ pub(super) fn lines() -> Vec<Line> {
         Line { run: Some(outside::rates), ..line(6, "durable submit-to-decision rate over gRPC") },
         Line { run: Some(outside::hostile), ..line(7, "malformed input at every door, and hostile jobs") },
         Line { run: Some(explain::rows), ..line(8, "what `why` names is enough and the smallest") },
-        Line { run: Some(simulation::rows), ..line(9, "simulated days with faults, and planted bugs") },
+        Line { run: Some(simulation::days), ..line(9, "simulated days with faults, and planted bugs") },
         Line {
             run: Some(outside::money),
             ..line(10, "a budget stops its job without overdraft; receipts recomputed by a separate checker")

@@ -1,11 +1,12 @@
-//! Line 9: simulated days with faults, seeds that replay, and bugs planted to see whether the judge would notice.
+//! Simulated days with faults, seeds that replay, and bugs planted to see whether the judge would notice: line 9 of the
+//! spine, and that of the other roads, which are in the same days.
 
 use std::collections::BTreeMap;
 use std::process::Command;
 
 use anyhow::Context as _;
 
-use crate::verify::{Row, Setting};
+use super::{Row, Setting};
 use crate::{place, run};
 
 /// What 500 simulated days may take.
@@ -15,10 +16,12 @@ const LEAST_JOBS: f64 = 200.0;
 const LEAST_FAULTS: f64 = 50.0;
 /// Of 20 planted bugs 18.
 const LEAST_CAUGHT: f64 = 18.0 / 20.0;
+/// Rentals that a day must have at least.
+const LEAST_RENTS: f64 = 15.0;
 /// The line by which the simulator tells its figures.
 const FIGURES: &str = "figures: ";
 
-pub(super) fn rows(setting: Setting) -> anyhow::Result<Vec<Row>> {
+pub(super) fn days(setting: Setting) -> anyhow::Result<Vec<Row>> {
     if setting.quick {
         // As the tests have it built, so the days are small ones.
         let small = || Command::new(place::target().join("debug/sluice-sim"));
@@ -50,6 +53,30 @@ pub(super) fn rows(setting: Setting) -> anyhow::Result<Vec<Row>> {
             .measured(caught.to_string(), "bugs", bugs.fine && planted >= 20.0 && caught >= least_caught)
             .control("without a patch the same seeds break no law", bugs.fine)
             .peer("the unbroken system"),
+    ])
+}
+
+/// What the other roads add to the days.
+pub(super) fn roads(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let endpoints = || Row::new("endpoints in the days, with planted bugs of their own", "as rentals");
+    if setting.quick {
+        let mut small = Command::new(place::target().join("debug/sluice-sim"));
+        let days = ran(small.args(["--small", "--seeds", "6..10"]))?;
+        return Ok(vec![days_row(&days), least(&days, "expired", "rentals that had their time", 1.0), endpoints()]);
+    }
+    let days = ran(simulator().args(["--seeds", "500..600"]))?;
+    let bugs = ran(simulator().args(["bugs", "--only", "-rent-"]))?;
+    let (caught, planted) = (bugs.figure("caught"), bugs.figure("bugs"));
+    let judged = Row::new("planted bugs of rentals that the judge catches", format!("all of {planted}"));
+    Ok(vec![
+        days_row(&days).control(format!("with a planted bug {caught} of {planted} fail"), caught > 0.0),
+        least(&days, "least_rents", "rentals that begin in a seed, least", LEAST_RENTS),
+        least(&days, "expired", "rentals that had their time, in all seeds", 500.0),
+        judged
+            .measured(caught.to_string(), "bugs", bugs.fine && planted >= 4.0 && caught == planted)
+            .control("without a patch the same seeds break no law", bugs.fine)
+            .peer("the unbroken system"),
+        endpoints(),
     ])
 }
 
