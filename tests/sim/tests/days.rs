@@ -12,7 +12,7 @@ fn check(seeds: std::ops::Range<u64>, day: Day) -> Vec<Outcome> {
     for outcome in &days {
         assert!(outcome.failures.is_empty(), "seed {}: {:?}", outcome.seed, outcome.failures.first());
         assert!(outcome.succeeded > 0 && outcome.windows > 0);
-        assert_eq!(outcome.accepted, day.jobs, "every job is taken");
+        assert_eq!(outcome.accepted, day.jobs + day.rents, "every job and every order is taken");
     }
     days
 }
@@ -24,6 +24,7 @@ fn small_days_with_faults_break_no_promise() {
     assert!(sum(|outcome| outcome.faults as u64) > 100, "faults are to strike");
     assert!(sum(|outcome| outcome.crashes) > 20, "the controller is to be killed often");
     assert!(sum(|outcome| outcome.replayed) > 0, "losses are to cost some steps");
+    assert!(sum(|outcome| outcome.expired as u64) > 0, "some rentals are to have their time");
 }
 
 #[test]

@@ -53,6 +53,9 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
 }
 
 fn figures(system: &mut System, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
+    // Dear enough that a window of a fraction of a second is thousands of units.
+    let price = ["price", "set", "--class", "cpu", "--device-hour", "36", "--core-hour", "0", "--gib-hour", "0", "-y"];
+    system.cli().well(&price)?;
     let tenants = [tenant(system, "red")?, tenant(system, "blue")?];
     let mut waits = Vec::new();
     for number in 0..plan.rents {
@@ -72,7 +75,7 @@ fn tenant(system: &System, name: &str) -> anyhow::Result<Cli> {
     let admin = system.cli();
     admin.well(&["tenant", "create", name])?;
     admin.well(&["--tenant", name, "project", "create", "default"])?;
-    admin.well(&["deposit", name, "10"])?;
+    admin.well(&["deposit", name, "1000"])?;
     let file = system.scratch().join(format!("{name}.key"));
     admin.well(&["--tenant", name, "key", "create", "--role", "developer", "--out", &file.display().to_string()])?;
     Ok(admin.with_key(&file, name))
