@@ -20,7 +20,9 @@ pub use job::{Event, Job, JobState};
 pub use money::{Budget, BudgetPolicy, BudgetShare, Counters, Request, RequestKey, RequestOutcome, Window};
 pub use order::{Order, Purchase};
 pub use people::{Key, Project, Role, Secret, Tenant};
-pub use spec::{BlobRef, Capture, CheckpointPolicy, Completion, JobKind, JobSpec, RetryPolicy, SecretRef, WatchSignal};
+pub use spec::{
+    BlobRef, Capture, CheckpointPolicy, Completion, JobKind, JobSpec, ModelFile, RetryPolicy, SecretRef, WatchSignal,
+};
 
 /// Fields that mostly have nothing in them are left out of a row's body: it is written with every change of the row.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

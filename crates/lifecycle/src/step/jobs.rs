@@ -306,6 +306,7 @@ pub(super) fn new_job(
         credited: Credits::ZERO,
         run_time: Nanos::ZERO,
         purchase: None,
+        endpoint: None,
         by,
         created: now,
         started: None,

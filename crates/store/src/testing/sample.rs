@@ -167,6 +167,7 @@ impl Sample {
             credited: Credits::ZERO,
             run_time: Nanos::ZERO,
             purchase: None,
+            endpoint: None,
             by: KeyId::from_raw(4),
             created: self.now(),
             started: None,
@@ -518,5 +519,6 @@ fn spec() -> JobSpec {
         network: NetworkMode::Loopback,
         sites: Vec::new(),
         labels: BTreeMap::from([("team".to_owned(), "a/\"b\"".to_owned())]),
+        model: None,
     }
 }
