@@ -8,9 +8,10 @@
 pub mod command;
 mod marks;
 mod mint;
-mod quotas;
 pub mod model;
+mod quotas;
 mod rows;
+mod serving;
 mod state;
 mod step;
 mod table;
@@ -18,7 +19,8 @@ pub mod validate;
 mod view;
 
 pub use command::{
-    Answer, Caller, Command, Held, JoinHost, Managed, NodeReport, Refusal, SetQuota, TaskKey, UserCommand, WindowReport,
+    Answer, Caller, Command, EndpointChange, Held, ImportModel, JoinHost, Managed, ModelFound, NewEndpoint, NodeReport,
+    OpenRequest, Refusal, SetQuota, TaskKey, UserCommand, WindowReport,
 };
 pub use mint::Mint;
 pub use rows::{Rows, Snapshot};

@@ -276,6 +276,7 @@ impl Sim {
             network: NetworkMode::Loopback,
             sites: only,
             labels: BTreeMap::new(),
+            model: None,
         }
     }
 }

@@ -33,7 +33,7 @@ pub(crate) const PROGRAM: &str = "PROGRAM";
 pub(crate) fn program_of(spec: &JobSpec) -> Option<usize> {
     let name = match spec.kind {
         JobKind::Batch => spec.command.get(1),
-        JobKind::Rental => spec.env.get(PROGRAM),
+        JobKind::Rental | JobKind::Replica | JobKind::Import => spec.env.get(PROGRAM),
     };
     name?.parse().ok()
 }

@@ -70,18 +70,20 @@ impl Step<'_> {
     }
 }
 
-/// Everything of a spec that was uploaded.
-fn uploads(spec: &JobSpec) -> impl Iterator<Item = (&'static str, &BlobRef)> {
-    spec.work_dir.iter().map(|blob| ("spec.work_dir", blob)).chain(spec.inputs.iter().map(|blob| ("spec.inputs", blob)))
+/// Everything of a spec that was uploaded: the field, digest and size.
+fn uploads(spec: &JobSpec) -> impl Iterator<Item = (&'static str, Digest, u64)> {
+    let blob = |field| move |blob: &BlobRef| (field, blob.digest, blob.size);
+    let model = spec.model.iter().map(|model| ("spec.model", model.digest, model.size));
+    spec.work_dir.iter().map(blob("spec.work_dir")).chain(spec.inputs.iter().map(blob("spec.inputs"))).chain(model)
 }
 
 impl State {
     /// A digest is no right: what a job names must have been uploaded by its project.
     pub(crate) fn check_uploads(&self, project: ProjectId, spec: &JobSpec) -> Result<(), Refusal> {
-        for (field, blob) in uploads(spec) {
-            let row = self.uploads.get(&(project, blob.digest));
-            if !row.is_some_and(|row| row.complete && !row.deleted && row.size == blob.size) {
-                let message = format!("the project has no upload {} of {} bytes: upload it", blob.digest, blob.size);
+        for (field, digest, size) in uploads(spec) {
+            let row = self.uploads.get(&(project, digest));
+            if !row.is_some_and(|row| row.complete && !row.deleted && row.size == size) {
+                let message = format!("the project has no upload {digest} of {size} bytes: upload it");
                 return Err(Refusal::field(field, message));
             }
         }
@@ -115,8 +117,8 @@ impl State {
 
     /// A job in memory keeps what it names.
     pub(crate) fn count_uses(&mut self, job: &Job) {
-        for (_, blob) in uploads(&job.spec) {
-            *self.uses.entry((job.project, blob.digest)).or_default() += 1;
+        for (_, digest, _) in uploads(&job.spec) {
+            self.keep_upload(job.project, digest);
         }
     }
 
@@ -147,16 +149,8 @@ impl State {
     /// What a job that is over leaves in vaults goes after a while.
     pub(crate) fn leave_behind(&mut self, id: sluice_types::JobId, now: Timestamp) {
         let Some(job) = self.jobs.get(&id).cloned() else { return };
-        for (_, blob) in uploads(&job.spec) {
-            let key = (job.project, blob.digest);
-            if let Some(row) = self.uploads.get_mut(&key) {
-                row.used = now;
-            }
-            let left = self.uses.get(&key).copied().unwrap_or(0).saturating_sub(1);
-            match left {
-                0 => self.uses.remove(&key),
-                left => self.uses.insert(key, left),
-            };
+        for (_, digest, _) in uploads(&job.spec) {
+            self.release_upload(job.project, digest, now);
         }
         let checkpoints: Vec<_> = self.checkpoints_of.get(&id).into_iter().flatten().copied().collect();
         let rows = checkpoints.iter().filter_map(|id| self.checkpoints.get(id)).filter(|row| !row.retired);

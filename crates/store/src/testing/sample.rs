@@ -9,8 +9,8 @@ use sluice_lifecycle::Rows;
 use sluice_lifecycle::model::{
     Attempt, AttemptState, Budget, BudgetPolicy, Checkpoint, CheckpointPart, ClockPair, Counters, Device, Discard,
     Event, Goal, Job, JobKind, JobSpec, JobState, JoinKind, JoinToken, Key, Lease, LeaseState, Migration,
-    MigrationCause, MigrationPhase, Node, NodeState, Project, Quota, QuotaPolicy, Request, RequestKey, RequestOutcome, RetryPolicy, Role,
-    Secret, Site, TaskRow, TaskState, Tenant, Upload, Window,
+    MigrationCause, MigrationPhase, Node, NodeState, Project, Quota, QuotaPolicy, Request, RequestKey, RequestOutcome,
+    RetryPolicy, Role, Secret, Site, TaskRow, TaskState, Tenant, Upload, Window,
 };
 use sluice_plan::DeviceView;
 use sluice_types::{
@@ -192,6 +192,7 @@ impl Sample {
             run_time: Nanos::ZERO,
             purchase: None,
             manager: String::new(),
+            endpoint: None,
             by: KeyId::from_raw(4),
             created: self.now(),
             started: None,
@@ -544,5 +545,6 @@ fn spec() -> JobSpec {
         network: NetworkMode::Loopback,
         sites: Vec::new(),
         labels: BTreeMap::from([("team".to_owned(), "a/\"b\"".to_owned())]),
+        model: None,
     }
 }
