@@ -3,10 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::model::{
-    BudgetPolicy, Device, Job, JobSpec, JoinKind, ModelInfo, QuotaPolicy, ReplicaBounds, RequestKey, Role, StoredFile,
-    TaskEnd,
-};
 use serde::{Deserialize, Serialize};
 use sluice_ledger::{Price, QuotaKey, QuotaLimits, TokenPrice};
 use sluice_plan::{JobView, Plan};
@@ -14,6 +10,11 @@ use sluice_types::{
     AttemptId, BootId, Bytes, CoreMilli, Credits, Digest, EndpointId, Generation, JobId, KeyId, LeaseId, ModelId, Name,
     Nanos, NetworkMode, NodeId, NodeInstant, OrderId, ProjectId, Reason, RequestId, SiteId, TaskResources, TenantId,
     Timestamp,
+};
+
+use crate::model::{
+    BudgetPolicy, Device, Job, JobSpec, JoinKind, ModelInfo, QuotaPolicy, ReplicaBounds, RequestKey, Role, StoredFile,
+    TaskEnd,
 };
 
 /// Who asks, so that a retry does nothing twice.
