@@ -15,6 +15,7 @@ mod clock;
 mod directory;
 mod error;
 mod group;
+mod importer;
 mod janitor;
 mod link;
 mod logs;

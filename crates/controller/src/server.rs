@@ -23,6 +23,7 @@ use crate::api::{Api, ApiParts};
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::ControllerError;
+use crate::importer::Importer;
 use crate::janitor::Janitor;
 use crate::link::{BlobSource, Hub, IdentityApi, NodeApi, SiteApi};
 use crate::logs::LogStore;
@@ -140,6 +141,16 @@ impl Controller {
             clock: Arc::clone(&shared.clock),
         };
         let janitor = tokio::spawn(janitor.run(stop.clone()));
+        let importer = Importer {
+            directory: Arc::clone(&shared.directory),
+            store: Arc::clone(&shared.store),
+            writer: writer.clone(),
+            blobs: BlobSource { uploads: shared.uploads.clone(), hub: Arc::clone(&shared.hub) },
+            spools: Arc::clone(&shared.spools),
+            events: events.clone(),
+            clock: Arc::clone(&shared.clock),
+        };
+        let importer = tokio::spawn(importer.run(stop.clone()));
         let server = serve(&config, &shared, &writer, &planner, events, window, listener, stop.clone())?;
         Ok(Self {
             address,
@@ -153,6 +164,7 @@ impl Controller {
                 ("the planner", planning),
                 ("the server", server),
                 ("the janitor", janitor),
+                ("the importer", importer),
             ],
         })
     }
@@ -358,9 +370,11 @@ fn routes(
     sites: SiteApi,
     hosts: IdentityApi,
 ) -> Result<tonic::transport::server::Router<Stack<Reasons, NoLayer>>, ControllerError> {
+    use v1::endpoint_service_server::EndpointServiceServer;
     use v1::fleet_service_server::FleetServiceServer;
     use v1::identity_service_server::IdentityServiceServer;
     use v1::job_service_server::JobServiceServer;
+    use v1::model_service_server::ModelServiceServer;
     use v1::money_service_server::MoneyServiceServer;
     use v1::node_service_server::NodeServiceServer;
     use v1::order_service_server::OrderServiceServer;
@@ -375,6 +389,8 @@ fn routes(
         health.set_serving::<TenantServiceServer<Api>>().await;
         health.set_serving::<OrderServiceServer<Api>>().await;
         health.set_serving::<SessionServiceServer<Api>>().await;
+        health.set_serving::<ModelServiceServer<Api>>().await;
+        health.set_serving::<EndpointServiceServer<Api>>().await;
     });
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(sluice_proto::DESCRIPTORS)
@@ -392,6 +408,8 @@ fn routes(
         .add_service(FleetServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(TenantServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(OrderServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(ModelServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(EndpointServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(SessionServiceServer::new(api).max_decoding_message_size(MAX_SESSION_MESSAGE))
         .add_service(NodeServiceServer::new(nodes).max_decoding_message_size(MAX_MESSAGE))
         .add_service(SiteServiceServer::new(sites).max_decoding_message_size(MAX_MESSAGE))
