@@ -14,16 +14,20 @@ use sluice_types::Nanos;
 use tokio::time::{Instant, sleep};
 
 use super::blocking;
-use crate::assignment::Assignment;
+use crate::assignment::{Assignment, Model, ModelWork};
 use crate::error::{Failure, NodeError};
 use crate::home::Home;
 use crate::shared::Shared;
-use crate::supervisor::{LaunchSpec, SandboxMode, TaskKind, TaskLimits, read_json, spawn, write_json};
+use crate::supervisor::{
+    ENGINE_SOCKET, INNER, LaunchSpec, MODEL_DESCRIPTOR, SandboxMode, TaskKind, TaskLimits, read_json, spawn, write_json,
+};
 
 /// How often a slice that is not free yet is asked for.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a session waits for its client to come back, and its end to be fetched.
 const SESSION_PATIENCE: Nanos = Nanos::from_secs(600);
+/// How long a connection to an engine does: what a dead gateway had there is in the way of others.
+const ENGINE_PATIENCE: Nanos = Nanos::from_secs(10);
 
 /// Starts the task's supervisor. What another agent began and did not finish may be repeated.
 pub(super) async fn launch(
@@ -62,7 +66,7 @@ fn describe(
     uid: u32,
 ) -> Result<LaunchSpec, Failure> {
     let (config, limits) = (&shared.config, &shared.config.limits);
-    let mut env = assignment.env()?;
+    let (model, mut env) = (assignment.model()?, assignment.env()?);
     let mut secrets = BTreeMap::new();
     for (name, variable) in assignment.secret_refs()? {
         let path = keep_secret(shared, home, assignment, &name)?;
@@ -85,11 +89,16 @@ fn describe(
         rank: assignment.rank(),
         world_size: assignment.world_size(),
         rendezvous: assignment.rendezvous(),
-        kind: match assignment.is_rental() {
-            true => TaskKind::Sandbox { patience: SESSION_PATIENCE },
-            false => TaskKind::Command,
+        kind: match &model {
+            Some(Model { work: ModelWork::Serve { .. }, .. }) => TaskKind::Engine { patience: ENGINE_PATIENCE },
+            _ if assignment.is_rental() => TaskKind::Sandbox { patience: SESSION_PATIENCE },
+            _ => TaskKind::Command,
         },
-        argv: assignment.command()?,
+        argv: match &model {
+            Some(model) => model_program(shared, &model.work),
+            None => assignment.command()?,
+        },
+        model: model.is_some().then(|| home.model()),
         env,
         uid,
         gid: uid,
@@ -110,6 +119,30 @@ fn describe(
             run: assignment.run_limit(),
         },
     })
+}
+
+/// What works on a model: this very program, inside.
+fn model_program(shared: &Shared, work: &ModelWork) -> Vec<String> {
+    let program = match shared.config.sandbox.mode {
+        SandboxMode::Enforced => INNER.to_owned(),
+        SandboxMode::Advisory => shared.config.program.display().to_string(),
+    };
+    let file = format!("/proc/self/fd/{MODEL_DESCRIPTOR}");
+    let words = match work {
+        ModelWork::Serve { context, sequences } => {
+            let (context, sequences) = (context.to_string(), sequences.to_string());
+            let options = ["--context", &context, "--sequences", &sequences, "--listen", ENGINE_SOCKET];
+            [&["engine-worker", "--model", &file], &options[..]].concat().into_iter().map(str::to_owned).collect()
+        }
+        ModelWork::Check { requantize } => {
+            let mut words = vec!["engine-check".to_owned(), "--model".to_owned(), file];
+            if !requantize.is_empty() {
+                words.extend(["--requantize".to_owned(), requantize.clone()]);
+            }
+            words
+        }
+    };
+    std::iter::once(program).chain::<Vec<String>>(words).collect()
 }
 
 /// Where a task's secrets are while it runs.
