@@ -26,6 +26,7 @@ mod principal;
 mod publish;
 mod secrets;
 mod server;
+mod serving;
 mod spool;
 mod tls;
 mod wire;

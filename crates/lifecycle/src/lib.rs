@@ -10,13 +10,17 @@ mod marks;
 mod mint;
 pub mod model;
 mod rows;
+mod serving;
 mod state;
 mod step;
 mod table;
 pub mod validate;
 mod view;
 
-pub use command::{Answer, Caller, Command, Held, JoinHost, NodeReport, Refusal, TaskKey, UserCommand, WindowReport};
+pub use command::{
+    Answer, Caller, Command, EndpointChange, Held, ImportModel, JoinHost, ModelFound, NewEndpoint, NodeReport,
+    OpenRequest, Refusal, TaskKey, UserCommand, WindowReport,
+};
 pub use mint::Mint;
 pub use rows::{Rows, Snapshot};
 pub use state::{Settings, State};

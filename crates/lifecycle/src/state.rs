@@ -14,6 +14,7 @@ use crate::model::{
     Attempt, Budget, Checkpoint, Counters, Discard, Event, Job, JoinToken, Key, Lease, LeaseState, Migration, Node,
     NodeState, Order, Project, Request, RequestKey, Secret, Site, Tenant, Upload, Window,
 };
+use crate::serving::Serving;
 use crate::table::Table;
 use crate::{Rows, Snapshot};
 
@@ -50,6 +51,8 @@ pub struct Settings {
     pub keep_checkpoints: Nanos,
     /// How long the outputs of a job are kept after its end.
     pub keep_outputs: Nanos,
+    /// How long requests to endpoints are kept after their end.
+    pub keep_inference: Nanos,
 }
 
 impl Settings {
@@ -81,6 +84,7 @@ impl Default for Settings {
             keep_uploads: Nanos::from_secs(7 * 24 * 3600),
             keep_checkpoints: Nanos::from_secs(7 * 24 * 3600),
             keep_outputs: Nanos::from_secs(30 * 24 * 3600),
+            keep_inference: Nanos::from_secs(30 * 24 * 3600),
         }
     }
 }
@@ -129,6 +133,8 @@ pub struct State {
     pub(crate) uses: BTreeMap<(ProjectId, Digest), usize>,
     /// Discards of each site by when they are due.
     pub(crate) due: BTreeSet<(SiteId, Timestamp, Digest)>,
+    /// Models, endpoints and their requests.
+    pub(crate) serving: Serving,
     pub(crate) marks: Marks,
     /// What the running step has produced so far.
     pub(crate) out: Output,
@@ -164,6 +170,7 @@ impl State {
             requests: rows.requests.into_iter().map(|request| (request.key, request)).collect(),
             counters: rows.counters.unwrap_or_default(),
             last_event: snapshot.last_event,
+            serving: Serving::load(rows.models, rows.endpoints, rows.inference),
             ..Self::default()
         };
         rows.tenants.into_iter().for_each(|row| state.tenants.load(row.id, row));
@@ -190,10 +197,13 @@ impl State {
         }
         for job in rows.jobs {
             state.count_uses(&job);
+            state.serving.job(&job);
             *state.jobs_of.entry(job.tenant).or_default() += 1;
             state.marks.job(&job);
             state.jobs.load(job.id, job);
         }
+        let kept: Vec<_> = state.models().filter_map(|row| Some((row.project, row.keeps()?.digest))).collect();
+        kept.into_iter().for_each(|(project, digest)| state.keep_upload(project, digest));
         for attempt in rows.attempts {
             state.attempts_of.entry(attempt.job).or_default().insert(attempt.id);
             state.marks.attempt(&attempt);
@@ -428,6 +438,9 @@ impl State {
             holds,
             transfers: out.transfers,
             orders: out.orders,
+            models: self.serving.models.take_dirty(),
+            endpoints: self.serving.endpoints.take_dirty(),
+            inference: self.serving.requests.take_dirty(),
             events: out.events,
             requests: out.requests,
             counters: out.counters.then_some(self.counters),
@@ -444,6 +457,7 @@ impl State {
         }
         self.forget(&over);
         self.forget_deleted(&rows);
+        self.serving.forget(&rows);
         rows
     }
 

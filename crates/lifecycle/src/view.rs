@@ -62,6 +62,7 @@ impl State {
     #[must_use]
     pub fn wanted(&self, job: &Job, now: Timestamp) -> Option<JobView> {
         let (purpose, sites) = match job.state {
+            JobState::Pending if self.is_held_back(job) => return None,
             JobState::Pending => (Purpose::Run, self.allowed_sites(job)),
             JobState::Migrating => {
                 let migration = self.migrations.get(&job.migration?)?;

@@ -33,10 +33,11 @@ pub const fn code(reason: Reason) -> Code {
         | Reason::InsufficientFunds
         | Reason::BudgetExhausted
         | Reason::QuotaExceeded => Code::ResourceExhausted,
-        Reason::Unavailable => Code::Unavailable,
+        Reason::Unavailable | Reason::GatewayLost => Code::Unavailable,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
         Reason::Internal => Code::Internal,
         Reason::WrongState
+        | Reason::NotAModel
         | Reason::NeverFits
         | Reason::UnknownClass
         | Reason::NoAllowedSite

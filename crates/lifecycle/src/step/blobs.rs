@@ -118,7 +118,7 @@ impl State {
     /// A job in memory keeps what it names.
     pub(crate) fn count_uses(&mut self, job: &Job) {
         for (_, digest, _) in uploads(&job.spec) {
-            *self.uses.entry((job.project, digest)).or_default() += 1;
+            self.keep_upload(job.project, digest);
         }
     }
 
@@ -150,15 +150,7 @@ impl State {
     pub(crate) fn leave_behind(&mut self, id: sluice_types::JobId, now: Timestamp) {
         let Some(job) = self.jobs.get(&id).cloned() else { return };
         for (_, digest, _) in uploads(&job.spec) {
-            let key = (job.project, digest);
-            if let Some(row) = self.uploads.get_mut(&key) {
-                row.used = now;
-            }
-            let left = self.uses.get(&key).copied().unwrap_or(0).saturating_sub(1);
-            match left {
-                0 => self.uses.remove(&key),
-                left => self.uses.insert(key, left),
-            };
+            self.release_upload(job.project, digest, now);
         }
         let checkpoints: Vec<_> = self.checkpoints_of.get(&id).into_iter().flatten().copied().collect();
         let rows = checkpoints.iter().filter_map(|id| self.checkpoints.get(id)).filter(|row| !row.retired);
