@@ -35,7 +35,7 @@ mod writer;
 pub use authz::{Access, METHODS, matrix};
 pub use clock::{Clock, SystemClock};
 pub use error::ControllerError;
-pub use gateway::GatewayLimits;
+pub use gateway::{GatewayConfig, GatewayLimits};
 pub use metrics::ControllerMetrics;
 pub use planner::PlannerHandle;
 pub use server::{Controller, ControllerConfig};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use sluice_types::{AttemptId, EndpointId, KeyId, ProjectId, RequestId, TenantId};
+use sluice_types::{AttemptId, EndpointId, KeyId, ProjectId, Reason, RequestId, TenantId};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
@@ -35,8 +35,6 @@ pub(crate) struct Served {
     pub(crate) created: u64,
     /// Tokens of context that one sequence has.
     pub(crate) context: u32,
-    /// Sequences that a replica may have open at once.
-    pub(crate) sequences: u32,
     /// Tokens that the model's template adds at most, beside 16 for each message.
     pub(crate) template_tokens: u32,
 }
@@ -93,8 +91,11 @@ pub(crate) trait Control: Send + Sync + 'static {
     /// Random bits.
     fn chance(&self) -> u64;
 
-    /// Whose key it is; `None` where it opens nothing.
-    fn caller(&self, secret: &str) -> Option<Caller>;
+    /// Whose key it is. `project` is the one that the caller says to be in.
+    ///
+    /// # Errors
+    /// It opens nothing, or not this.
+    fn caller(&self, secret: &str, project: Option<&str>) -> Result<Caller, ApiError>;
 
     /// What a caller may use, in order of their names.
     fn served(&self, caller: &Caller) -> Vec<Served>;
@@ -119,7 +120,7 @@ pub(crate) trait Control: Send + Sync + 'static {
     async fn settle(&self, request: RequestId, usage: Usage);
 
     /// Credits a request whole, because the platform cut it.
-    async fn void(&self, request: RequestId, why: &'static str);
+    async fn void(&self, request: RequestId, why: Reason);
 
     /// Tells how much an endpoint has to do.
     async fn told(&self, endpoint: EndpointId, load: Load);

@@ -9,7 +9,9 @@
 //! It owns requests while they run and nothing behind them: holds and bills are rows of the ledger, replicas are jobs.
 //! A gateway that dies takes its requests with it, and what was held for them is credited at the next start.
 
+mod cluster;
 mod control;
+mod door;
 mod fair;
 mod http;
 mod limits;
@@ -20,6 +22,7 @@ mod pool;
 mod request;
 mod routes;
 mod seats;
+mod session;
 #[cfg(test)]
 mod tests;
 mod wire;
@@ -36,6 +39,9 @@ use limits::Limits;
 use pool::Pool;
 use seats::Seats;
 
+pub(crate) use cluster::Cluster;
+pub(crate) use door::Door;
+pub use door::GatewayConfig;
 pub use limits::GatewayLimits;
 
 /// What all connections share.

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use sluice_proto::v1;
-use sluice_types::RequestId;
+use sluice_types::{Reason, RequestId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
@@ -106,11 +106,11 @@ impl Request {
             }
             End::Left => {
                 self.entry.used(0);
-                self.control.void(self.key, "the client left before it began").await;
+                self.control.void(self.key, Reason::Signalled).await;
             }
             End::Failed(error) => {
                 self.entry.used(usage.prompt.saturating_add(generated));
-                self.control.void(self.key, "the platform cut it").await;
+                self.control.void(self.key, Reason::Unavailable).await;
                 let _gone = course.out.send(Piece::Failed(error)).await;
             }
         }

@@ -83,8 +83,9 @@ fn decoded(name: &str) -> String {
 
 fn caller(gateway: &Gateway, headers: &HeaderMap) -> Result<Caller, ApiError> {
     let header = headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok());
-    let secret = header.and_then(|header| header.strip_prefix("Bearer "));
-    secret.and_then(|secret| gateway.control.caller(secret)).ok_or_else(ApiError::unauthenticated)
+    let secret = header.and_then(|header| header.strip_prefix("Bearer ")).ok_or_else(ApiError::unauthenticated)?;
+    let project = headers.get("openai-project").map(|project| project.to_str().unwrap_or(""));
+    gateway.control.caller(secret, project)
 }
 
 fn models(gateway: &Gateway, caller: Caller, name: Option<&str>) -> Answer {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use sluice_controller::{Controller, ControllerConfig, SystemClock};
+use sluice_controller::{Controller, ControllerConfig, GatewayConfig, GatewayLimits, SystemClock};
 use sluice_identity::Lifetimes;
 
 use crate::command::ControllerArgs;
@@ -19,7 +19,15 @@ pub(crate) async fn controller(arguments: ControllerArgs) -> anyhow::Result<()> 
     telemetry::start();
     process::end_with_parent(arguments.process.with_parent)?;
     let database = arguments.database.clone();
+    let limits = GatewayLimits {
+        key_requests: arguments.gateway.gateway_requests,
+        tenant_requests: arguments.gateway.gateway_requests.saturating_mul(2),
+        key_tokens: arguments.gateway.gateway_tokens,
+        tenant_tokens: arguments.gateway.gateway_tokens.saturating_mul(2),
+        ..GatewayLimits::default()
+    };
     let config = ControllerConfig {
+        gateway: arguments.gateway.gateway.map(|listen| GatewayConfig { listen, limits }),
         database: database.unwrap_or_else(|| format!("sqlite:{}", arguments.folder.join("sluice.db").display())),
         data: arguments.folder.clone(),
         listen: arguments.listen,

@@ -72,6 +72,11 @@ impl ApiError {
         Self { param: Some("model".to_owned()), ..error }
     }
 
+    /// The endpoint is not there any more.
+    pub(crate) fn gone(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "invalid_request_error", Some("model_not_found"), message)
+    }
+
     /// There is no such page.
     pub(crate) fn no_page(path: &str) -> Self {
         let path: String = path.chars().take(256).collect();

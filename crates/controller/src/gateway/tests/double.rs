@@ -11,7 +11,7 @@ use prost::Message;
 use sluice_proto::v1;
 use sluice_proto::v1::engine_reply::Message as Reply;
 use sluice_proto::v1::engine_request::Message as Request;
-use sluice_types::{AttemptId, EndpointId, KeyId, RequestId, TenantId};
+use sluice_types::{AttemptId, EndpointId, KeyId, Reason, RequestId, TenantId};
 use tokio::io::{AsyncWriteExt, DuplexStream, split};
 use tokio::sync::watch;
 
@@ -54,7 +54,7 @@ impl Default for Script {
 pub(super) enum Row {
     Open,
     Settled(Usage),
-    Voided(&'static str),
+    Voided(Reason),
 }
 
 /// The controller.
@@ -127,9 +127,10 @@ impl Control for Double {
         7
     }
 
-    fn caller(&self, secret: &str) -> Option<Caller> {
-        let number = secret.strip_prefix("key-")?.parse().ok()?;
-        Some(Caller { key: KeyId::from_raw(number), tenant: TenantId::from_raw(number), project: None })
+    fn caller(&self, secret: &str, _project: Option<&str>) -> Result<Caller, ApiError> {
+        let number = secret.strip_prefix("key-").and_then(|number| number.parse().ok());
+        let number = number.ok_or_else(ApiError::unauthenticated)?;
+        Ok(Caller { key: KeyId::from_raw(number), tenant: TenantId::from_raw(number), project: None })
     }
 
     fn served(&self, _caller: &Caller) -> Vec<Served> {
@@ -139,7 +140,6 @@ impl Control for Double {
             owner: "acme".to_owned(),
             created: 1,
             context: CONTEXT,
-            sequences: self.script.sequences,
             template_tokens: 4,
         }]
     }
@@ -186,7 +186,7 @@ impl Control for Double {
         self.close(request, Row::Settled(usage));
     }
 
-    async fn void(&self, request: RequestId, why: &'static str) {
+    async fn void(&self, request: RequestId, why: Reason) {
         self.close(request, Row::Voided(why));
     }
 

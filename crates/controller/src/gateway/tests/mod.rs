@@ -10,6 +10,7 @@ use std::time::Duration;
 use client::{Served, dechunked, events, get, head, parse, post, raw, read_all, serve};
 use double::{CONTEXT, Double, Fault, Row, Script, expected};
 use serde_json::{Value, json};
+use sluice_types::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
@@ -112,7 +113,7 @@ async fn models_are_listed_and_what_is_wrong_is_told_in_openais_form() {
     let long = "x".repeat(300);
     let got = post(served.address, "key-1", "/v1/chat/completions", &chat(&long, 1)).await;
     assert_eq!((got.status, got.json()["error"]["code"].as_str()), (400, Some("context_length_exceeded")));
-    assert_eq!(served.double.rows(), [Row::Voided("the platform cut it")]);
+    assert_eq!(served.double.rows(), [Row::Voided(Reason::Unavailable)]);
 }
 
 /// The connection to the worker breaks at any byte of it: the client sees nothing of that.
@@ -148,7 +149,7 @@ async fn a_request_that_every_worker_is_lost_under_is_given_up_and_credited() {
     *served.double.faults.lock().unwrap() = vec![Fault::CutAt(20); 50];
     let got = post(served.address, "key-1", "/v1/chat/completions", &streamed("poison", 15)).await;
     assert_eq!((got.status, got.json()["error"]["type"].as_str()), (500, Some("server_error")), "{got:?}");
-    assert_eq!(served.double.rows(), [Row::Voided("the platform cut it")]);
+    assert_eq!(served.double.rows(), [Row::Voided(Reason::Unavailable)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
