@@ -58,11 +58,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let built = PathBuf::from(std::env::var("DEP_LLAMA_ROOT")?).join("build");
     let backend = Backend::read(&built)?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
-    let mut archive = cc::Build::new();
+    let mut objects = Vec::new();
     for (name, flags, defines) in GENERATIONS {
-        archive.object(backend.compile(name, flags, defines, &out.join(name))?);
+        objects.push(backend.compile(name, flags, defines, &out.join(name))?);
     }
-    archive.cargo_metadata(true).try_compile("sluice_kernels")?;
+    let archive = out.join("libsluice_kernels.a");
+    let _ = std::fs::remove_file(&archive);
+    run(Command::new("ar").arg("crs").arg(&archive).args(&objects))?;
+    println!("cargo:rustc-link-search=native={}", out.display());
+    println!("cargo:rustc-link-lib=static=sluice_kernels");
     println!("cargo:rustc-cfg=generations");
     Ok(())
 }
@@ -101,26 +105,25 @@ impl Backend {
         }
         Ok(Self { sources, c: of("C"), cpp: of("CXX") })
     }
-
     /// One object with one visible name.
     fn compile(&self, name: &str, flags: &[&str], defines: &[&str], out: &Path) -> Result<PathBuf, Box<dyn Error>> {
         std::fs::create_dir_all(out)?;
-        let mut objects = Vec::new();
-        for cpp in [false, true] {
-            let is_cpp = |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "cpp") == cpp;
-            let mut build = cc::Build::new();
-            build.no_default_flags(true).warnings(false).cargo_metadata(false).pic(true).cpp(cpp).out_dir(out);
-            for flag in if cpp { &self.cpp } else { &self.c } {
-                build.flag(flag);
-            }
-            for flag in flags {
-                build.flag(flag);
-            }
-            for define in defines {
-                build.define(define, None);
-            }
-            objects.extend(build.files(self.sources.iter().filter(is_cpp)).try_compile_intermediates()?);
-        }
+        let commands: Vec<(PathBuf, Command)> = self
+            .sources
+            .iter()
+            .enumerate()
+            .map(|(index, source)| {
+                let object = out.join(format!("{index}.o"));
+                let cpp = source.extension().is_some_and(|extension| extension == "cpp");
+                let mut command = compiler(if cpp { "c++" } else { "cc" });
+                command.args(if cpp { &self.cpp } else { &self.c }).args(flags);
+                command.args(defines.iter().map(|define| format!("-D{define}")));
+                command.arg("-c").arg(source).arg("-o").arg(&object);
+                (object, command)
+            })
+            .collect();
+        let objects: Vec<PathBuf> = commands.iter().map(|(object, _)| object.clone()).collect();
+        run_all(commands.into_iter().map(|(_, command)| command).collect())?;
         let (joined, hidden) = (out.join("joined.o"), out.join(format!("kernels_{name}.o")));
         // Groups of inline functions become plain sections: the linker must not merge them with those of others.
         run(Command::new("ld").args(["-r", "--force-group-allocation", "-o"]).arg(&joined).args(&objects))?;
@@ -131,6 +134,40 @@ impl Backend {
             .arg(&joined)
             .arg(&hidden))?;
         Ok(hidden)
+    }
+}
+
+/// The compiler, behind whatever llama.cpp's own build has before it.
+fn compiler(name: &str) -> Command {
+    match std::env::var_os("CMAKE_CXX_COMPILER_LAUNCHER") {
+        Some(launcher) => {
+            let mut command = Command::new(launcher);
+            command.arg(name);
+            command
+        }
+        None => Command::new(name),
+    }
+}
+
+/// Runs as many at once as cargo may.
+fn run_all(commands: Vec<Command>) -> Result<(), Box<dyn Error>> {
+    let jobs = std::env::var("NUM_JOBS").ok().and_then(|jobs| jobs.parse().ok()).unwrap_or(1_usize).clamp(1, 16);
+    let left = std::sync::Mutex::new(commands);
+    let faults = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                while let Some(mut command) = left.lock().ok().and_then(|mut left| left.pop()) {
+                    if let (Err(fault), Ok(mut faults)) = (run(&mut command), faults.lock()) {
+                        faults.push(fault.to_string());
+                    }
+                }
+            });
+        }
+    });
+    match faults.into_inner()?.pop() {
+        None => Ok(()),
+        Some(fault) => Err(fault.into()),
     }
 }
 
