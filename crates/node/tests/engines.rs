@@ -33,7 +33,7 @@ while True:
     threading.Thread(target=serve, args=(door.accept()[0],), daemon=True).start()
 "#;
 
-fn engine(node: &Node, script: &str) -> Attempt<'_> {
+fn engine<'a>(node: &'a Node, script: &str) -> Attempt<'a> {
     let mut attempt = node.attempt_of(&["/usr/bin/python3", "-c", script]);
     attempt.spec.kind = TaskKind::Engine { patience: Nanos::from_millis(700) };
     let model = node.root.path().join(format!("model-{}", attempt.spec.attempt));

@@ -42,8 +42,8 @@ pub(super) enum Event {
 pub(super) enum Standing {
     /// The worker has not said what it is.
     New,
-    /// It may be used: so many sequences may be open.
-    Ready { sequences: u32 },
+    /// It may be used: so many sequences should be open at most.
+    Ready { places: u32 },
     /// It is over.
     Broken,
 }
@@ -84,6 +84,13 @@ pub(super) struct Sequence {
     number: u64,
     events: mpsc::Receiver<Event>,
     over: bool,
+}
+
+/// A worker is fair between the tenants that wait in it, so that it is given some that wait; those beyond wait here, for the
+/// first of all replicas that has room.
+fn places(ready: &v1::EngineReady) -> u32 {
+    let computing = ready.sequences.max(1);
+    computing.saturating_mul(2).min(ready.connection_sequences.max(1))
 }
 
 impl Link {
@@ -174,7 +181,7 @@ impl Link {
             let new = *self.standing.borrow() == Standing::New;
             match said {
                 Some(Said::Ready(ready)) if new => {
-                    self.standing.send_replace(Standing::Ready { sequences: ready.sequences.max(1) });
+                    self.standing.send_replace(Standing::Ready { places: places(&ready) });
                 }
                 _ if new => return "the worker did not say what it is".to_owned(),
                 Some(Said::Admitted(admitted)) => {

@@ -281,10 +281,10 @@ impl Keeper<'_> {
                     why = &mut carried => break why,
                     _ = standing.changed() => {
                         let stands = *standing.borrow_and_update();
-                        if let Standing::Ready { sequences } = stands {
+                        if let Standing::Ready { places } = stands {
                             let member = Member {
                                 link: Arc::clone(&link),
-                                places: sequences,
+                                places,
                                 running: BTreeMap::new(),
                                 leaving: false,
                             };

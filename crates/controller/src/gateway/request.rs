@@ -204,9 +204,9 @@ impl Request {
                 Turn::End(End::Finished(finished))
             }
             v1::EngineFinish::Error => match finished.reason.as_str() {
-                "TOO_LARGE" => Turn::End(End::Failed(ApiError::too_long(finished.message))),
-                "INVALID_FIELD" | "MISSING_FIELD" => Turn::End(End::Failed(ApiError::wrong(finished.message))),
-                // It has no room now, or is going.
+                "PROMPT_TOO_LONG" => Turn::End(End::Failed(ApiError::too_long(finished.message))),
+                "INVALID" | "TEMPLATE" => Turn::End(End::Failed(ApiError::wrong(finished.message))),
+                // It has no room now, or is broken.
                 _ if course.refused < REFUSED => {
                     course.refused += 1;
                     Turn::Again

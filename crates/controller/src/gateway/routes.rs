@@ -195,6 +195,7 @@ fn begin(
         sampling: Some(sampling),
         stop: asked.stop,
         ignore_end: asked.ignore_end,
+        request: String::new(),
         prompt: Some(match asked.prompt {
             Prompt::Text(text) => v1::engine_generate::Prompt::Text(text),
             Prompt::Chat(messages) => v1::engine_generate::Prompt::Chat(v1::EngineChat { messages }),
@@ -210,6 +211,7 @@ fn begin(
             }
             Ok(key) => {
                 let _gone = tell.send(Ok(key));
+                let generate = v1::EngineGenerate { request: key.to_string(), ..generate };
                 let request = Request { control, pool, caller, key, generate, stream, entry, room };
                 Box::pin(request.own(to, counted)).await;
             }

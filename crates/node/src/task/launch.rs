@@ -95,7 +95,7 @@ fn describe(
             _ => TaskKind::Command,
         },
         argv: match &model {
-            Some(model) => model_program(shared, &model.work),
+            Some(model) => model_program(shared, model),
             None => assignment.command()?,
         },
         model: model.is_some().then(|| home.model()),
@@ -122,27 +122,34 @@ fn describe(
 }
 
 /// What works on a model: this very program, inside.
-fn model_program(shared: &Shared, work: &ModelWork) -> Vec<String> {
+fn model_program(shared: &Shared, model: &Model) -> Vec<String> {
     let program = match shared.config.sandbox.mode {
         SandboxMode::Enforced => INNER.to_owned(),
         SandboxMode::Advisory => shared.config.program.display().to_string(),
     };
-    let file = format!("/proc/self/fd/{MODEL_DESCRIPTOR}");
-    let words = match work {
+    let text = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    let (descriptor, digest) = (MODEL_DESCRIPTOR.to_string(), model.digest.to_string());
+    match &model.work {
         ModelWork::Serve { context, sequences } => {
-            let (context, sequences) = (context.to_string(), sequences.to_string());
-            let options = ["--context", &context, "--sequences", &sequences, "--listen", ENGINE_SOCKET];
-            [&["engine-worker", "--model", &file], &options[..]].concat().into_iter().map(str::to_owned).collect()
+            let (context, sequences) = (context.to_string(), sequences.max(&1).to_string());
+            let door = format!("unix:{ENGINE_SOCKET}");
+            let which = [&program, "engine-worker", "--model-fd", &descriptor, "--digest", &digest];
+            let how = ["--context", &context, "--sequences", &sequences, "--listen", &door, "--meter", "meter"];
+            text(&[&which[..], &how[..]].concat())
         }
         ModelWork::Check { requantize } => {
-            let mut words = vec!["engine-check".to_owned(), "--model".to_owned(), file];
-            if !requantize.is_empty() {
-                words.extend(["--requantize".to_owned(), requantize.clone()]);
-            }
-            words
+            // What is said on the standard output becomes a file of the outputs.
+            let (before, file) = match requantize.as_str() {
+                "" => (String::new(), format!("/proc/self/fd/{descriptor}")),
+                _ => {
+                    let made = "\"$SLUICE_OUTPUTS/model.gguf\"".to_owned();
+                    (format!("\"$0\" engine-requantize /proc/self/fd/{descriptor} {made} && "), made)
+                }
+            };
+            let script = format!("{before}\"$0\" engine-check {file} > \"$SLUICE_OUTPUTS/model.json\"");
+            text(&["/bin/sh", "-c", &script, &program])
         }
-    };
-    std::iter::once(program).chain::<Vec<String>>(words).collect()
+    }
 }
 
 /// Where a task's secrets are while it runs.

@@ -244,7 +244,8 @@ impl Worker {
     async fn serve(&mut self, io: DuplexStream) -> Option<()> {
         let (mut from, mut to) = split(io);
         let mut bytes = BytesMut::new();
-        let ready = v1::EngineReady { sequences: self.script.sequences, context: CONTEXT, ..v1::EngineReady::default() };
+        let connection_sequences = self.script.sequences;
+        let ready = v1::EngineReady { connection_sequences, sequences: connection_sequences, context: CONTEXT, ..v1::EngineReady::default() };
         self.say(&mut to, Reply::Ready(ready)).await?;
         let mut step = tokio::time::interval(self.script.step);
         let mut load = tokio::time::interval(Duration::from_millis(100));
@@ -297,10 +298,10 @@ impl Worker {
                     ..v1::EngineFinished::default()
                 };
                 if prompt_tokens >= CONTEXT || prompt_tokens > generate.max_prompt_tokens {
-                    return self.say(to, Reply::Finished(refuse("TOO_LARGE"))).await;
+                    return self.say(to, Reply::Finished(refuse("PROMPT_TOO_LONG"))).await;
                 }
                 if self.sequences.len() >= self.script.sequences as usize {
-                    return self.say(to, Reply::Finished(refuse("OVERLOADED"))).await;
+                    return self.say(to, Reply::Finished(refuse("BUSY"))).await;
                 }
                 let most = generate.max_tokens.min(CONTEXT - prompt_tokens);
                 let open = Open { prompt, seed, next, most, taken: next, prompt_tokens };
