@@ -16,6 +16,7 @@ mod directory;
 mod error;
 mod gateway;
 mod group;
+mod importer;
 mod janitor;
 mod link;
 mod logs;

@@ -24,6 +24,7 @@ use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::ControllerError;
 use crate::gateway::{Cluster, Door, GatewayConfig};
+use crate::importer::Importer;
 use crate::janitor::Janitor;
 use crate::link::{BlobSource, Hub, IdentityApi, NodeApi, SiteApi};
 use crate::logs::LogStore;
@@ -144,6 +145,16 @@ impl Controller {
         };
         let janitor = tokio::spawn(janitor.run(stop.clone()));
         let gateway = gateway(&config, &shared, &writer, stop.clone())?;
+        let importer = Importer {
+            directory: Arc::clone(&shared.directory),
+            store: Arc::clone(&shared.store),
+            writer: writer.clone(),
+            blobs: BlobSource { uploads: shared.uploads.clone(), hub: Arc::clone(&shared.hub) },
+            spools: Arc::clone(&shared.spools),
+            events: events.clone(),
+            clock: Arc::clone(&shared.clock),
+        };
+        let importer = tokio::spawn(importer.run(stop.clone()));
         let server = serve(&config, &shared, &writer, &planner, events, window, listener, stop.clone())?;
         Ok(Self {
             address,
@@ -158,6 +169,7 @@ impl Controller {
                 ("the server", server),
                 ("the janitor", janitor),
                 ("the gateway", gateway),
+                ("the importer", importer),
             ],
         })
     }
@@ -388,9 +400,11 @@ fn routes(
     sites: SiteApi,
     hosts: IdentityApi,
 ) -> Result<tonic::transport::server::Router<Stack<Reasons, NoLayer>>, ControllerError> {
+    use v1::endpoint_service_server::EndpointServiceServer;
     use v1::fleet_service_server::FleetServiceServer;
     use v1::identity_service_server::IdentityServiceServer;
     use v1::job_service_server::JobServiceServer;
+    use v1::model_service_server::ModelServiceServer;
     use v1::money_service_server::MoneyServiceServer;
     use v1::node_service_server::NodeServiceServer;
     use v1::order_service_server::OrderServiceServer;
@@ -405,6 +419,8 @@ fn routes(
         health.set_serving::<TenantServiceServer<Api>>().await;
         health.set_serving::<OrderServiceServer<Api>>().await;
         health.set_serving::<SessionServiceServer<Api>>().await;
+        health.set_serving::<ModelServiceServer<Api>>().await;
+        health.set_serving::<EndpointServiceServer<Api>>().await;
     });
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(sluice_proto::DESCRIPTORS)
@@ -422,6 +438,8 @@ fn routes(
         .add_service(FleetServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(TenantServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(OrderServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(ModelServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(EndpointServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(SessionServiceServer::new(api).max_decoding_message_size(MAX_SESSION_MESSAGE))
         .add_service(NodeServiceServer::new(nodes).max_decoding_message_size(MAX_MESSAGE))
         .add_service(SiteServiceServer::new(sites).max_decoding_message_size(MAX_MESSAGE))

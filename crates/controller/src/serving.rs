@@ -121,6 +121,11 @@ impl Serving {
         self.read().endpoints.values().cloned().collect()
     }
 
+    /// Replicas of an endpoint that have not ended, oldest first.
+    pub(crate) fn replicas(&self, endpoint: EndpointId) -> Vec<JobId> {
+        self.read().replicas.get(&endpoint).into_iter().flatten().map(|(job, _)| *job).collect()
+    }
+
     /// A model that is not deleted.
     pub(crate) fn model(&self, id: ModelId) -> Option<Arc<Model>> {
         self.read().models.get(&id).cloned()
@@ -142,6 +147,11 @@ impl Serving {
     pub(crate) fn holder(&self, attempt: AttemptId) -> Option<Place> {
         let inner = self.read();
         inner.running(inner.attempts.get(&attempt)?.job, attempt)
+    }
+
+    /// Whether the import of any model has not ended.
+    pub(crate) fn imports(&self) -> bool {
+        self.read().models.values().any(|row| row.state == ModelState::Importing)
     }
 
     /// The replicas of an endpoint that take requests now: they run, and were not told to stop.

@@ -25,4 +25,4 @@ pub use mint::Mint;
 pub use rows::{Rows, Snapshot};
 pub use state::{Settings, State};
 pub use step::{draft, draft_view, step};
-pub use view::{Copy, StopStep, Wish};
+pub use view::{Copy, StopStep, Wish, common_sites};

@@ -253,7 +253,8 @@ impl State {
 }
 
 /// Sites that both lists allow, where an empty list allows any.
-pub(crate) fn common_sites(wanted: &[SiteId], residency: &[SiteId]) -> Vec<SiteId> {
+#[must_use]
+pub fn common_sites(wanted: &[SiteId], residency: &[SiteId]) -> Vec<SiteId> {
     match (wanted.is_empty(), residency.is_empty()) {
         (true, _) => residency.to_vec(),
         (false, true) => wanted.to_vec(),

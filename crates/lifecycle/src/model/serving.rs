@@ -39,14 +39,16 @@ pub struct ModelInfo {
     pub architecture: String,
     /// How many there are.
     pub parameters: u64,
-    /// Tokens of context that it was trained for.
+    /// Tokens of context that it was trained for; 0 = it does not say.
     pub context: u32,
     /// Such as "Q4_0".
     pub quantization: String,
-    /// Its chat template; empty = none.
-    pub template: String,
-    /// Tokens that the template adds at most to a chat, beside 16 for each message.
+    /// It has a chat template that can be used.
+    pub chats: bool,
+    /// Tokens that the template adds to a chat of one message.
     pub template_tokens: u32,
+    /// Tokens that it adds for each message more.
+    pub message_tokens: u32,
 }
 
 /// Weights that a project serves.

@@ -23,6 +23,8 @@ const MAX_ENDPOINTS_PER_PROJECT: usize = 1_000;
 const MAX_REPLICAS: u32 = 64;
 /// Replicas begin before jobs of the same tenant that wait: somebody waits for their answers.
 const PRIORITY: i32 = 100;
+/// Tokens of context where a model does not say what it was trained for, and nobody else does.
+const UNKNOWN_CONTEXT: u32 = 4096;
 /// One replica more, when there is too little room for so long.
 const OVER: Nanos = Nanos::from_secs(2);
 /// A replica that ends by itself sooner than this after its start is not started again at once.
@@ -45,8 +47,8 @@ impl Step<'_> {
         let (ModelState::Ready, Some(info)) = (model.state, model.info.as_ref()) else {
             return Err(Refusal::new(Reason::WrongState, "the model is not ready: look at its state first"));
         };
-        let trained = info.context.max(1);
-        if wanted.context > trained {
+        let trained = if info.context == 0 { UNKNOWN_CONTEXT } else { info.context };
+        if info.context != 0 && wanted.context > trained {
             return Err(Refusal::field("context", format!("the model was trained for {trained} tokens")));
         }
         let context = if wanted.context == 0 { trained } else { wanted.context };

@@ -15,8 +15,6 @@ use crate::state::Happened;
 const MAX_MODELS_PER_PROJECT: usize = 1_000;
 /// An import reads its file once, and writes it once at most.
 const IMPORT_TIME: Nanos = Nanos::from_secs(3600);
-/// Bytes of a chat template that are kept.
-const MAX_TEMPLATE: usize = 64 << 10;
 
 impl Step<'_> {
     pub(super) fn import_model(&mut self, caller: &Caller, wanted: ImportModel) -> Result<Answer, Refusal> {
@@ -69,10 +67,7 @@ impl Step<'_> {
             if whole { Ok(found) } else { Err("the file that was made of it is not there".to_owned()) }
         });
         match found {
-            Ok(ModelFound { mut info, file }) => {
-                if info.template.len() > MAX_TEMPLATE {
-                    info.template.clear();
-                }
+            Ok(ModelFound { info, file }) => {
                 self.state.keep_upload(model.project, file.digest);
                 self.end_import(&model, ModelState::Ready, None, String::new());
                 if let Some(row) = self.state.serving.models.get_mut(&id) {
