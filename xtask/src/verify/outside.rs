@@ -124,6 +124,16 @@ pub(super) fn rents(setting: Setting) -> anyhow::Result<Vec<Row>> {
     proof("rents", short, setting)
 }
 
+/// Roads, line 2: models served to the official client.
+pub(super) fn serves(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let (seed, short) = (setting.seed.to_string(), ["--requests", "60", "--prompts", "8", "--workers", "6"]);
+    let mut flags = vec!["--seed", &seed];
+    if setting.quick {
+        flags.extend(short);
+    }
+    proof("serves", &flags, setting)
+}
+
 fn proof(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row>> {
     build(setting)?;
     let Some(mut command) = end_to_end("proof", setting)? else { return Ok(vec![Row::new(what, "")]) };

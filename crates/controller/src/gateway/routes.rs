@@ -196,6 +196,7 @@ fn begin(
         stop: asked.stop,
         ignore_end: asked.ignore_end,
         request: String::new(),
+        weight: 0,
         prompt: Some(match asked.prompt {
             Prompt::Text(text) => v1::engine_generate::Prompt::Text(text),
             Prompt::Chat(messages) => v1::engine_generate::Prompt::Chat(v1::EngineChat { messages }),

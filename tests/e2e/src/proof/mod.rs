@@ -5,6 +5,7 @@
 //! * [`partition`]: what a site does while nobody hears of it is refused behind the cut and paid before it.
 //! * [`fractions`]: jobs get their slices of a core, neither less nor more.
 //! * [`rents`]: slices are rented and worked in through a real terminal.
+//! * [`serves`]: models are served to the official client, and every token is counted where it arrives.
 //! * [`money`]: a budget stops its job without overdraft; every receipt is recomputed.
 
 mod bytes;
@@ -14,5 +15,6 @@ pub mod moves;
 mod outcome;
 pub mod partition;
 pub mod rents;
+pub mod serves;
 mod sites;
 mod watch;
