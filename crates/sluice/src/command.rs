@@ -153,6 +153,9 @@ pub(crate) struct GatewayArgs {
     /// Serve models over OpenAI's HTTP interface here: with TLS, unless that is the loopback.
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) gateway: Option<SocketAddr>,
+    /// Serve without limits, to show what they are for.
+    #[arg(long, hide = true)]
+    pub(crate) gateway_unlimited: bool,
     /// Requests that one key may begin in a minute; a tenant may begin twice as many.
     #[arg(long, default_value_t = 6_000, value_name = "COUNT")]
     pub(crate) gateway_requests: u32,

@@ -63,6 +63,13 @@ impl Launch {
         self.0.get(place + 1).map(String::as_str)
     }
 
+    /// With one more word.
+    #[must_use]
+    pub fn and(mut self, word: &str) -> Self {
+        self.0.push(word.to_owned());
+        self
+    }
+
     /// With another value after a flag.
     ///
     /// # Errors

@@ -134,6 +134,12 @@ pub(super) fn serves(setting: Setting) -> anyhow::Result<Vec<Row>> {
     proof("serves", &flags, setting)
 }
 
+/// Roads, line 8: hostile clients at the gateway.
+pub(super) fn hostile(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let short: &[&str] = if setting.quick { &["--connections", "400", "--requests", "12"] } else { &[] };
+    proof("hostile", short, setting)
+}
+
 fn proof(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row>> {
     build(setting)?;
     let Some(mut command) = end_to_end("proof", setting)? else { return Ok(vec![Row::new(what, "")]) };

@@ -36,6 +36,20 @@ pub struct GatewayLimits {
     pub connections: u32,
 }
 
+impl GatewayLimits {
+    /// None that can be reached: for the control of what they hold back.
+    pub const NONE: Self = Self {
+        key_requests: u32::MAX,
+        tenant_requests: u32::MAX,
+        key_tokens: u32::MAX,
+        tenant_tokens: u32::MAX,
+        tenant_open: u32::MAX,
+        tenant_kib: 512 << 20,
+        all_kib: 512 << 20,
+        connections: 1 << 20,
+    };
+}
+
 impl Default for GatewayLimits {
     fn default() -> Self {
         Self {

@@ -55,7 +55,7 @@ pub(super) struct Request {
     pub(super) stream: bool,
     /// What it takes up, until it is over.
     pub(super) entry: Entry,
-    pub(super) room: Room,
+    pub(super) _room: Room,
 }
 
 /// How it came to its end.
@@ -170,6 +170,7 @@ impl Request {
                 Some(Event::Admitted { prompt, cached }) => {
                     // Of the first admission: what a resumption reads again is the platform's.
                     if !course.admitted {
+                        let prompt = prompt.min(self.generate.max_prompt_tokens);
                         (course.usage.prompt, course.usage.cached) = (prompt, cached.min(prompt));
                     }
                     course.admitted = true;

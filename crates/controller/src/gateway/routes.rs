@@ -213,7 +213,7 @@ fn begin(
             Ok(key) => {
                 let _gone = tell.send(Ok(key));
                 let generate = v1::EngineGenerate { request: key.to_string(), ..generate };
-                let request = Request { control, pool, caller, key, generate, stream, entry, room };
+                let request = Request { control, pool, caller, key, generate, stream, entry, _room: room };
                 Box::pin(request.own(to, counted)).await;
             }
         }

@@ -1,9 +1,9 @@
-//! `proof moves|partition|money|fractions|rents|serves`: shows it on real processes. Prints one JSON line per figure.
+//! `proof moves|partition|money|fractions|rents|serves|hostile`: shows it on real processes. Prints one JSON line per figure.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_e2e::proof::{fractions, money, moves, partition, rents, serves};
+use sluice_e2e::proof::{fractions, hostile, money, moves, partition, rents, serves};
 use sluice_e2e::{print, wan};
 
 /// Moves and loses training jobs, cuts sites off, ends budgets; and judges what became of it by what jobs and nodes wrote.
@@ -27,6 +27,8 @@ enum What {
     Rents(rents::Plan),
     /// Models are served to the official client
     Serves(serves::Plan),
+    /// Hostile clients at the gateway
+    Hostile(hostile::Plan),
     /// Spins: the load of measurements
     #[command(hide = true)]
     Spin(fractions::Spin),
@@ -54,6 +56,7 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Fractions(plan) => fractions::run(plan),
         What::Rents(plan) => rents::run(plan),
         What::Serves(plan) => serves::run(plan),
+        What::Hostile(plan) => hostile::run(plan),
         What::Spin(_) => Ok(Vec::new()),
     };
     Ok(if print(&figures?)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -5,11 +5,13 @@
 //! * [`partition`]: what a site does while nobody hears of it is refused behind the cut and paid before it.
 //! * [`fractions`]: jobs get their slices of a core, neither less nor more.
 //! * [`rents`]: slices are rented and worked in through a real terminal.
+//! * [`hostile`]: what hostile clients at the gateway cost it, and others.
 //! * [`serves`]: models are served to the official client, and every token is counted where it arrives.
 //! * [`money`]: a budget stops its job without overdraft; every receipt is recomputed.
 
 mod bytes;
 pub mod fractions;
+pub mod hostile;
 pub mod money;
 pub mod moves;
 mod outcome;

@@ -62,7 +62,7 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
         Ok(python) => python,
         Err(why) => return Ok(vec![Figure::skipped(metric, &why)]),
     };
-    let Some(model) = model(plan) else {
+    let Some(model) = model(plan.model.as_ref()) else {
         return Ok(vec![Figure::skipped(metric, "there is no model: scripts/setup.sh --tests fetches one")]);
     };
     let options = Options { sites: 1, nodes: 2, no_restart: true, ..Options::default() };
@@ -78,18 +78,18 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
 }
 
 /// The model that the setup fetches.
-fn model(plan: &Plan) -> Option<std::path::PathBuf> {
+pub(super) fn model(chosen: Option<&std::path::PathBuf>) -> Option<std::path::PathBuf> {
     let home = std::env::var_os("HOME").map(std::path::PathBuf::from);
     let cache = std::env::var_os("XDG_CACHE_HOME").map(std::path::PathBuf::from).or(home.map(|home| home.join(".cache")));
     let usual = cache.map(|cache| cache.join("sluice/models/SmolLM2-135M-Instruct.Q4_1.gguf"));
-    plan.model.clone().or(usual).filter(|path| path.exists())
+    chosen.cloned().or(usual).filter(|path| path.exists())
 }
 
 /// A tenant that serves and asks.
-struct Tenant {
+pub(super) struct Tenant {
     name: &'static str,
-    cli: Cli,
-    secret: String,
+    pub(super) cli: Cli,
+    pub(super) secret: String,
 }
 
 /// Endpoints as each tenant names them.
@@ -127,7 +127,7 @@ fn figures(system: &mut System, plan: &Plan, python: &Path, model: &Path) -> any
 }
 
 /// A tenant with money and a key of its own.
-fn tenant(system: &System, name: &'static str) -> anyhow::Result<Tenant> {
+pub(super) fn tenant(system: &System, name: &'static str) -> anyhow::Result<Tenant> {
     let admin = system.cli();
     admin.well(&["tenant", "create", name])?;
     admin.well(&["--tenant", name, "project", "create", "default"])?;
