@@ -87,7 +87,7 @@ impl World {
             let weight = self.weights.get(request.tenant).copied().unwrap_or(1);
             View { key: *key, tenant: request.tenant, weight, class: request.class, arrived: *key, stage, cells: live.fed }
         };
-        self.live.iter().map(view).collect()
+        self.live.iter().filter(|(_, live)| live.placed || !live.paused).map(view).collect()
     }
 
     /// One step; says whether anything was computed.
