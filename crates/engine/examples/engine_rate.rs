@@ -72,7 +72,9 @@ fn main() -> Result<(), Failure> {
     }
     for (name, rules) in [("fair", Rules::default()), ("arrival", by_arrival())] {
         let (gap, first) = mixed(&model, rules)?;
-        println!("{name}: 3 streams, {LONG} tokens arrive: worst gap {gap:.3} s, first token of the long one {first:.2} s");
+        println!(
+            "{name}: 3 streams, {LONG} tokens arrive: worst gap {gap:.3} s, first token of the long one {first:.2} s"
+        );
         report.insert(format!("mixed_{name}_gap_s"), gap);
         report.insert(format!("mixed_{name}_first_s"), first);
     }
@@ -112,7 +114,8 @@ fn engine(model: &LlamaModel) -> Result<LlamaEngine, Failure> {
 fn prompt(model: &LlamaModel, tokens: usize, number: u64) -> Vec<u32> {
     let size = u64::from(model.size());
     let next = |index: usize| {
-        let mixed = (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add((index as u64).wrapping_mul(0xbf58_476d));
+        let mixed =
+            (number + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).wrapping_add((index as u64).wrapping_mul(0xbf58_476d));
         u32::try_from(1_000 + (mixed >> 16) % (size - 2_000)).unwrap_or(1_000)
     };
     (0..tokens).map(next).collect()
@@ -125,8 +128,10 @@ fn bare_stream(model: &LlamaModel) -> Result<f64, Failure> {
     let slot = engine.open().ok_or("no slot")?;
     let feed = |token, position, logits| Feed { slot, token, position, logits };
     let prompt = prompt(model, 64, 0);
-    let batch: Vec<Feed> =
-        (0..).zip(&prompt).map(|(position, token)| feed(*token, position, position as usize + 1 == prompt.len())).collect();
+    let batch: Vec<Feed> = (0..)
+        .zip(&prompt)
+        .map(|(position, token)| feed(*token, position, position as usize + 1 == prompt.len()))
+        .collect();
     engine.step(&batch)?;
     let mut last = best(engine.logits(prompt.len() - 1));
     let start = Instant::now();

@@ -53,7 +53,8 @@ impl Fair {
         for (tenant, weight) in tenants {
             wanting.insert(tenant, weight.clamp(1, 1_000));
         }
-        let staying = self.accounts.iter().filter(|(tenant, account)| account.wants && wanting.contains_key(tenant.as_str()));
+        let staying =
+            self.accounts.iter().filter(|(tenant, account)| account.wants && wanting.contains_key(tenant.as_str()));
         self.floor = self.floor.max(staying.map(|(_, account)| account.counter).min().unwrap_or(0));
         for (tenant, weight) in &wanting {
             match self.accounts.get_mut(*tenant) {

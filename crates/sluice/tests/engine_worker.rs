@@ -330,9 +330,7 @@ mod with_a_model {
         let Some(model) = model() else { return };
         let folder = tempfile::tempdir().unwrap();
         let anew = folder.path().join("q4_0.gguf");
-        let run = |words: &[&std::ffi::OsStr]| {
-            Command::new(env!("CARGO_BIN_EXE_sluice")).args(words).output().unwrap()
-        };
+        let run = |words: &[&std::ffi::OsStr]| Command::new(env!("CARGO_BIN_EXE_sluice")).args(words).output().unwrap();
         let done = run(&["engine-requantize".as_ref(), model.as_os_str(), anew.as_os_str()]);
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         let checked = run(&["engine-check".as_ref(), anew.as_os_str()]);
