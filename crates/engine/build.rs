@@ -84,8 +84,9 @@ impl Backend {
         let home = cache.lines().find_map(|line| line.strip_prefix("CMAKE_HOME_DIRECTORY:INTERNAL="));
         let source = Path::new(home.ok_or("llama.cpp's build does not say where its source is")?).join("ggml/src");
         let folder = built.join("ggml/src/CMakeFiles/ggml-cpu.dir");
-        let flags = std::fs::read_to_string(folder.join("flags.make"))
-            .map_err(|error| format!("llama.cpp must be built by make, not {:?}: {error}", std::env::var("CMAKE_GENERATOR")))?;
+        let flags = std::fs::read_to_string(folder.join("flags.make")).map_err(|error| {
+            format!("llama.cpp must be built by make, not {:?}: {error}", std::env::var("CMAKE_GENERATOR"))
+        })?;
         let of = |language: &str| {
             let line = |what: &str| {
                 let prefix = format!("{language}_{what} = ");
@@ -98,7 +99,9 @@ impl Backend {
         list(&folder, &mut objects)?;
         let sources: Vec<PathBuf> = objects
             .iter()
-            .filter_map(|object| object.strip_prefix(&folder).ok()?.to_str()?.strip_suffix(".o").map(|name| source.join(name)))
+            .filter_map(|object| {
+                object.strip_prefix(&folder).ok()?.to_str()?.strip_suffix(".o").map(|name| source.join(name))
+            })
             .collect();
         if sources.is_empty() {
             return Err("llama.cpp's build has no objects of its CPU backend".into());

@@ -314,3 +314,139 @@ fn hand_out(shared: &Shared, reply: EngineReply, load: &watch::Sender<EngineLoad
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use sluice_proto::v1::{EngineFinish, engine_request};
+    use tokio::io::DuplexStream;
+
+    use super::*;
+
+    /// A worker that says what a test lets it say.
+    struct Fake {
+        reader: MessageReader<ReadHalf<DuplexStream>>,
+        writer: WriteHalf<DuplexStream>,
+    }
+
+    type Task = JoinHandle<Result<(), DriveError>>;
+
+    impl Fake {
+        async fn connect() -> (Self, Driver, Task) {
+            let (ours, theirs) = tokio::io::duplex(1 << 20);
+            let (reader, writer) = tokio::io::split(theirs);
+            let mut fake = Self { reader: MessageReader::new(reader), writer };
+            let ready = EngineReady { window: 2, connection_sequences: 3, ..EngineReady::default() };
+            fake.say(engine_reply::Message::Ready(ready)).await;
+            let (driver, task) = Driver::connect(ours).await.unwrap();
+            (fake, driver, task)
+        }
+
+        async fn say(&mut self, message: engine_reply::Message) {
+            let mut bytes = BytesMut::new();
+            put(&EngineReply { message: Some(message) }, &mut bytes).unwrap();
+            self.writer.write_all(&bytes).await.unwrap();
+        }
+
+        async fn token(&mut self, sequence: u64, position: u32) {
+            let token = EngineToken { sequence, position, ..EngineToken::default() };
+            self.say(engine_reply::Message::Token(token)).await;
+        }
+
+        async fn asked(&mut self) -> engine_request::Message {
+            self.reader.next::<EngineRequest>().await.unwrap().unwrap().message.unwrap()
+        }
+    }
+
+    fn finished(sequence: u64) -> engine_reply::Message {
+        let finish = EngineFinish::Length.into();
+        engine_reply::Message::Finished(EngineFinished { sequence, finish, ..EngineFinished::default() })
+    }
+
+    #[tokio::test]
+    async fn sequences_share_a_connection_and_get_their_own_events() {
+        let (mut fake, driver, _task) = Fake::connect().await;
+        let mut first = driver.generate(EngineGenerate::default()).unwrap();
+        let mut second = driver.generate(EngineGenerate::default()).unwrap();
+        for number in [1, 2] {
+            assert!(matches!(fake.asked().await, engine_request::Message::Generate(asked) if asked.sequence == number));
+        }
+        fake.token(2, 0).await;
+        fake.token(1, 0).await;
+        fake.token(7, 0).await;
+        fake.say(finished(1)).await;
+        assert!(matches!(first.next().await, Some(Event::Token(token)) if token.sequence == 1));
+        assert!(matches!(first.next().await, Some(Event::Finished(_))));
+        assert_eq!(first.next().await, None);
+        assert!(matches!(second.next().await, Some(Event::Token(token)) if token.sequence == 2));
+        // Of one that is over nothing is said any more.
+        first.taken(1);
+        drop(first);
+        second.taken(1);
+        assert!(
+            matches!(fake.asked().await, engine_request::Message::Taken(taken) if (taken.sequence, taken.tokens) == (2, 1))
+        );
+        drop(second);
+        assert!(matches!(fake.asked().await, engine_request::Message::Cancel(cancel) if cancel.sequence == 2));
+    }
+
+    #[tokio::test]
+    async fn the_connection_ends_with_its_last_handle() {
+        let (mut fake, driver, task) = Fake::connect().await;
+        let sequence = driver.generate(EngineGenerate::default()).unwrap();
+        drop(driver);
+        fake.asked().await;
+        drop(sequence);
+        assert!(matches!(fake.asked().await, engine_request::Message::Cancel(_)));
+        task.await.unwrap().unwrap();
+        assert!(fake.reader.next::<EngineRequest>().await.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_lost_worker_ends_events_and_refuses_new_sequences() {
+        let (fake, driver, task) = Fake::connect().await;
+        let mut sequence = driver.generate(EngineGenerate::default()).unwrap();
+        drop(fake);
+        assert_eq!(sequence.next().await, None);
+        assert!(task.await.unwrap().is_err());
+        assert!(driver.is_over());
+        assert!(matches!(driver.generate(EngineGenerate::default()), Err(DriveError::Closed)));
+    }
+
+    #[tokio::test]
+    async fn a_worker_beyond_its_window_fills_no_memory() {
+        let (mut fake, driver, task) = Fake::connect().await;
+        let _sequence = driver.generate(EngineGenerate::default()).unwrap();
+        for position in 0..7 {
+            fake.token(1, position).await;
+        }
+        assert!(matches!(task.await.unwrap(), Err(DriveError::Protocol(_))));
+    }
+
+    #[tokio::test]
+    async fn what_the_worker_has_no_room_for_is_refused_here() {
+        let (_fake, driver, _task) = Fake::connect().await;
+        let _open: Vec<Sequence> = (0..3).map(|_| driver.generate(EngineGenerate::default()).unwrap()).collect();
+        assert!(matches!(driver.generate(EngineGenerate::default()), Err(DriveError::Busy(3))));
+        let long = EngineGenerate { tenant: "t".repeat(MESSAGE_BOUND), ..EngineGenerate::default() };
+        assert!(matches!(driver.generate(long), Err(DriveError::TooLong(_))));
+    }
+
+    #[tokio::test]
+    async fn what_is_no_worker_is_told_from_one() {
+        let (ours, mut theirs) = tokio::io::duplex(64);
+        theirs.write_all(b"HTTP/1.1 400 Bad Request\r\n").await.unwrap();
+        drop(theirs);
+        assert!(matches!(Driver::connect(ours).await, Err(DriveError::Wire(_))));
+        let (ours, theirs) = tokio::io::duplex(64);
+        drop(theirs);
+        assert!(matches!(Driver::connect(ours).await, Err(DriveError::Closed)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_worker_that_says_nothing_is_lost() {
+        let (mut fake, driver, task) = Fake::connect().await;
+        fake.say(engine_reply::Message::Load(EngineLoad { running: 4, ..EngineLoad::default() })).await;
+        driver.load().wait_for(|load| load.running == 4).await.unwrap();
+        assert!(matches!(task.await.unwrap(), Err(DriveError::Silent(_))));
+    }
+}

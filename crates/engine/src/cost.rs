@@ -59,8 +59,8 @@ impl CostModel {
         let scale = FORGET + x.iter().zip(&px).map(|(a, b)| a * b).sum::<f64>();
         let fitted: f64 = x.iter().zip(&self.terms).map(|(a, b)| a * b).sum();
         let error = took - fitted;
-        for index in 0..TERMS {
-            self.terms[index] += px[index] / scale * error;
+        for (term, gain) in self.terms.iter_mut().zip(&px) {
+            *term += gain / scale * error;
         }
         for row in 0..TERMS {
             for column in 0..TERMS {

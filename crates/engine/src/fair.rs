@@ -53,6 +53,9 @@ impl Fair {
         for (tenant, weight) in tenants {
             wanting.insert(tenant, weight.clamp(1, 1_000));
         }
+        let staying =
+            self.accounts.iter().filter(|(tenant, account)| account.wants && wanting.contains_key(tenant.as_str()));
+        self.floor = self.floor.max(staying.map(|(_, account)| account.counter).min().unwrap_or(0));
         for (tenant, weight) in &wanting {
             match self.accounts.get_mut(*tenant) {
                 Some(account) => {
@@ -70,8 +73,6 @@ impl Fair {
         for (tenant, account) in &mut self.accounts {
             account.wants = wanting.contains_key(tenant.as_str());
         }
-        let lowest = self.accounts.values().filter(|account| account.wants).map(|account| account.counter).min();
-        self.floor = self.floor.max(lowest.unwrap_or(0));
         self.forget();
     }
 

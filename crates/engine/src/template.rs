@@ -41,7 +41,9 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_template_owned(NAME, source).map_err(|error| format!("the chat template is broken: {error}"))?;
+        environment
+            .add_template_owned(NAME, source)
+            .map_err(|error| format!("the chat template is broken: {error}"))?;
         Ok(Self { environment, bos, eos })
     }
 
@@ -52,10 +54,8 @@ impl ChatTemplate {
     /// In words, where the template refuses the conversation.
     pub fn render(&self, messages: &[EngineMessage]) -> Result<String, String> {
         let fail = |error: Error| format!("the model's chat template refuses the conversation: {error}");
-        let messages: Vec<_> = messages
-            .iter()
-            .map(|message| context! { role => &message.role, content => &message.content })
-            .collect();
+        let messages: Vec<_> =
+            messages.iter().map(|message| context! { role => &message.role, content => &message.content }).collect();
         let template = self.environment.get_template(NAME).map_err(fail)?;
         let mut out = Bounded { bytes: Vec::new() };
         template

@@ -19,9 +19,8 @@ pub struct Granted {
 /// What this process is granted now, by its affinity and by the quotas of its control groups.
 #[must_use]
 pub fn granted() -> Granted {
-    let cores = sched_getaffinity(Pid::from_raw(0)).map_or(1, |set| {
-        (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).count().max(1)
-    });
+    let cores = sched_getaffinity(Pid::from_raw(0))
+        .map_or(1, |set| (0..CpuSet::count()).filter(|core| set.is_set(*core).unwrap_or(false)).count().max(1));
     of(u32::try_from(cores).unwrap_or(1), quota_milli())
 }
 

@@ -264,9 +264,7 @@ fn what_tokens_spell_is_what_was_said() {
     assert_eq!(marks.len(), 1, "in a rendered conversation they are marks");
     assert!(model.piece(marks[0]).is_empty());
     assert!(model.piece(u32::MAX).is_empty() && !model.ends(u32::MAX));
-    let rendered = model
-        .render(&[EngineMessage { role: "user".to_owned(), content: "Hi".to_owned() }])
-        .unwrap();
+    let rendered = model.render(&[EngineMessage { role: "user".to_owned(), content: "Hi".to_owned() }]).unwrap();
     assert!(rendered.starts_with("<|im_start|>system\nYou are a helpful AI assistant named SmolLM"), "{rendered}");
     assert!(rendered.ends_with("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"), "{rendered}");
 }

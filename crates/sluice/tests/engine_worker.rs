@@ -31,12 +31,17 @@ impl Drop for Worker {
 
 impl Worker {
     fn start(folder: &Path, name: &str, more: &[&str]) -> Self {
+        Self::start_with(folder, name, more, &[])
+    }
+
+    fn start_with(folder: &Path, name: &str, more: &[&str], environment: &[(&str, &str)]) -> Self {
         let socket = folder.join(format!("{name}.sock"));
         let mut child = Command::new(env!("CARGO_BIN_EXE_sluice"))
             .args(["engine-worker", "--listen", &format!("unix:{}", socket.display())])
             .arg("--meter")
             .arg(folder.join(format!("{name}.meter")))
             .args(more)
+            .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -286,14 +291,46 @@ mod with_a_model {
         assert!(tokens.iter().all(|token| token.logprob.unwrap() <= 0.0 && token.top.len() == 2));
     }
 
+    /// One binary has kernels for several generations of processors. Each that this host can run is asked the same.
+    #[tokio::test]
+    async fn every_set_of_kernels_answers_alike() {
+        let Some(model) = model() else { return };
+        let folder = tempfile::tempdir().unwrap();
+        let mut best = None;
+        for wanted in ["", "portable", "haswell", "icelake"] {
+            let environment = [("SLUICE_KERNELS", wanted)];
+            let environment = if wanted.is_empty() { &[][..] } else { &environment[..] };
+            let more = ["--model", model.to_str().unwrap(), "--context", "512", "--threads", "1"];
+            let worker = Worker::start_with(folder.path(), &format!("w{wanted}"), &more, environment);
+            let driver = worker.connect().await;
+            let kernels = driver.ready().kernels.clone();
+            let best = best.get_or_insert_with(|| kernels.clone());
+            if !wanted.is_empty() && kernels != wanted {
+                eprintln!("SKIPPED: this host runs {best} at best, not {wanted}");
+                assert_eq!(kernels, "portable", "what cannot run falls back");
+                continue;
+            }
+            let said = EngineMessage { role: "user".to_owned(), content: "What is the capital of France?".to_owned() };
+            let asked = EngineGenerate {
+                prompt: Some(Prompt::Chat(EngineChat { messages: vec![said] })),
+                sampling: None,
+                ignore_end: false,
+                ..generate("paris", 40)
+            };
+            let (tokens, finished) = read(&mut driver.generate(asked).unwrap(), 100).await;
+            assert_eq!(finished.unwrap().finish(), EngineFinish::Stop);
+            let text: Vec<u8> = tokens.iter().flat_map(|token| token.text.to_vec()).collect();
+            let text = String::from_utf8(text).unwrap();
+            assert!(text.contains("The capital of France is Paris"), "{kernels}: {text}");
+        }
+    }
+
     #[test]
     fn a_model_is_checked_and_written_anew() {
         let Some(model) = model() else { return };
         let folder = tempfile::tempdir().unwrap();
         let anew = folder.path().join("q4_0.gguf");
-        let run = |words: &[&std::ffi::OsStr]| {
-            Command::new(env!("CARGO_BIN_EXE_sluice")).args(words).output().unwrap()
-        };
+        let run = |words: &[&std::ffi::OsStr]| Command::new(env!("CARGO_BIN_EXE_sluice")).args(words).output().unwrap();
         let done = run(&["engine-requantize".as_ref(), model.as_os_str(), anew.as_os_str()]);
         assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
         let checked = run(&["engine-check".as_ref(), anew.as_os_str()]);

@@ -340,7 +340,8 @@ impl Drop for Context {
 pub(super) fn requantize(from: &Path, to: &Path, threads: u32) -> Result<(), EngineError> {
     start();
     let fail = |why: &str| EngineError::Load(why.to_owned());
-    let path = |path: &Path| CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| fail("its path has a zero byte"));
+    let path =
+        |path: &Path| CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| fail("its path has a zero byte"));
     let (from, to) = (path(from)?, path(to)?);
     // SAFETY: a plain function without arguments.
     let mut params = unsafe { sys::llama_model_quantize_default_params() };

@@ -71,6 +71,8 @@ pub struct Runner {
     next: Key,
     worker: u64,
     replies: Vec<Reply>,
+    /// Whether the last step computed anything.
+    computed: bool,
 }
 
 impl Runner {
@@ -97,6 +99,7 @@ impl Runner {
             next: 1,
             worker,
             replies: Vec::new(),
+            computed: false,
         }
     }
 
@@ -114,7 +117,10 @@ impl Runner {
             Some(refuse("INVALID", format!("sequence {} is open already; number each anew", origin.sequence)))
         } else if self.sequences.len() >= self.bounds.open {
             let most = self.bounds.open;
-            Some(refuse("BUSY", format!("{most} sequences are open, the most there may be; try again when some are over")))
+            Some(refuse(
+                "BUSY",
+                format!("{most} sequences are open, the most there may be; try again when some are over"),
+            ))
         } else if submission.prompt.is_empty() {
             Some(refuse("INVALID", "the prompt has no tokens".to_owned()))
         } else if submission.prompt.len() + submission.generated.len() > self.facts.context as usize {
@@ -189,7 +195,8 @@ impl Runner {
                 parts.push(Part { key, end: batch.len(), fed });
             }
         }
-        if !batch.is_empty() {
+        self.computed = !batch.is_empty();
+        if self.computed {
             self.compute(clock, &batch, &parts, before.shape(&step), both);
         }
         self.replies()
@@ -199,6 +206,12 @@ impl Runner {
     #[must_use]
     pub fn idle(&self) -> bool {
         self.sequences.values().all(|sequence| sequence.window_full(self.bounds.window))
+    }
+
+    /// Whether the last step computed anything. Where it did not although something is open, nothing changes by itself at once.
+    #[must_use]
+    pub fn computed(&self) -> bool {
+        self.computed
     }
 
     /// How it stands.
@@ -276,9 +289,9 @@ impl Runner {
         for part in parts {
             let Some(sequence) = self.sequences.get_mut(&part.key) else { continue };
             let position = sequence.generated();
-            let generated = sequence.is_fed().then(|| {
-                sequence.generate(self.engine.logits(part.end - 1), &*self.vocabulary, self.facts.context)
-            });
+            let generated = sequence
+                .is_fed()
+                .then(|| sequence.generate(self.engine.logits(part.end - 1), &*self.vocabulary, self.facts.context));
             account.add(sequence, part.fed, position, generated.as_ref());
             let service = u64::from(part.fed.first) * READ + u64::from(generated.is_some()) * DECODE;
             let submission = &sequence.submission;
@@ -352,10 +365,12 @@ impl Runner {
     /// Ends sequences whose readers were away for too long at the end of their windows; `now` is monotonic nanoseconds.
     pub fn end_slow_readers(&mut self, now: u64) {
         let patience = self.bounds.patience;
-        let late = |sequence: &&Sequence| sequence.paused_since.is_some_and(|since| now.saturating_sub(since) > patience);
+        let late =
+            |sequence: &&Sequence| sequence.paused_since.is_some_and(|since| now.saturating_sub(since) > patience);
         let keys: Vec<Key> = self.sequences.values().filter(late).map(|sequence| sequence.key).collect();
         for key in keys {
-            let message = "nothing was taken for too long at the end of the window; take tokens with EngineTaken".to_owned();
+            let message =
+                "nothing was taken for too long at the end of the window; take tokens with EngineTaken".to_owned();
             self.finish(key, EngineFinish::Error, Vec::new(), Some(("SLOW_READER", message)));
         }
     }

@@ -6,7 +6,8 @@ use crate::fair::{Class, READ};
 /// How much more a tenant must have been served than one without a place before it gives one of several up, in tokens read:
 /// reading a sequence again is not free.
 const PUT_OUT_AHEAD: u64 = 256;
-/// The same before it gives up its only one, plus twice what must be read again: tenants take turns, but not every moment.
+/// The same before it gives up its only one, or as much as must be read again where that is more: tenants take turns, but not
+/// every moment.
 const TURN_AHEAD: u64 = 1_024;
 
 impl<'a> Draft<'a> {
@@ -96,7 +97,7 @@ impl<'a> Draft<'a> {
         let counter = self.fair.counter(next.tenant);
         self.victim(|view| {
             let several = self.placed.get(view.tenant).is_some_and(|count| *count > 1);
-            let ahead = if several { PUT_OUT_AHEAD } else { TURN_AHEAD + 2 * u64::from(view.cells) };
+            let ahead = if several { PUT_OUT_AHEAD } else { TURN_AHEAD.max(view.cells.into()) };
             let ahead = counter.saturating_add(self.fair.growth(next.tenant, ahead * READ));
             let served_more = view.class >= next.class && self.fair.counter(view.tenant) > ahead;
             view.stage == Stage::Paused || view.class > next.class || (homeless && served_more)

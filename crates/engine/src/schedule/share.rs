@@ -44,7 +44,8 @@ impl<'a> Draft<'a> {
         let width = self.rules.width.min(self.room.batch) as usize;
         let beside = self.batch_beside(cost, interactive.len(), batch.len()).min(width);
         // What batch work is owed it gets although interactive work would fill the width.
-        let owed = usize::try_from(self.fair.owed_to_batch() / DECODE).unwrap_or(usize::MAX).min(batch.len()).min(width);
+        let owed =
+            usize::try_from(self.fair.owed_to_batch() / DECODE).unwrap_or(usize::MAX).min(batch.len()).min(width);
         let interactive_width = width - owed.min(beside);
         let chosen = self.choose(interactive, interactive_width);
         let left = width - chosen.len();

@@ -85,9 +85,17 @@ impl World {
                 (true, false) => Stage::Reading { left },
             };
             let weight = self.weights.get(request.tenant).copied().unwrap_or(1);
-            View { key: *key, tenant: request.tenant, weight, class: request.class, arrived: *key, stage, cells: live.fed }
+            View {
+                key: *key,
+                tenant: request.tenant,
+                weight,
+                class: request.class,
+                arrived: *key,
+                stage,
+                cells: live.fed,
+            }
         };
-        self.live.iter().map(view).collect()
+        self.live.iter().filter(|(_, live)| live.placed || !live.paused).map(view).collect()
     }
 
     /// One step; says whether anything was computed.
@@ -100,8 +108,7 @@ impl World {
         let views = self.views();
         let used: u32 = self.live.values().map(|live| live.fed).sum();
         let placed = self.live.values().filter(|live| live.placed).count() as u32;
-        let room =
-            Room { slots: self.slots - placed, spare: 2, cells: self.cells - used, used, batch: 512 };
+        let room = Room { slots: self.slots - placed, spare: 2, cells: self.cells - used, used, batch: 512 };
         self.fair.want(views.iter().filter(|view| view.stage != Stage::Paused).map(|view| (view.tenant, view.weight)));
         let both = both_classes(&views);
         let step = plan(&self.fair, &views, room, &self.cost, &self.rules);
@@ -175,7 +182,8 @@ impl World {
 
 #[test]
 fn everything_is_served_in_the_end() {
-    let mut requests: Vec<Request> = (0..40).map(|index| request("a", 10 + index * 7 % 300, 5 + index % 40, 0)).collect();
+    let mut requests: Vec<Request> =
+        (0..40).map(|index| request("a", 10 + index * 7 % 300, 5 + index % 40, 0)).collect();
     requests.extend((0..20).map(|index| request("b", 1, 1, index * 3)));
     let mut world = World::new(requests);
     world.run(10_000);
@@ -324,7 +332,8 @@ fn largest_difference(requests: Vec<Request>, order: Order) -> u64 {
 }
 
 fn requests(shapes: &[(bool, u32, u32, u32)]) -> Vec<Request> {
-    let one = |(b, prompt, answer, at): &(bool, u32, u32, u32)| request(if *b { "b" } else { "a" }, *prompt, *answer, *at);
+    let one =
+        |(b, prompt, answer, at): &(bool, u32, u32, u32)| request(if *b { "b" } else { "a" }, *prompt, *answer, *at);
     shapes.iter().map(one).collect()
 }
 

@@ -91,7 +91,8 @@ fn bounds(generate: &EngineGenerate, vocabulary: &dyn Vocabulary) -> Result<(), 
     if generate.max_tokens == 0 {
         return Err(invalid("max_tokens must be at least 1"));
     }
-    if generate.stop.len() > STOPS_BOUND || generate.stop.iter().any(|stop| stop.is_empty() || stop.len() > STOP_BOUND) {
+    if generate.stop.len() > STOPS_BOUND || generate.stop.iter().any(|stop| stop.is_empty() || stop.len() > STOP_BOUND)
+    {
         return Err(invalid(format!("at most {STOPS_BOUND} stop texts of 1 to {STOP_BOUND} bytes can be told")));
     }
     if generate.generated.len() > generate.max_tokens as usize {
@@ -165,7 +166,8 @@ mod tests {
             assert_eq!(refused.reason, reason);
             assert!(refused.message.contains(word), "{word}: {}", refused.message);
         }
-        let long = |bytes: usize| move |asked: &mut EngineGenerate| asked.prompt = Some(Prompt::Text("x".repeat(bytes)));
+        let long =
+            |bytes: usize| move |asked: &mut EngineGenerate| asked.prompt = Some(Prompt::Text("x".repeat(bytes)));
         assert!(checked(long(63)).is_ok());
         assert_eq!(checked(long(64)).unwrap_err().reason, "PROMPT_TOO_LONG");
         assert_eq!(checked(|asked| asked.max_prompt_tokens = 2).unwrap_err().reason, "PROMPT_TOO_LONG");

@@ -144,7 +144,7 @@ async fn write<S: AsyncWrite>(
         bytes.clear();
         messages = tokio::select! {
             more = outgoing.recv() => more.ok_or_else(ended)?,
-            _ = load.tick() => vec![Message::Load(engine.load.borrow().clone())],
+            _ = load.tick() => vec![Message::Load(*engine.load.borrow())],
         };
     }
 }

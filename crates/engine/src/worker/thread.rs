@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use sluice_proto::v1::{EngineLoad, engine_reply::Message};
 use tokio::sync::{mpsc, watch};
@@ -16,6 +17,9 @@ use crate::runner::{Bounds, Origin, Reply, Runner, Submission};
 const COMMANDS: usize = 1_024;
 /// Commands that are taken between two steps at most.
 const COMMANDS_AT_ONCE: usize = 256;
+
+/// Where nothing could be computed although something is open, the next look is so much later.
+const STALLED: Duration = Duration::from_millis(2);
 
 /// What the thread is told.
 #[derive(Debug)]
@@ -112,6 +116,9 @@ impl Loop {
             let replies = self.runner.step(&self.clock);
             self.tell(replies);
             self.told.send_replace(self.runner.load());
+            if !self.runner.idle() && !self.runner.computed() {
+                std::thread::sleep(STALLED);
+            }
         }
     }
 

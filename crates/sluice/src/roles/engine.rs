@@ -67,7 +67,8 @@ async fn serve(arguments: &EngineWorkerArgs, granted: Granted) -> anyhow::Result
     let bounds = Bounds { spare, window: arguments.window, rules, ..Bounds::default() };
     let slots = arguments.sequences.saturating_add(spare);
     let (digest, make): (_, Box<dyn FnOnce() -> Result<Made, EngineError> + Send>) = if arguments.simulated {
-        let make = || Ok(Made { engine: Box::new(SimulatedEngine::paced()), vocabulary: Arc::new(SimulatedVocabulary) });
+        let make =
+            || Ok(Made { engine: Box::new(SimulatedEngine::paced()), vocabulary: Arc::new(SimulatedVocabulary) });
         ("simulated".to_owned(), Box::new(make))
     } else {
         let path = model_path(arguments)?;
