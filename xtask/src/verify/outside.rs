@@ -134,10 +134,17 @@ pub(super) fn serves(setting: Setting) -> anyhow::Result<Vec<Row>> {
     proof("serves", &flags, setting)
 }
 
-/// Roads, line 8: hostile clients at the gateway.
+/// Roads, line 8: hostile clients at the gateway and at the byte channels of rentals.
 pub(super) fn hostile(setting: Setting) -> anyhow::Result<Vec<Row>> {
     let short: &[&str] = if setting.quick { &["--connections", "400", "--requests", "12"] } else { &[] };
-    proof("hostile", short, setting)
+    let mut rows = proof("hostile", short, setting)?;
+    let metric = "the controller's memory, and other tenants' echoes, under hostile clients";
+    if setting.quick {
+        rows.push(Row::new(metric, "<= 256 KiB each, <= 1.5 times as slow").skipped("the long form only"));
+        return Ok(rows);
+    }
+    rows.extend(proof("channels", &[], setting)?);
+    Ok(rows)
 }
 
 fn proof(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row>> {

@@ -159,6 +159,9 @@ pub(super) struct Limits {
 /// How long a body waits for room.
 const ROOM: Duration = Duration::from_secs(5);
 
+/// A refusal, with the headers that go with it.
+pub(super) type Refused = (ApiError, HeaderMap);
+
 /// A request that was let in; dropped, it is not open any more.
 #[derive(Debug)]
 pub(super) struct Entry {
@@ -196,7 +199,7 @@ impl Limits {
     ///
     /// # Errors
     /// The limit that it is over, with the time when it is not. The headers tell of the key's and the tenant's narrowest.
-    pub(super) fn enter(self: &Arc<Self>, caller: Caller, tokens: u32, now: Instant) -> Result<Entry, (ApiError, HeaderMap)> {
+    pub(super) fn enter(self: &Arc<Self>, caller: Caller, tokens: u32, now: Instant) -> Result<Entry, Box<Refused>> {
         let who = [Who::Key(caller.key), Who::Tenant(caller.tenant)];
         let mut accounts = self.accounts();
         for one in who {
@@ -210,7 +213,7 @@ impl Limits {
         let headers = self.headers(&accounts, who);
         match tried {
             Ok(()) => Ok(Entry { of: Arc::clone(self), caller, tokens, headers }),
-            Err(error) => Err((error, headers)),
+            Err(error) => Err(Box::new((error, headers))),
         }
     }
 
@@ -383,7 +386,7 @@ mod tests {
         let limits = Limits::new(SMALL);
         let enter = |key| limits.enter(caller(key, 1), 1, Instant::now());
         let kept: Vec<_> = (0..3).map(|_| enter(1).unwrap()).collect();
-        let (error, headers) = enter(1).unwrap_err();
+        let (error, headers) = *enter(1).unwrap_err();
         assert_eq!((error.status.as_u16(), error.code), (429, Some("rate_limit_exceeded")));
         assert_eq!(error.retry_after, Some(Duration::from_secs(20)));
         assert_eq!(headers["x-ratelimit-remaining-requests"], "0");

@@ -20,7 +20,7 @@ use tokio::time::{Instant, timeout};
 use super::Gateway;
 use super::control::{Caller, Ceiling, Served, Usage};
 use super::http::Connection;
-use super::limits::{Entry, Room};
+use super::limits::{Entry, Refused, Room};
 use super::openai::{self, ApiError, Asked, Prompt, Shape, Text};
 use super::request::{Piece, Request};
 use super::seats::Busy;
@@ -30,16 +30,17 @@ const BODY: usize = 1 << 20;
 /// A body must have come in so long.
 const BODY_TIME: Duration = Duration::from_secs(30);
 
-type Answer = Result<Response<Body>, (ApiError, HeaderMap)>;
+type Answer = Result<Response<Body>, Box<Refused>>;
 
-fn plain(error: ApiError) -> (ApiError, HeaderMap) {
-    (error, HeaderMap::new())
+fn plain(error: ApiError) -> Box<Refused> {
+    Box::new((error, HeaderMap::new()))
 }
 
 /// Answers a request.
 pub(super) async fn answer(gateway: &Arc<Gateway>, connection: &Connection, request: HttpRequest<Body>) -> Response<Body> {
     let answered = Box::pin(page(gateway, connection, request)).await;
-    answered.unwrap_or_else(|(error, headers)| {
+    answered.unwrap_or_else(|refused| {
+        let (error, headers) = *refused;
         let mut response = error.response();
         response.headers_mut().extend(headers);
         if matches!(error.status, StatusCode::UNAUTHORIZED | StatusCode::PAYLOAD_TOO_LARGE) {
@@ -121,7 +122,7 @@ async fn complete(
     // A byte is a token at most. Of a body that turns out to be nonsense nothing is given back.
     let mut entry = gateway.limits.enter(caller, u32::try_from(length).unwrap_or(u32::MAX), Instant::now())?;
     let headers = entry.headers().clone();
-    let told = |error| (error, headers.clone());
+    let told = |error| Box::new((error, headers.clone()));
     let busy = connection.busy();
     let room = gateway.limits.room(caller.tenant, length).await.map_err(told)?;
     let body = read(request.into_body()).await.map_err(told)?;

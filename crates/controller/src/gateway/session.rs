@@ -113,7 +113,7 @@ impl Session {
                     }
                     Ok(0) | Err(_) => {
                         // Nobody wants it any more.
-                        let _gone = link.send(v1::SessionInput { message: Some(In::Close(true)) }).await;
+                        let _gone = say(&link, In::Close(true)).await;
                         return End::Over;
                     }
                 },
@@ -184,13 +184,13 @@ impl Session {
         let Some(new) = data.data.get(known..).filter(|new| !new.is_empty()) else { return Ok(()) };
         // Of what the program says on its error stream nothing is for us, but it counts.
         if data.stream() == v1::SessionStream::Unspecified && to.write_all(new).await.is_err() {
-            let _gone = link.send(v1::SessionInput { message: Some(In::Close(true)) }).await;
+            let _gone = say(link, In::Close(true)).await;
             return Err(End::Over);
         }
         self.received += new.len() as u64;
         if self.received - self.told >= UNSAID {
             self.told = self.received;
-            let told = link.send(v1::SessionInput { message: Some(In::Acknowledged(self.received)) }).await;
+            let told = say(link, In::Acknowledged(self.received)).await;
             return if told { Ok(()) } else { Err(End::Cut { attached: true }) };
         }
         Ok(())
@@ -199,5 +199,11 @@ impl Session {
 
 async fn send(link: &SessionLink, offset: u64, data: Vec<u8>) -> bool {
     let data = v1::SessionData { offset, data: data.into(), ..v1::SessionData::default() };
-    link.send(v1::SessionInput { message: Some(In::Data(data)) }).await
+    say(link, In::Data(data)).await
+}
+
+/// Says something, once there is room; `false` where the node is gone.
+async fn say(link: &SessionLink, message: In) -> bool {
+    let room = link.room().await;
+    room.map(|room| room.send(v1::SessionInput { message: Some(message) })).is_some()
 }

@@ -1,9 +1,10 @@
-//! `proof moves|partition|money|fractions|rents|serves|hostile`: shows it on real processes. Prints one JSON line per figure.
+//! `proof moves|partition|money|fractions|rents|serves|hostile|channels`: shows it on real processes. Prints one JSON line per
+//! figure.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_e2e::proof::{fractions, hostile, money, moves, partition, rents, serves};
+use sluice_e2e::proof::{channels, fractions, hostile, money, moves, partition, rents, serves};
 use sluice_e2e::{print, wan};
 
 /// Moves and loses training jobs, cuts sites off, ends budgets; and judges what became of it by what jobs and nodes wrote.
@@ -29,6 +30,8 @@ enum What {
     Serves(serves::Plan),
     /// Hostile clients at the gateway
     Hostile(hostile::Plan),
+    /// Hostile clients at byte channels
+    Channels(channels::Plan),
     /// Spins: the load of measurements
     #[command(hide = true)]
     Spin(fractions::Spin),
@@ -57,6 +60,7 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Rents(plan) => rents::run(plan),
         What::Serves(plan) => serves::run(plan),
         What::Hostile(plan) => hostile::run(plan),
+        What::Channels(plan) => channels::run(plan),
         What::Spin(_) => Ok(Vec::new()),
     };
     Ok(if print(&figures?)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })

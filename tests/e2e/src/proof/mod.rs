@@ -7,9 +7,11 @@
 //! * [`rents`]: slices are rented and worked in through a real terminal.
 //! * [`hostile`]: what hostile clients at the gateway cost it, and others.
 //! * [`serves`]: models are served to the official client, and every token is counted where it arrives.
+//! * [`channels`]: hostile clients at rentals' byte channels take little memory and hold up nobody.
 //! * [`money`]: a budget stops its job without overdraft; every receipt is recomputed.
 
 mod bytes;
+pub mod channels;
 pub mod fractions;
 pub mod hostile;
 pub mod money;

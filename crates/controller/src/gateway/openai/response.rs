@@ -93,7 +93,7 @@ impl Shape {
     /// One token of a stream. Each token is one event, also where its text waits for the next.
     pub(in crate::gateway) fn token(&self, text: &str, token: &v1::EngineToken) -> Bytes {
         let first = token.position == 0;
-        let logprobs = self.logprobs.then(|| self.logprob(std::slice::from_ref(token))).unwrap_or(Value::Null);
+        let logprobs = if self.logprobs { self.logprob(std::slice::from_ref(token)) } else { Value::Null };
         let choice = match self.chat {
             true if first => {
                 json!({"index": 0, "delta": {"role": "assistant", "content": text}, "logprobs": logprobs, "finish_reason": null})
@@ -132,7 +132,7 @@ impl Shape {
         finish: v1::EngineFinish,
         usage: Usage,
     ) -> Value {
-        let logprobs = self.logprobs.then(|| self.logprob(tokens)).unwrap_or(Value::Null);
+        let logprobs = if self.logprobs { self.logprob(tokens) } else { Value::Null };
         let choice = if self.chat {
             let message = json!({"role": "assistant", "content": text, "refusal": null});
             json!({"index": 0, "message": message, "logprobs": logprobs, "finish_reason": reason(finish)})

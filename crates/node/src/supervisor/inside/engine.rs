@@ -67,7 +67,7 @@ impl Engine {
     /// Waits for its end, for ever where there is none; the status to exit with, which is never a good one.
     pub(super) async fn ended(engine: &mut Option<Self>) -> i32 {
         let Some(Self(child)) = engine else { return std::future::pending().await };
-        child.wait().await.map_or(1, |status| code(status))
+        child.wait().await.map_or(1, code)
     }
 }
 
