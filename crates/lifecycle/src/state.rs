@@ -572,8 +572,10 @@ impl State {
             Some(view) => Delta::Job(view),
             None => Delta::JobGone(job.id),
         }));
-        let retold = rows.retold.iter().filter_map(|id| self.wanted(self.jobs.get(id)?, now));
-        deltas.extend(retold.map(Delta::Job));
+        deltas.extend(rows.retold.iter().map(|id| match self.jobs.get(id).and_then(|job| self.wanted(job, now)) {
+            Some(view) => Delta::Job(view),
+            None => Delta::JobGone(*id),
+        }));
         if !deltas.is_empty() {
             deltas.push(Delta::Now(now));
         }

@@ -5,6 +5,7 @@ mod support;
 
 use std::collections::BTreeMap;
 
+use proptest::prelude::*;
 use sluice_ledger::{AccountKey, TokenPrice};
 use sluice_lifecycle::model::{
     BudgetPolicy, EndpointState, InferenceState, JobKind, JobState, ModelInfo, ModelState, ReplicaBounds, StoredFile,
@@ -512,12 +513,8 @@ fn a_tenant_has_no_more_than_a_thousand_and_some_open() {
     open(&mut bench, endpoint, caller, (1, 1)).unwrap();
 }
 
-#[test]
-fn what_is_open_at_a_start_is_credited_by_the_first_tick() {
-    let mut bench = Bench::new();
-    let endpoint = endpoint(&mut bench, 0, 1);
-    let caller = stranger(&mut bench, 1000);
-    let id = open(&mut bench, endpoint, caller, (100, 50)).unwrap();
+/// The controller starts again, with what concerns requests.
+fn restart(bench: &mut Bench) {
     let rows = Rows {
         tenants: bench.state.tenants().cloned().collect(),
         projects: bench.state.projects().cloned().collect(),
@@ -528,8 +525,17 @@ fn what_is_open_at_a_start_is_credited_by_the_first_tick() {
         holds: bench.state.books().holds().cloned().collect(),
         ..Rows::default()
     };
-    let snapshot = Snapshot { rows, last_id: u64::MAX >> 8, last_event: bench.state.last_event() };
+    let snapshot = Snapshot { rows, last_id: 0, last_event: bench.state.last_event() };
     bench.state = State::load(snapshot, Settings::default(), bench.now);
+}
+
+#[test]
+fn what_is_open_at_a_start_is_credited_by_the_first_tick() {
+    let mut bench = Bench::new();
+    let endpoint = endpoint(&mut bench, 0, 1);
+    let caller = stranger(&mut bench, 1000);
+    let id = open(&mut bench, endpoint, caller, (100, 50)).unwrap();
+    restart(&mut bench);
     let mut mint = sluice_lifecycle::Mint::new(u64::MAX >> 8, 1);
     let request = OpenRequest {
         endpoint,
@@ -548,4 +554,86 @@ fn what_is_open_at_a_start_is_credited_by_the_first_tick() {
     assert_eq!(bench.state.inference_request(new).unwrap().state, InferenceState::Open);
     assert_eq!(funds(&bench, caller.0), (1000, 800));
     bench.state.books().audit().unwrap();
+}
+
+/// What a random caller does.
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    Open { who: usize, prompt: u64, completion: u64 },
+    Settle { which: usize, prompt: u64, completion: u64 },
+    Void { which: usize },
+    Restart,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let tokens = 0..200u64;
+    let act = prop_oneof![
+        4 => (0..3usize, tokens.clone(), tokens.clone())
+            .prop_map(|(who, prompt, completion)| Act::Open { who, prompt, completion }),
+        4 => (0..12usize, tokens.clone(), tokens)
+            .prop_map(|(which, prompt, completion)| Act::Settle { which, prompt, completion }),
+        2 => (0..12usize).prop_map(|which| Act::Void { which }),
+        1 => Just(Act::Restart),
+    ];
+    prop::collection::vec(act, 0..60)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn any_requests_conserve_money_and_pay_once(acts in acts()) {
+        let mut bench = Bench::new();
+        let endpoint = endpoint(&mut bench, 0, 1);
+        let stranger = stranger(&mut bench, 3000);
+        let other = {
+            let tenant = bench.user(UserCommand::CreateTenant("second".parse().unwrap())).unwrap().object.parse().unwrap();
+            let project = bench.user(UserCommand::CreateProject(tenant, "app".parse().unwrap())).unwrap();
+            bench.user(UserCommand::Deposit { tenant, amount: Credits::new(500), note: String::new() }).unwrap();
+            (tenant, project.object.parse().unwrap())
+        };
+        let callers = [stranger, other, (bench.tenant, bench.project)];
+        let before = callers.map(|who| funds(&bench, who.0).0);
+        // What is expected, kept apart: each request's ceilings and caller, and what each caller has paid.
+        let mut known: Vec<(RequestId, usize, u64, u64, bool)> = Vec::new();
+        let mut paid = [0i64; 3];
+        for act in acts {
+            match act {
+                Act::Open { who, prompt, completion } => {
+                    let ceiling = if who == 2 { 0 } else { i64::try_from(prompt + 2 * completion).unwrap() };
+                    let room = funds(&bench, callers[who].0).1 >= ceiling;
+                    let opened = open(&mut bench, endpoint, callers[who], (prompt, completion));
+                    prop_assert_eq!(opened.is_ok(), room);
+                    known.extend(opened.ok().map(|id| (id, who, prompt, completion, true)));
+                }
+                Act::Settle { which, prompt, completion } => {
+                    let Some(row) = known.get_mut(which) else { continue };
+                    let done = settled(&mut bench, row.0, prompt, completion);
+                    prop_assert_eq!(done.is_ok(), std::mem::take(&mut row.4));
+                    if done.is_ok() && row.1 != 2 {
+                        paid[row.1] += i64::try_from(prompt.min(row.2) + 2 * completion.min(row.3)).unwrap();
+                    }
+                }
+                Act::Void { which } => {
+                    let Some(row) = known.get_mut(which) else { continue };
+                    let done = bench.command(Command::VoidRequest(row.0, Reason::NodeLost));
+                    prop_assert_eq!(done.is_ok(), std::mem::take(&mut row.4));
+                }
+                Act::Restart => {
+                    restart(&mut bench);
+                    bench.command(Command::Tick).unwrap();
+                    known.iter_mut().for_each(|row| row.4 = false);
+                }
+            }
+            let held: i64 = known.iter().filter(|row| row.4 && row.1 != 2).map(|row| i64::try_from(row.2 + 2 * row.3).unwrap()).sum();
+            for who in 0..2 {
+                prop_assert_eq!(funds(&bench, callers[who].0).0, before[who] - paid[who]);
+            }
+            let promised: i64 = (0..2).map(|who| { let (has, free) = funds(&bench, callers[who].0); has - free }).sum();
+            prop_assert_eq!(promised, held, "held for what is open, and for nothing else");
+            prop_assert_eq!(funds(&bench, bench.tenant).0, before[2] + paid[0] + paid[1], "what callers pay is the owner's");
+        }
+        prop_assert_eq!(bench.state.endpoint(endpoint).unwrap().totals.amount.units(), paid[0] + paid[1]);
+        prop_assert_eq!(bench.state.inference_requests().count(), known.iter().filter(|row| row.4).count());
+    }
 }

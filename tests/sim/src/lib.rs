@@ -10,7 +10,7 @@
 //! fails fails again: chance and time come from the seed alone, and [`Outcome::digest`] tells two runs apart.
 //!
 //! Modules: `agenda`, `dice`, `params` (the frame), `cluster` and `users` (who is there and what they want), `host`,
-//! `agent`, `process` (nodes), `vault`, `network`, `faults`, `controller` and `store` (the system under test), `sim` (the
+//! `agent`, `process` (nodes), `vault`, `network`, `faults`, `controller`, `gateway` and `store` (the system under test), `sim` (the
 //! loop), `trace` (its record), `oracle` (the judge).
 
 mod agenda;
@@ -20,6 +20,7 @@ mod cluster;
 mod controller;
 mod dice;
 mod faults;
+mod gateway;
 mod host;
 mod network;
 mod oracle;
@@ -52,6 +53,12 @@ pub struct Outcome {
     pub rents: usize,
     /// Of them those whose time was over.
     pub expired: usize,
+    /// Requests to endpoints that were settled.
+    pub settled: usize,
+    /// Requests to endpoints that the platform cut.
+    pub voided: usize,
+    /// Replicas that there were.
+    pub replicas: usize,
     /// Faults that struck; healing is none.
     pub faults: usize,
     /// Transactions.
@@ -98,6 +105,9 @@ fn simulate(seed: u64, day: Day, tracing: bool) -> Outcome {
         succeeded: oracle.succeeded,
         rents: oracle.rents_begun(),
         expired: oracle.expired,
+        settled: oracle.serving.settled,
+        voided: oracle.serving.voided,
+        replicas: oracle.serving.jobs.len(),
         faults: sim.fault_count,
         commits: oracle.commits,
         crashes: oracle.crashes,

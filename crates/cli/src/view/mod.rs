@@ -9,6 +9,7 @@ mod fleet;
 pub(crate) mod job;
 mod money;
 mod order;
+mod serving;
 mod spec;
 mod tenants;
 
@@ -19,6 +20,7 @@ pub(crate) use money::{
     BalanceView, BudgetView, PriceBookView, QuotaView, ReceiptView, TransferView, WindowView, cost_line,
 };
 pub(crate) use order::OrderView;
+pub(crate) use serving::{EndpointView, InferenceRequestView, ModelView};
 pub(crate) use tenants::{CreatedKeyView, KeyView, ProjectView, SecretView, TenantView};
 
 use serde::Serialize;

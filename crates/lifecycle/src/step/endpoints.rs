@@ -242,6 +242,9 @@ impl Step<'_> {
         if let Some(row) = job.endpoint.and_then(|id| self.state.serving.endpoints.get_mut(&id)) {
             row.short_ends = if short { row.short_ends.saturating_add(1) } else { 0 };
             row.retry_at = short.then(|| self.now.after(wait(row.short_ends)));
+            // Those that wait for a place wait for this, too.
+            let id = row.id;
+            self.retell(|_, job| job.endpoint == Some(id));
         }
         if let Some(row) = self.state.jobs.get_mut(&job.id) {
             row.failures += 1;

@@ -2,7 +2,7 @@
 CREATE TABLE models (
     id INTEGER PRIMARY KEY,
     project INTEGER NOT NULL,
-    name TEXT NOT NULL,
+    name TEXT COLLATE BINARY NOT NULL,
     state TEXT NOT NULL,
     live INTEGER NOT NULL,
     body TEXT NOT NULL
@@ -14,7 +14,7 @@ CREATE INDEX models_by_project ON models (project, id) WHERE live = 1;
 CREATE TABLE endpoints (
     id INTEGER PRIMARY KEY,
     project INTEGER NOT NULL,
-    name TEXT NOT NULL,
+    name TEXT COLLATE BINARY NOT NULL,
     live INTEGER NOT NULL,
     body TEXT NOT NULL
 );
