@@ -218,9 +218,8 @@ impl Inner {
 
     fn place(&self, job: JobId, replica: &Replica) -> Option<Place> {
         let attempt = self.attempts.get(&replica.current?)?;
-        let takes = replica.state == JobState::Running
-            && attempt.state == AttemptState::Running
-            && attempt.goal == Goal::Run;
+        let takes =
+            replica.state == JobState::Running && attempt.state == AttemptState::Running && attempt.goal == Goal::Run;
         self.running(job, attempt.id).filter(|_| takes)
     }
 }

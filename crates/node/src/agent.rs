@@ -263,7 +263,7 @@ impl Agent {
             None => Err((Reason::NotFound, "this node has no such task")),
             Some(desire) if !desire.assignment.hosts_sessions() => {
                 Err((Reason::WrongState, "the task is neither a rental nor a replica"))
-            },
+            }
             Some(_) => Ok(Home::new(&self.shared.attempts(), key.lease).folder),
         }
     }

@@ -41,6 +41,7 @@ def arguments(request):
         "seed": 1,
         "logprobs": True,
         "top_logprobs": 2,
+        "extra_body": {"ignore_eos": True} if request["ignore_end"] else None,
     }
 
 

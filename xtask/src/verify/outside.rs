@@ -134,6 +134,14 @@ pub(super) fn serves(setting: Setting) -> anyhow::Result<Vec<Row>> {
     proof("serves", &flags, setting)
 }
 
+/// Roads, line 4: an endpoint grows and shrinks, and a stream outlives its replica's site.
+pub(super) fn scales(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let short: &[&str] = if setting.quick { &["--tokens", "200"] } else { &[] };
+    let mut rows = proof("scales", short, setting)?;
+    rows.push(Row::new("CPU time of a trainer beside a busy endpoint", "within 2 points of its share"));
+    Ok(rows)
+}
+
 /// Roads, line 8: hostile clients at the gateway and at the byte channels of rentals.
 pub(super) fn hostile(setting: Setting) -> anyhow::Result<Vec<Row>> {
     let short: &[&str] = if setting.quick { &["--connections", "400", "--requests", "12"] } else { &[] };

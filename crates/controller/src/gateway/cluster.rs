@@ -61,7 +61,9 @@ impl Cluster {
             owner: tenant.name.to_string(),
             created: endpoint.created.nanos() / 1_000_000_000,
             context: if endpoint.context == 0 { own_context } else { endpoint.context },
+            chats: info.is_some_and(|info| info.chats),
             template_tokens: info.map_or(0, |info| info.template_tokens),
+            message_tokens: info.map_or(0, |info| info.message_tokens),
         })
     }
 

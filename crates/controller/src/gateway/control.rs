@@ -35,8 +35,12 @@ pub(crate) struct Served {
     pub(crate) created: u64,
     /// Tokens of context that one sequence has.
     pub(crate) context: u32,
-    /// Tokens that the model's template adds at most, beside 16 for each message.
+    /// Whether the model has a template for conversations.
+    pub(crate) chats: bool,
+    /// Tokens that the template adds at most to a conversation.
     pub(crate) template_tokens: u32,
+    /// Tokens that it adds at most to each message.
+    pub(crate) message_tokens: u32,
 }
 
 /// What a request may take at most, and what is held for.

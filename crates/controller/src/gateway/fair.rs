@@ -53,7 +53,11 @@ impl<T> Fair<T> {
 
     /// Takes the next: of the tenants that `may`, the one with the fewest running, then the one whose last turn is
     /// longest ago.
-    pub(super) fn pop(&mut self, may: impl Fn(TenantId) -> bool, running: impl Fn(TenantId) -> u32) -> Option<(TenantId, T)> {
+    pub(super) fn pop(
+        &mut self,
+        may: impl Fn(TenantId) -> bool,
+        running: impl Fn(TenantId) -> u32,
+    ) -> Option<(TenantId, T)> {
         let turn = |tenant: &TenantId| self.turns.get(tenant).copied().unwrap_or(0);
         let next = self.waiting.keys().filter(|tenant| may(**tenant));
         let next = *next.min_by_key(|tenant| (running(**tenant), turn(tenant), **tenant))?;

@@ -204,7 +204,8 @@ impl Limits {
         let mut accounts = self.accounts();
         for one in who {
             let (requests, tokens) = self.of(one);
-            let fresh = || Account { requests: Bucket::full(requests, now), tokens: Bucket::full(tokens, now), open: 0 };
+            let fresh =
+                || Account { requests: Bucket::full(requests, now), tokens: Bucket::full(tokens, now), open: 0 };
             let account = accounts.entry(one).or_insert_with(fresh);
             account.requests.fill(requests, now);
             account.tokens.fill(tokens, now);

@@ -103,7 +103,12 @@ impl Pool {
     }
 
     /// Waits for a place. One that had a place before (`again`) is before all of its tenant that had none.
-    pub(super) async fn place(self: &Arc<Self>, tenant: TenantId, again: bool, until: Instant) -> Result<Place, NoPlace> {
+    pub(super) async fn place(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        again: bool,
+        until: Instant,
+    ) -> Result<Place, NoPlace> {
         let (to, place) = oneshot::channel();
         {
             let mut state = self.state();
@@ -194,7 +199,10 @@ struct Keeper<'a> {
 enum Known {
     /// Connected, after this pause.
     Linked(Arc<Link>, Duration),
-    Pausing { until: Instant, pause: Duration },
+    Pausing {
+        until: Instant,
+        pause: Duration,
+    },
 }
 
 impl Keeper<'_> {

@@ -37,7 +37,11 @@ fn plain(error: ApiError) -> Box<Refused> {
 }
 
 /// Answers a request.
-pub(super) async fn answer(gateway: &Arc<Gateway>, connection: &Connection, request: HttpRequest<Body>) -> Response<Body> {
+pub(super) async fn answer(
+    gateway: &Arc<Gateway>,
+    connection: &Connection,
+    request: HttpRequest<Body>,
+) -> Response<Body> {
     let answered = Box::pin(page(gateway, connection, request)).await;
     answered.unwrap_or_else(|refused| {
         let (error, headers) = *refused;
@@ -130,6 +134,10 @@ async fn complete(
     drop(body);
     let served = gateway.control.find(&caller, &asked.model);
     let served = served.ok_or_else(|| told(ApiError::no_model(&asked.model)))?;
+    if chat && !served.chats {
+        let text = "the model has no template for conversations; ask it at /v1/completions";
+        return Err(told(ApiError::param("messages", text)));
+    }
     let ceiling = ceiling(&asked, &served);
     entry.also(ceiling.completion, Instant::now()).map_err(told)?;
     let shape = Shape {
@@ -153,13 +161,16 @@ async fn read(body: Body) -> Result<Bytes, ApiError> {
             Err(ApiError::too_large(format!("a body has at most {BODY} bytes")))
         }
         Ok(Err(error)) => Err(ApiError::wrong(format!("the body broke off: {error}"))),
-        Err(_) => Err(ApiError { status: StatusCode::REQUEST_TIMEOUT, ..ApiError::wrong("the body did not come in time") }),
+        Err(_) => {
+            Err(ApiError { status: StatusCode::REQUEST_TIMEOUT, ..ApiError::wrong("the body did not come in time") })
+        }
     }
 }
 
 fn ceiling(asked: &Asked, served: &Served) -> Ceiling {
     let context = served.context.max(2);
-    let prompt = u32::try_from(asked.prompt.most_tokens(served.template_tokens)).unwrap_or(u32::MAX);
+    let most = asked.prompt.most_tokens(served.template_tokens, served.message_tokens);
+    let prompt = u32::try_from(most).unwrap_or(u32::MAX);
     Ceiling { prompt: prompt.min(context), completion: asked.max_tokens.unwrap_or(context).min(context) }
 }
 

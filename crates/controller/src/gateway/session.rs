@@ -207,3 +207,118 @@ async fn say(link: &SessionLink, message: In) -> bool {
     let room = link.room().await;
     room.map(|room| room.send(v1::SessionInput { message: Some(message) })).is_some()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use sluice_proto::v1::attach_response::Message as Down;
+    use sluice_types::{AttemptId, Generation, LeaseId};
+    use tokio::sync::mpsc;
+
+    use super::*;
+
+    const NODE: NodeId = NodeId::from_raw(5);
+    const KEY: TaskKey =
+        TaskKey { attempt: AttemptId::from_raw(1), lease: LeaseId::from_raw(2), generation: Generation::new(3) };
+
+    /// A sandbox's supervisor: it has an engine that says back what it is told, and outlives connections to its node.
+    #[derive(Default)]
+    struct Supervisor {
+        open: bool,
+        /// What the engine took, and said: the same bytes.
+        taken: Vec<u8>,
+    }
+
+    /// One connection of the node. It carries so many messages of the client, then breaks: what is under way is lost.
+    async fn connection(hub: Arc<Hub>, supervisor: Arc<Mutex<Supervisor>>, messages: usize) {
+        let (sessions, mut from) = mpsc::channel(64);
+        let _seat = hub.seat_node(NODE, mpsc::channel(1).0, sessions);
+        let mut channel = 0;
+        let mut sent = 0;
+        for _ in 0..messages {
+            let Some(message) = from.recv().await.and_then(|message: v1::AttachResponse| message.message) else {
+                return;
+            };
+            let say = |output| {
+                hub.session_up(NODE, v1::SessionUp { channel, output: Some(output), ..v1::SessionUp::default() })
+            };
+            let say = |message| say(v1::SessionOutput { message: Some(message) });
+            match message {
+                Down::Open(open) => {
+                    channel = open.channel;
+                    let Some(v1::channel_open::Purpose::Session(session)) = open.purpose else { panic!() };
+                    let start = session.start.unwrap();
+                    let mut supervisor = supervisor.lock().unwrap();
+                    assert!(supervisor.open || start.program.is_some());
+                    let created = !std::mem::replace(&mut supervisor.open, true);
+                    sent = usize::try_from(start.output_offset).unwrap();
+                    let taken = supervisor.taken.len() as u64;
+                    let opened = v1::SessionOutput { message: Some(Out::Opened(v1::SessionOpened { taken, created })) };
+                    hub.session_up(NODE, v1::SessionUp { channel, output: Some(opened), ..v1::SessionUp::default() });
+                }
+                Down::Session(v1::SessionDown { input: Some(input), .. }) => match input.message.unwrap() {
+                    In::Data(data) => {
+                        let mut supervisor = supervisor.lock().unwrap();
+                        let offset = usize::try_from(data.offset).unwrap();
+                        assert!(offset <= supervisor.taken.len(), "a gap");
+                        let new = data.data.slice(supervisor.taken.len() - offset..);
+                        supervisor.taken.extend(&new);
+                        say(Out::Taken(supervisor.taken.len() as u64));
+                    }
+                    In::Acknowledged(_) | In::Close(_) => {}
+                    other => panic!("{other:?}"),
+                },
+                Down::Session(_) => {}
+                other => panic!("{other:?}"),
+            }
+            let supervisor = supervisor.lock().unwrap();
+            if channel > 0 && sent < supervisor.taken.len() {
+                let data = supervisor.taken[sent..].to_vec();
+                let offset = sent as u64;
+                sent = supervisor.taken.len();
+                let data = v1::SessionData { offset, data: data.into(), ..v1::SessionData::default() };
+                let output = Some(v1::SessionOutput { message: Some(Out::Data(data)) });
+                hub.session_up(NODE, v1::SessionUp { channel, output, ..v1::SessionUp::default() });
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_byte_is_lost_or_repeated_wherever_the_connection_to_the_node_breaks() {
+        for messages in 1..12 {
+            let hub = Hub::new(Arc::default());
+            let supervisor = Arc::<Mutex<Supervisor>>::default();
+            let (near, mut far) = (Arc::clone(&hub), open(Arc::clone(&hub), NODE, KEY, "id".to_owned()));
+            let node = tokio::spawn(async move {
+                // The first word opens and carries nothing, so that one message alone never gets anywhere.
+                for round in 0.. {
+                    connection(Arc::clone(&near), Arc::clone(&supervisor), messages + round % 3).await;
+                    tokio::time::sleep(Duration::from_millis(250)).await;
+                }
+            });
+            let said: Vec<u8> = (0..60_000_u32).map(|at| u8::try_from(at % 251).unwrap()).collect();
+            for piece in said.chunks(1777) {
+                far.write_all(piece).await.unwrap();
+                let mut back = vec![0; piece.len()];
+                far.read_exact(&mut back).await.unwrap();
+                assert_eq!(back, piece, "{messages}");
+            }
+            node.abort();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_does_not_come_back_is_given_up() {
+        let hub = Hub::new(Arc::default());
+        let supervisor = Arc::<Mutex<Supervisor>>::default();
+        let mut far = open(Arc::clone(&hub), NODE, KEY, "id".to_owned());
+        let begun = Instant::now();
+        assert_eq!(far.read(&mut [0; 8]).await.unwrap(), 0, "nobody is there");
+        assert!((AWAY..AWAY * 2).contains(&begun.elapsed()));
+        let mut far = open(Arc::clone(&hub), NODE, KEY, "id".to_owned());
+        connection(Arc::clone(&hub), Arc::clone(&supervisor), 2).await;
+        far.write_all(b"lost").await.unwrap();
+        assert_eq!(far.read(&mut [0; 8]).await.unwrap(), 0);
+    }
+}

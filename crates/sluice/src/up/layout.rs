@@ -156,8 +156,13 @@ impl Layout {
         };
         say(&format!("sluice is up at {}", self.endpoint()));
         match std::fs::read_to_string(self.controller_folder().join("gateway.addr")) {
-            Ok(address) => say(&format!("  models at http://{address}/v1")),
-            Err(_) => say(&format!("  no models: {} is taken; choose --gateway ADDRESS", self.arguments.gateway)),
+            Ok(address) => {
+                let scheme = if self.arguments.gateway.ip().is_loopback() { "http" } else { "https" };
+                say(&format!("  models    {scheme}://{address}/v1"));
+            }
+            Err(_) => {
+                say(&format!("  models    not served: {} is taken; choose another --gateway", self.arguments.gateway))
+            }
         }
         say(&format!("  data      {}", self.data.display()));
         say(&format!("  logs      {}", self.data.join("processes").display()));

@@ -99,7 +99,10 @@ fn figures(system: &mut System, plan: &Plan, model: &std::path::Path) -> anyhow:
             .peer(&format!("{} us, quiet {} us", limited.times.gap, quiet.gap)),
         Figure::exactly("requests of the other tenant that failed", limited.times.failed, 0),
         Figure::seen("hostile connections that were open at once", limited.open),
-        Figure::seen("without limits: first token and gap at p99, us", format!("{}, {}", free.times.first, free.times.gap)),
+        Figure::seen(
+            "without limits: first token and gap at p99, us",
+            format!("{}, {}", free.times.first, free.times.gap),
+        ),
     ])
 }
 

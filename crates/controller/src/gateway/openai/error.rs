@@ -55,7 +55,8 @@ impl ApiError {
 
     /// The key opens nothing.
     pub(crate) fn unauthenticated() -> Self {
-        let message = "the API key is missing or not known; pass the key of a tenant's project as `Authorization: Bearer`";
+        let message =
+            "the API key is missing or not known; pass the key of a tenant's project as `Authorization: Bearer`";
         Self::new(StatusCode::UNAUTHORIZED, "authentication_error", Some("invalid_api_key"), message)
     }
 

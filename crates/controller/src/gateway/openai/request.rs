@@ -11,8 +11,8 @@ const STOPS: usize = 16;
 const STOP_BYTES: usize = 256;
 /// Messages of one conversation.
 const MESSAGES: usize = 1024;
-/// Tokens that stand around each message.
-const AROUND: usize = 16;
+/// Tokens before the first of a text, at most.
+const FIRST: u64 = 4;
 
 /// What to continue.
 #[derive(Debug, Clone, PartialEq)]
@@ -25,15 +25,15 @@ pub(in crate::gateway) enum Prompt {
 
 impl Prompt {
     /// Tokens that it has at most: none stands for less than a byte.
-    pub(in crate::gateway) fn most_tokens(&self, template: u32) -> u64 {
-        let bytes = match self {
-            Self::Text(text) => text.len() + AROUND,
+    pub(in crate::gateway) fn most_tokens(&self, template: u32, around: u32) -> u64 {
+        let bytes = |text: &str| u64::try_from(text.len()).unwrap_or(u64::MAX);
+        match self {
+            Self::Text(text) => bytes(text) + FIRST,
             Self::Chat(messages) => {
-                let each = |message: &v1::EngineMessage| message.role.len() + message.content.len() + AROUND;
-                messages.iter().map(each).sum::<usize>() + AROUND
+                let each = messages.iter().map(|message| bytes(&message.content) + u64::from(around));
+                each.sum::<u64>() + u64::from(template) + FIRST
             }
-        };
-        u64::try_from(bytes).unwrap_or(u64::MAX).saturating_add(template.into())
+        }
     }
 }
 
@@ -297,7 +297,10 @@ impl Fields {
             None => Ok(()),
             Some(name) => {
                 let name: String = name.chars().take(64).collect();
-                Err(ApiError { code: Some("unknown_parameter"), ..ApiError::param(&name, format!("`{name}` is not known here")) })
+                Err(ApiError {
+                    code: Some("unknown_parameter"),
+                    ..ApiError::param(&name, format!("`{name}` is not known here"))
+                })
             }
         }
     }

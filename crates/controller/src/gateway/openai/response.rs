@@ -107,7 +107,9 @@ impl Shape {
     /// The end of a stream, with text that was held back.
     pub(in crate::gateway) fn end(&self, text: &str, finish: v1::EngineFinish, usage: Usage) -> Bytes {
         let choice = match self.chat {
-            true if text.is_empty() => json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": reason(finish)}),
+            true if text.is_empty() => {
+                json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": reason(finish)})
+            }
             true => json!({"index": 0, "delta": {"content": text}, "logprobs": null, "finish_reason": reason(finish)}),
             false => json!({"index": 0, "text": text, "logprobs": null, "finish_reason": reason(finish)}),
         };
@@ -167,7 +169,12 @@ impl Shape {
         });
         let offsets: Vec<usize> = std::iter::once(0).chain(ends).take(names.len()).collect();
         let top = |token: &v1::EngineToken| -> Value {
-            token.top.iter().map(|other| (text(&other.bytes), json!(other.logprob))).collect::<serde_json::Map<_, _>>().into()
+            token
+                .top
+                .iter()
+                .map(|other| (text(&other.bytes), json!(other.logprob)))
+                .collect::<serde_json::Map<_, _>>()
+                .into()
         };
         json!({
             "tokens": names, "text_offset": offsets,

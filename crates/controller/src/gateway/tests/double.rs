@@ -140,7 +140,9 @@ impl Control for Double {
             owner: "acme".to_owned(),
             created: 1,
             context: CONTEXT,
+            chats: true,
             template_tokens: 4,
+            message_tokens: 16,
         }]
     }
 
@@ -245,7 +247,12 @@ impl Worker {
         let (mut from, mut to) = split(io);
         let mut bytes = BytesMut::new();
         let connection_sequences = self.script.sequences;
-        let ready = v1::EngineReady { connection_sequences, sequences: connection_sequences, context: CONTEXT, ..v1::EngineReady::default() };
+        let ready = v1::EngineReady {
+            connection_sequences,
+            sequences: connection_sequences,
+            context: CONTEXT,
+            ..v1::EngineReady::default()
+        };
         self.say(&mut to, Reply::Ready(ready)).await?;
         let mut step = tokio::time::interval(self.script.step);
         let mut load = tokio::time::interval(Duration::from_millis(100));

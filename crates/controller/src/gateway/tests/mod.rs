@@ -92,7 +92,10 @@ async fn models_are_listed_and_what_is_wrong_is_told_in_openais_form() {
     let list = get(served.address, "key-1", "/v1/models").await.json();
     assert_eq!((list["object"].as_str(), list["data"][0]["id"].as_str()), (Some("list"), Some("small")));
     let got = get(served.address, "key-1", "/v1/models/sm%61ll").await;
-    assert_eq!((got.json()["object"].as_str(), got.header("x-ratelimit-limit-requests")), (Some("model"), Some("6000")));
+    assert_eq!(
+        (got.json()["object"].as_str(), got.header("x-ratelimit-limit-requests")),
+        (Some("model"), Some("6000"))
+    );
     let wrong = [
         ("GET", "/v1/models", "key-x", "", 401, "invalid_api_key"),
         ("GET", "/v1/models/other", "key-1", "", 404, "model_not_found"),
@@ -100,8 +103,22 @@ async fn models_are_listed_and_what_is_wrong_is_told_in_openais_form() {
         ("GET", "/", "key-1", "", 404, "unknown_url"),
         ("DELETE", "/v1/models", "key-1", "", 405, "method_not_allowed"),
         ("GET", "/v1/completions", "key-1", "", 405, "method_not_allowed"),
-        ("POST", "/v1/chat/completions", "key-1", r#"{"model": "other", "messages": [{"role": "user", "content": "x"}]}"#, 404, "model_not_found"),
-        ("POST", "/v1/chat/completions", "key-1", r#"{"model": "small", "messages": [{"role": "user", "content": "x"}], "n": 2}"#, 400, "unsupported_parameter"),
+        (
+            "POST",
+            "/v1/chat/completions",
+            "key-1",
+            r#"{"model": "other", "messages": [{"role": "user", "content": "x"}]}"#,
+            404,
+            "model_not_found",
+        ),
+        (
+            "POST",
+            "/v1/chat/completions",
+            "key-1",
+            r#"{"model": "small", "messages": [{"role": "user", "content": "x"}], "n": 2}"#,
+            400,
+            "unsupported_parameter",
+        ),
         ("POST", "/v1/completions", "key-1", "{", 400, ""),
     ];
     for (method, path, key, body, status, code) in wrong {
@@ -154,10 +171,16 @@ async fn a_request_that_every_worker_is_lost_under_is_given_up_and_credited() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_leaves_pays_for_what_was_delivered_and_frees_the_place() {
-    let served = serve(Double::new(Script { step: Duration::from_millis(10), ..Script::default() }, 1), GatewayLimits::default());
+    let served = serve(
+        Double::new(Script { step: Duration::from_millis(10), ..Script::default() }, 1),
+        GatewayLimits::default(),
+    );
     let body = streamed("leave", 150).to_string();
     let mut stream = TcpStream::connect(served.address).await.unwrap();
-    stream.write_all(format!("{}{body}", head("POST", "/v1/chat/completions", "key-1", body.len())).as_bytes()).await.unwrap();
+    stream
+        .write_all(format!("{}{body}", head("POST", "/v1/chat/completions", "key-1", body.len())).as_bytes())
+        .await
+        .unwrap();
     let (mut all, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
     while String::from_utf8_lossy(&all).matches("data: ").count() < 10 {
         let size = stream.read(&mut buffer).await.unwrap();
@@ -177,7 +200,10 @@ async fn who_leaves_pays_for_what_was_delivered_and_frees_the_place() {
     // A whole answer that nobody waits for: nothing of it was delivered.
     let body = chat("leave", 150).to_string();
     let mut stream = TcpStream::connect(served.address).await.unwrap();
-    stream.write_all(format!("{}{body}", head("POST", "/v1/chat/completions", "key-1", body.len())).as_bytes()).await.unwrap();
+    stream
+        .write_all(format!("{}{body}", head("POST", "/v1/chat/completions", "key-1", body.len())).as_bytes())
+        .await
+        .unwrap();
     until("it runs", || served.double.open.load(Ordering::SeqCst) == 1).await;
     drop(stream);
     until("it is closed", || served.double.rows().last() == Some(&settled(5, 0))).await;
@@ -212,9 +238,13 @@ async fn a_client_that_does_not_read_holds_its_worker_back_and_is_cut_off() {
     for mut stream in streams {
         let got = parse(&read_all(&mut stream).await);
         let (_, delivered) = told(&got.events().0);
-        assert!(served.double.rows().iter().any(|row| {
-            matches!(row, Row::Settled(usage) if (delivered..=delivered + 2).contains(&usage.completion))
-        }), "{delivered} {:?}", served.double.rows());
+        assert!(
+            served.double.rows().iter().any(|row| {
+                matches!(row, Row::Settled(usage) if (delivered..=delivered + 2).contains(&usage.completion))
+            }),
+            "{delivered} {:?}",
+            served.double.rows()
+        );
     }
 }
 
@@ -272,7 +302,8 @@ async fn huge_cut_and_malformed_requests_are_refused_and_others_are_served() {
     let served = quick(1);
     let large = head("POST", "/v1/completions", "key-1", (1 << 20) + 1);
     assert_eq!(raw(served.address, large.as_bytes()).await.status, 413);
-    let chunked = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer key-1\r\ntransfer-encoding: chunked\r\n\r\n";
+    let chunked =
+        "POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer key-1\r\ntransfer-encoding: chunked\r\n\r\n";
     let mut endless = chunked.as_bytes().to_vec();
     for _ in 0..20 {
         endless.extend(b"10000\r\n");
@@ -280,7 +311,12 @@ async fn huge_cut_and_malformed_requests_are_refused_and_others_are_served() {
         endless.extend(b"\r\n");
     }
     assert_eq!(raw(served.address, &endless).await.status, 413);
-    for nonsense in ["GET\r\n\r\n", "\u{0}\u{1}\r\n\r\n", "GET / HTTP/9.9\r\n\r\n", "POST /v1/completions HTTP/1.1\r\ncontent-length: x\r\n\r\n"] {
+    for nonsense in [
+        "GET\r\n\r\n",
+        "\u{0}\u{1}\r\n\r\n",
+        "GET / HTTP/9.9\r\n\r\n",
+        "POST /v1/completions HTTP/1.1\r\ncontent-length: x\r\n\r\n",
+    ] {
         assert!(matches!(raw(served.address, nonsense.as_bytes()).await.status, 0 | 400 | 401 | 505), "{nonsense:?}");
     }
     let many = format!("GET /v1/models HTTP/1.1\r\n{}\r\n", "a: b\r\n".repeat(1000));
@@ -295,7 +331,8 @@ async fn huge_cut_and_malformed_requests_are_refused_and_others_are_served() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn many_connections_that_ask_nothing_leave_room_for_one_that_does() {
-    let served = serve(Double::new(Script::default(), 1), GatewayLimits { connections: 20, ..GatewayLimits::default() });
+    let served =
+        serve(Double::new(Script::default(), 1), GatewayLimits { connections: 20, ..GatewayLimits::default() });
     let mut idle = Vec::new();
     for _ in 0..60 {
         idle.push(TcpStream::connect(served.address).await.unwrap());

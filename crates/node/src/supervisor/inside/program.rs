@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{SessionTask, connect, copy};
-use crate::supervisor::{ENGINE_SOCKET, SupervisorError};
 use crate::supervisor::sessions::words::Program;
+use crate::supervisor::{ENGINE_SOCKET, SupervisorError};
 
 /// Statuses of a program that could not be executed, as shells have them.
 const NOT_FOUND: i32 = 127;

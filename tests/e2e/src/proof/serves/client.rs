@@ -15,7 +15,7 @@ const REQUIREMENTS: &str = include_str!("../../../openai/requirements.txt");
 /// How a request is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Mode {
+pub(in crate::proof) enum Mode {
     Whole,
     Stream,
     Cancel,
@@ -23,53 +23,55 @@ pub(super) enum Mode {
 
 /// A request to be made.
 #[derive(Debug, Clone, Serialize)]
-pub(super) struct Asked {
-    pub(super) number: usize,
-    pub(super) key: &'static str,
-    pub(super) model: &'static str,
-    pub(super) prompt: String,
-    pub(super) max_tokens: u32,
-    pub(super) mode: Mode,
-    pub(super) cancel_after: u32,
+pub(in crate::proof) struct Asked {
+    pub(in crate::proof) number: usize,
+    pub(in crate::proof) key: &'static str,
+    pub(in crate::proof) model: &'static str,
+    pub(in crate::proof) prompt: String,
+    pub(in crate::proof) max_tokens: u32,
+    pub(in crate::proof) mode: Mode,
+    pub(in crate::proof) cancel_after: u32,
+    /// The end of the text does not end it.
+    pub(in crate::proof) ignore_end: bool,
 }
 
 /// What came of it, as the client saw it.
 #[derive(Debug, Clone, Deserialize)]
-pub(super) struct Got {
-    pub(super) number: usize,
+pub(in crate::proof) struct Got {
+    pub(in crate::proof) number: usize,
     /// The request's id, as the answer gives it.
     #[serde(default)]
-    pub(super) id: Option<String>,
+    pub(in crate::proof) id: Option<String>,
     /// Each token's bytes, and how far the two best logarithms are apart.
     #[serde(default)]
-    pub(super) tokens: Vec<(String, Option<f64>)>,
+    pub(in crate::proof) tokens: Vec<(String, Option<f64>)>,
     /// Tokens of prompt and answer.
     #[serde(default)]
-    pub(super) usage: Option<(u64, u64)>,
+    pub(in crate::proof) usage: Option<(u64, u64)>,
     #[serde(default)]
-    pub(super) text: Option<String>,
+    pub(in crate::proof) text: Option<String>,
     #[serde(default)]
-    pub(super) cancelled: bool,
+    pub(in crate::proof) cancelled: bool,
     #[serde(default)]
-    pub(super) error: Option<String>,
+    pub(in crate::proof) error: Option<String>,
     #[serde(default)]
-    pub(super) status: Option<u16>,
+    pub(in crate::proof) status: Option<u16>,
     #[serde(default)]
-    pub(super) message: String,
+    pub(in crate::proof) message: String,
     /// Seconds since the epoch when it was begun, and how long it took.
-    pub(super) at: f64,
-    pub(super) took: f64,
+    pub(in crate::proof) at: f64,
+    pub(in crate::proof) took: f64,
     #[serde(default)]
-    pub(super) first: Option<f64>,
+    pub(in crate::proof) first: Option<f64>,
     #[serde(default)]
-    pub(super) gap: Option<f64>,
+    pub(in crate::proof) gap: Option<f64>,
 }
 
 /// A Python that has the client, made once in the cache folder and checked by hash.
 ///
 /// # Errors
 /// In words: it cannot be had here.
-pub(super) fn python() -> Result<PathBuf, String> {
+pub(in crate::proof) fn python() -> Result<PathBuf, String> {
     let home = std::env::var_os("HOME").ok_or("there is no HOME")?;
     let cache = std::env::var_os("XDG_CACHE_HOME").map_or_else(|| Path::new(&home).join(".cache"), PathBuf::from);
     let folder = cache.join("sluice").join(format!("openai-{:08x}", crc32fast::hash(REQUIREMENTS.as_bytes())));
@@ -93,24 +95,24 @@ pub(super) fn python() -> Result<PathBuf, String> {
 
 /// Requests that are being made.
 #[derive(Debug)]
-pub(super) struct Driver {
+pub(in crate::proof) struct Driver {
     child: Child,
     lines: Receiver<Got>,
     got: Vec<Got>,
 }
 
 /// How requests are made.
-pub(super) struct How<'a> {
-    pub(super) base_url: &'a str,
-    pub(super) keys: &'a [(&'static str, String)],
+pub(in crate::proof) struct How<'a> {
+    pub(in crate::proof) base_url: &'a str,
+    pub(in crate::proof) keys: &'a [(&'static str, String)],
     /// At a time.
-    pub(super) workers: usize,
+    pub(in crate::proof) workers: usize,
     /// The client's own, where it is not to be as it comes.
-    pub(super) retries: Option<u32>,
+    pub(in crate::proof) retries: Option<u32>,
 }
 
 impl Driver {
-    pub(super) fn start(python: &Path, how: &How<'_>, requests: &[Asked]) -> anyhow::Result<Self> {
+    pub(in crate::proof) fn start(python: &Path, how: &How<'_>, requests: &[Asked]) -> anyhow::Result<Self> {
         let keys: serde_json::Map<_, _> =
             how.keys.iter().map(|(name, key)| ((*name).to_owned(), key.clone().into())).collect();
         let mut plan = serde_json::json!({
@@ -121,7 +123,8 @@ impl Driver {
         }
         let mut command = Command::new(python);
         command.args(["-c", DRIVER]).stdin(Stdio::piped()).stdout(Stdio::piped());
-        for variable in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "OPENAI_BASE_URL", "OPENAI_API_KEY"] {
+        for variable in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "OPENAI_BASE_URL", "OPENAI_API_KEY"]
+        {
             command.env_remove(variable);
         }
         let mut child = command.spawn().context("cannot start the client")?;
@@ -142,7 +145,7 @@ impl Driver {
     }
 
     /// Waits until so many requests are over.
-    pub(super) fn until(&mut self, count: usize, patience: Duration) -> anyhow::Result<()> {
+    pub(in crate::proof) fn until(&mut self, count: usize, patience: Duration) -> anyhow::Result<()> {
         let until = Instant::now() + patience;
         while self.got.len() < count {
             let left = until.saturating_duration_since(Instant::now());
@@ -153,7 +156,7 @@ impl Driver {
     }
 
     /// Waits for all of them.
-    pub(super) fn finish(mut self, count: usize, patience: Duration) -> anyhow::Result<Vec<Got>> {
+    pub(in crate::proof) fn finish(mut self, count: usize, patience: Duration) -> anyhow::Result<Vec<Got>> {
         self.until(count, patience)?;
         self.child.wait()?;
         let mut got = std::mem::take(&mut self.got);

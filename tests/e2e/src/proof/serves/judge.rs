@@ -8,7 +8,7 @@ use super::client::{Asked, Got, Mode};
 
 /// Where the lone run's two best logarithms are no further apart, another order of sums may choose the other: declared
 /// before anything is run.
-pub(super) const MARGIN: f64 = 0.02;
+pub(in crate::proof) const MARGIN: f64 = 0.02;
 
 /// An answer of a lone run: each token's bytes, and its margin.
 pub(super) type Lone = Vec<(String, Option<f64>)>;
@@ -116,7 +116,8 @@ fn bill(verdict: &mut Verdict, asked: &Asked, got: &Got, rows: &BTreeMap<String,
     let told = got.usage.is_none_or(|usage| usage == (row.prompt_tokens, row.completion_tokens));
     if row.completion_tokens != received || !told || asked.mode == Mode::Cancel && received == 0 {
         verdict.misbilled += 1;
-        let text = format!("{}: received {received}, told {:?}, billed {}", got.number, got.usage, row.completion_tokens);
+        let text =
+            format!("{}: received {received}, told {:?}, billed {}", got.number, got.usage, row.completion_tokens);
         verdict.say(text);
     }
 }
@@ -140,7 +141,7 @@ mod tests {
 
     fn asked(number: usize, prompt: &str, mode: Mode) -> Asked {
         let (key, model) = ("red", "one");
-        Asked { number, key, model, prompt: prompt.to_owned(), max_tokens: 3, mode, cancel_after: 2 }
+        Asked { number, key, model, prompt: prompt.to_owned(), max_tokens: 3, mode, cancel_after: 2, ignore_end: false }
     }
 
     fn got(number: usize, tokens: &[&str]) -> Got {

@@ -1,7 +1,7 @@
 //! Models served to the official client: two tenants, three endpoints, cancels and kills; every token counted where it
 //! arrives.
 
-mod client;
+pub(super) mod client;
 mod judge;
 
 use std::collections::BTreeMap;
@@ -14,6 +14,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use sluice_proto::v1;
 
 use self::client::{Asked, Driver, Got, How, Mode, python};
+pub(super) use self::judge::MARGIN;
 use self::judge::{Lone, Verdict, judge};
 use crate::cli::Cli;
 use crate::figure::Figure;
@@ -80,7 +81,8 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
 /// The model that the setup fetches.
 pub(super) fn model(chosen: Option<&std::path::PathBuf>) -> Option<std::path::PathBuf> {
     let home = std::env::var_os("HOME").map(std::path::PathBuf::from);
-    let cache = std::env::var_os("XDG_CACHE_HOME").map(std::path::PathBuf::from).or(home.map(|home| home.join(".cache")));
+    let cache =
+        std::env::var_os("XDG_CACHE_HOME").map(std::path::PathBuf::from).or(home.map(|home| home.join(".cache")));
     let usual = cache.map(|cache| cache.join("sluice/models/SmolLM2-135M-Instruct.Q4_1.gguf"));
     chosen.cloned().or(usual).filter(|path| path.exists())
 }
@@ -140,7 +142,8 @@ pub(super) fn tenant(system: &System, name: &'static str) -> anyhow::Result<Tena
 
 fn prompts(plan: &Plan) -> Vec<String> {
     let things = ["a lighthouse", "rain", "the number seven", "a market", "winter", "bread", "a bridge", "tides"];
-    let ways = ["Tell me about", "Write a short poem about", "List three facts about", "Explain to a child", "Why is there"];
+    let ways =
+        ["Tell me about", "Write a short poem about", "List three facts about", "Explain to a child", "Why is there"];
     (0..plan.prompts).map(|at| format!("{} {} ({at}).", ways[at % ways.len()], things[at % things.len()])).collect()
 }
 
@@ -154,6 +157,7 @@ fn lone(python: &Path, how: &How<'_>, prompts: &[String]) -> anyhow::Result<BTre
         max_tokens: TOKENS,
         mode: Mode::Whole,
         cancel_after: 0,
+        ignore_end: false,
     };
     let asked: Vec<_> = prompts.iter().enumerate().map(ask).collect();
     let how = How { workers: 1, ..*how };
@@ -181,6 +185,7 @@ fn mixed(plan: &Plan, count: usize, seed: u64, prompts: &[String]) -> Vec<Asked>
                     _ => Mode::Whole,
                 },
                 cancel_after: chance.random_range(1..8),
+                ignore_end: false,
             }
         })
         .collect()
@@ -267,7 +272,8 @@ fn judged(
     })?;
     // The lone runs are paid as well and were no clients of this load.
     let first = got.iter().map(|got| got.at).fold(f64::MAX, f64::min);
-    let of_load = |row: &v1::InferenceRequest| row.open_time.is_some_and(|time| time.seconds as f64 + 1.0 >= first.floor());
+    let of_load =
+        |row: &v1::InferenceRequest| row.open_time.is_some_and(|time| time.seconds as f64 + 1.0 >= first.floor());
     let loaded: BTreeMap<_, _> = rows.clone().into_iter().filter(|(_, row)| of_load(row)).collect();
     let verdict = judge(asked, got, &loaded, lone);
     verdict.told.iter().for_each(|text| eprintln!("{text}"));
@@ -276,7 +282,8 @@ fn judged(
     let mut crossed = got.to_vec();
     let plain = |at: &usize| crossed[*at].error.is_none() && !crossed[*at].cancelled;
     let places: Vec<usize> = (0..crossed.len()).filter(plain).collect();
-    let other = places.iter().copied().find(|at| asked[crossed[*at].number].prompt != asked[crossed[places[0]].number].prompt);
+    let other =
+        places.iter().copied().find(|at| asked[crossed[*at].number].prompt != asked[crossed[places[0]].number].prompt);
     if let Some(other) = other {
         let (one, two) = (crossed[places[0]].tokens.clone(), crossed[other].tokens.clone());
         (crossed[places[0]].tokens, crossed[other].tokens) = (two, one);
@@ -342,7 +349,8 @@ fn gateway_lost(
     })?;
     let failed: Vec<&Got> = got.iter().filter(|got| got.error.is_some()).collect();
     let retryable = |got: &&&Got| {
-        let plain = matches!(got.error.as_deref(), Some("APIConnectionError" | "APITimeoutError" | "RemoteProtocolError"));
+        let plain =
+            matches!(got.error.as_deref(), Some("APIConnectionError" | "APITimeoutError" | "RemoteProtocolError"));
         let broken = got.error.as_deref().is_some_and(|error| error.contains("Error")) && got.status.is_none();
         plain || broken || got.status.is_some_and(|status| matches!(status, 408 | 409 | 429 | 500..))
     };
