@@ -56,6 +56,11 @@ impl Home {
         self.root.join("resume")
     }
 
+    /// The model's file.
+    pub(crate) fn model(&self) -> PathBuf {
+        self.root.join("model")
+    }
+
     /// What is in it.
     pub(crate) fn resume_note(&self) -> PathBuf {
         self.root.join("resume.json")
@@ -112,6 +117,7 @@ impl Home {
             }
         }
         let _none = fs::remove_file(self.scratch());
+        let _none = fs::remove_file(self.model());
     }
 }
 

@@ -103,7 +103,7 @@ impl Live {
         let stager = Mutex::new(Stager::new(&folder, &spec));
         let sessions = Sessions::new(match spec.kind {
             TaskKind::Command => None,
-            TaskKind::Sandbox { patience } => Some(patience),
+            TaskKind::Sandbox { patience } | TaskKind::Engine { patience } => Some(patience),
         });
         let (core, released) = (Mutex::new(core), Notify::new());
         Self(Arc::new(Shared { folder, spec, log, core, stager, events, sessions, released }))

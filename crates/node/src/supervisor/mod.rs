@@ -60,11 +60,12 @@ pub use records::{
 };
 pub use remove::remove_tree;
 pub use run::run;
+pub(crate) use sandbox::INNER;
 pub use sandbox::{HostLayout, SandboxCommand, command};
 pub use sessions::{SessionReader, SessionWriter};
 pub use spec::{
-    CheckpointMode, CheckpointPolicy, CheckpointSignal, Completion, LaunchSpec, Resume, ResumeEntry, Sandbox,
-    SandboxMode, SpecError, TaskKind, TaskLimits,
+    CheckpointMode, CheckpointPolicy, CheckpointSignal, Completion, ENGINE_SOCKET, LaunchSpec, MODEL_DESCRIPTOR,
+    Resume, ResumeEntry, Sandbox, SandboxMode, SpecError, TaskKind, TaskLimits,
 };
 pub use steps::{StepMark, StepMarks};
 pub use task::enter_task;

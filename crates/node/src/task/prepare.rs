@@ -27,6 +27,7 @@ pub(super) async fn prepare(shared: &Shared, home: &Home, assignment: &Assignmen
     assignment.work_dir()?;
     assignment.inputs()?;
     assignment.resume()?;
+    assignment.model()?;
     let end = Instant::now() + shared.config.limits.prepare;
     let mut pause = Duration::from_millis(250);
     let mut last = "the address of the site's vault is not known yet".to_owned();
@@ -103,6 +104,9 @@ async fn once(shared: &Shared, home: &Home, assignment: &Assignment, uid: u32) -
             let found = depot.fetch_checkpoint(manifest, assignment.rank(), &home.resume()).await?;
             note_resume(home, step, found, owner).await?;
         }
+    }
+    if let Some(model) = assignment.model()? {
+        shared.models.give(&depot(shared).await, model.digest, model.size, &home.model()).await?;
     }
     let (work, owner) = (home.work(), owner.unwrap_or(0));
     blocking(move || own_folders(&work, owner)).await?;
