@@ -21,7 +21,7 @@ use super::Condition;
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Accepted\")].reason", description = "Why"),
     printcolumn(name = "Balance", type_ = "integer", json_path = ".status.balanceCredits", description = "Money in credits: 1e-6 of the currency"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
-    validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$')").message("metadata.name: a tenant's name has 1 to 63 of a-z, 0-9 and -, and begins and ends with a letter or digit").field_path(".metadata.name"),
+    validation = Rule::new("self.metadata.name.matches('^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$')").message("metadata.name: a tenant's name has 1 to 63 of a-z, 0-9 and -, and begins and ends with a letter or digit"),
 )]
 #[serde(rename_all = "camelCase")]
 pub struct TenantSpec {
