@@ -1,14 +1,32 @@
 //! The manifests that are generated from the kinds: `deploy/kubernetes/crds`.
 
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray,
+};
 use kube::CustomResourceExt as _;
-use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 
 use crate::api::{GpuJob, GpuQuota, Tenant};
 
 /// The definitions of all kinds.
 #[must_use]
 pub fn definitions() -> [CustomResourceDefinition; 3] {
-    [Tenant::crd(), GpuQuota::crd(), GpuJob::crd()]
+    [Tenant::crd(), GpuQuota::crd(), GpuJob::crd()].map(without_null)
+}
+
+/// An absent field has one form: a null is pruned like a field that is not there, and no rule has to think of it.
+fn without_null(mut definition: CustomResourceDefinition) -> CustomResourceDefinition {
+    for version in &mut definition.spec.versions {
+        version.schema.iter_mut().filter_map(|schema| schema.open_api_v3_schema.as_mut()).for_each(absent);
+    }
+    definition
+}
+
+fn absent(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
+    schema.properties.iter_mut().flat_map(|properties| properties.values_mut()).for_each(absent);
+    if let Some(JSONSchemaPropsOrArray::Schema(items)) = &mut schema.items {
+        absent(items);
+    }
 }
 
 #[cfg(test)]

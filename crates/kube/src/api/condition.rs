@@ -1,7 +1,7 @@
 //! Conditions of objects, by the conventions of Kubernetes.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 pub use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// What a condition says, without times.
 #[derive(Debug, Clone, PartialEq, Eq)]

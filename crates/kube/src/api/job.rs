@@ -11,8 +11,7 @@ use crate::amount::{Share, Size, Span};
 /// Why a change of anything but `suspend` is refused.
 const FIXED: &str = "only suspend can change: delete the job and make another";
 /// Paths that stay below where they begin.
-const INNER: &str =
-    "!self.startsWith('/') && !self.split('/').exists(part, part == '' || part == '.' || part == '..')";
+const INNER: &str = "!self.startsWith('/') && !self.split('/').exists(part, part == '' || part == '.' || part == '..')";
 
 fn fixed() -> Rule {
     Rule::new("self == oldSelf").message(FIXED)
@@ -36,13 +35,45 @@ fn inner_path() -> Rule {
     derive = "PartialEq",
     doc = "GpuJob is a job that Sluice runs on slices of devices, in the name of the tenant that its namespace belongs to. Deleting it ends the job; the object goes when the last window is billed.",
     printcolumn(name = "Phase", type_ = "string", json_path = ".status.phase", description = "Where it stands"),
-    printcolumn(name = "Reason", type_ = "string", json_path = ".status.reason", description = "A documented reason, where there is one"),
-    printcolumn(name = "Class", type_ = "string", json_path = ".spec.resources.deviceClass", description = "Device class"),
-    printcolumn(name = "Share", type_ = "string", json_path = ".spec.resources.share", description = "Share of a device per task"),
-    printcolumn(name = "Spent", type_ = "integer", json_path = ".status.spentCredits", description = "Billed so far, in credits: 1e-6 of the currency"),
-    printcolumn(name = "Site", type_ = "string", json_path = ".status.site", description = "Where it is", priority = "1"),
-    printcolumn(name = "Step", type_ = "integer", json_path = ".status.step", description = "Last step told", priority = "1"),
-    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.reason",
+        description = "A documented reason, where there is one"
+    ),
+    printcolumn(
+        name = "Class",
+        type_ = "string",
+        json_path = ".spec.resources.deviceClass",
+        description = "Device class"
+    ),
+    printcolumn(
+        name = "Share",
+        type_ = "string",
+        json_path = ".spec.resources.share",
+        description = "Share of a device per task"
+    ),
+    printcolumn(
+        name = "Spent",
+        type_ = "integer",
+        json_path = ".status.spentCredits",
+        description = "Billed so far, in credits: 1e-6 of the currency"
+    ),
+    printcolumn(
+        name = "Site",
+        type_ = "string",
+        json_path = ".status.site",
+        description = "Where it is",
+        priority = "1"
+    ),
+    printcolumn(
+        name = "Step",
+        type_ = "integer",
+        json_path = ".status.step",
+        description = "Last step told",
+        priority = "1"
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -114,7 +145,7 @@ pub struct GpuJobSpec {
     pub network: Network,
     /// Sites that it may run at. Default: any that the project may use.
     #[serde(default)]
-    #[schemars(length(max = 64), inner(length(min = 1, max = 63), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")))]
+    #[schemars(length(max = 64), inner(length(max = 63), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")))]
     #[x_kube(validation = fixed(),
              merge_strategy = ListMerge::Set)]
     pub sites: Vec<String>,
@@ -129,7 +160,7 @@ const fn one() -> i64 {
 #[serde(rename_all = "camelCase")]
 pub struct EnvVar {
     /// Letters, digits and _. Names that begin with SLUICE_ are set by the system.
-    #[schemars(length(min = 1, max = 256), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
+    #[schemars(length(max = 256), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
     #[x_kube(validation = Rule::new("!self.startsWith('SLUICE_')").message("variables that begin with SLUICE_ are set by the system"))]
     pub name: String,
     /// Its value.
@@ -143,7 +174,7 @@ pub struct EnvVar {
 #[serde(rename_all = "camelCase")]
 pub struct Blob {
     /// BLAKE3 of the content, 64 hexadecimal digits.
-    #[schemars(length(min = 64, max = 64), pattern("^[0-9a-f]{64}$"))]
+    #[schemars(length(min = 64, max = 64), pattern("^[0-9a-f]*$"))]
     pub digest: String,
     /// Its size in bytes.
     #[schemars(range(min = 0))]
@@ -155,13 +186,13 @@ pub struct Blob {
 #[serde(rename_all = "camelCase")]
 pub struct Input {
     /// BLAKE3 of the content, 64 hexadecimal digits.
-    #[schemars(length(min = 64, max = 64), pattern("^[0-9a-f]{64}$"))]
+    #[schemars(length(min = 64, max = 64), pattern("^[0-9a-f]*$"))]
     pub digest: String,
     /// Its size in bytes.
     #[schemars(range(min = 0))]
     pub size_bytes: i64,
     /// Path below the working directory where it is placed.
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(length(max = 1024))]
     #[x_kube(validation = inner_path())]
     pub path: String,
 }
@@ -172,7 +203,7 @@ pub struct Input {
 pub struct Resources {
     /// Device class, for example cpu.
     #[serde(default = "cpu")]
-    #[schemars(length(min = 1, max = 63), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(max = 63), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub device_class: String,
     /// Share of one device: 1m to 1 (the whole device).
     #[x_kube(validation = Rule::new("quantity(string(self)).compareTo(quantity('1m')) >= 0 && quantity(string(self)).compareTo(quantity('1')) <= 0").message("a slice is 1m to 1000m of one device"))]
@@ -270,20 +301,20 @@ pub struct StateProvider {}
 )]
 pub struct Directory {
     /// Path below the working directory.
-    #[schemars(length(min = 1, max = 1024))]
+    #[schemars(length(max = 1024))]
     #[x_kube(validation = inner_path())]
     pub path: String,
     /// A set is complete when this file appears in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 255), pattern("^[^/]+$"))]
+    #[schemars(length(min = 1, max = 255), pattern("^[^/]*$"))]
     pub completion_file: Option<String>,
     /// A set is a folder whose name begins with this and that is renamed into place when complete.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 255), pattern("^[^/]+$"))]
+    #[schemars(length(min = 1, max = 255), pattern("^[^/]*$"))]
     pub renamed_prefix: Option<String>,
     /// Asks the program to write a set. Default: it writes on its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 4), pattern("^(USR1|USR2|TERM)$"))]
+    #[schemars(pattern("^(USR1|USR2|TERM)$"))]
     pub signal: Option<String>,
     /// How long it may take to write a set after the signal, at most 1h.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -296,11 +327,11 @@ pub struct Directory {
 #[serde(rename_all = "camelCase")]
 pub struct SecretFile {
     /// Name of the secret.
-    #[schemars(length(min = 1, max = 63), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(max = 63), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub name: String,
     /// A variable that holds the path of the file.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
+    #[schemars(length(max = 256), pattern("^[A-Za-z_][A-Za-z0-9_]*$"))]
     #[x_kube(validation = Rule::new("!self.startsWith('SLUICE_')").message("variables that begin with SLUICE_ are set by the system"))]
     pub path_variable: Option<String>,
 }

@@ -38,13 +38,13 @@ pub struct TenantSpec {
 #[serde(rename_all = "camelCase")]
 pub struct Binding {
     /// Name of the namespace. Namespaces of Kubernetes itself (default, and all that begin with kube-) cannot be bound.
-    #[schemars(length(min = 1, max = 63), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(max = 63), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     #[x_kube(validation = Rule::new("!self.startsWith('kube-') && self != 'default'").message("namespaces of Kubernetes itself cannot be bound to a tenant"))]
     pub name: String,
     /// The tenant's project that jobs of this namespace belong to; it is made where it does not exist. Default: a project of
     /// the namespace's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(max = 63), pattern("^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
     pub project: Option<String>,
 }
 

@@ -3,10 +3,13 @@
 //! * [`binary`] finds the program that `scripts/kube.sh` built.
 //! * [`Cluster`] starts, kills and ends its parts, by process number.
 //! * [`Kubectl`] is what its users type.
+//! * [`refusals`] shows that what is wrong, and who may not, is refused.
 
 mod access;
 mod cluster;
+mod door;
 mod kubectl;
+pub mod refusals;
 
 pub use cluster::{Cluster, Part, down, up};
 pub use kubectl::Kubectl;
@@ -66,10 +69,8 @@ pub fn binary() -> Result<PathBuf, String> {
         }
         let output = Command::new(repository().join("scripts/kube.sh")).arg("--cached").output();
         let output = output.map_err(|error| format!("scripts/kube.sh cannot be started: {error}"))?;
-        match String::from_utf8_lossy(&output.stdout).trim() {
-            "" => Err("Kubernetes is not built here (scripts/setup.sh --tests does it)".to_owned()),
-            path => Ok(PathBuf::from(path)),
-        }
+        let told = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        if output.status.success() { Ok(PathBuf::from(told)) } else { Err(told) }
     };
     FOUND.get_or_init(find).clone()
 }
