@@ -2,8 +2,8 @@
 //!
 //! Each field's documentation is what `kubectl explain` shows, so it speaks to whoever writes a manifest.
 
-// The derive of schemas writes each type a second time, inside a function.
-#![allow(unreachable_pub)]
+// The derive of schemas writes each type a second time, inside a function, and each column is an attribute.
+#![allow(unreachable_pub, clippy::duplicated_attributes)]
 
 mod condition;
 mod job;
