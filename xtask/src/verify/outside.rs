@@ -155,6 +155,21 @@ pub(super) fn hostile(setting: Setting) -> anyhow::Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// Roads, line 6: what is wrong, and who may not, is refused by a real API server.
+pub(super) fn refusals(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    kubernetes("refusals", if setting.quick { &["--quick"] } else { &[] }, setting)
+}
+
+/// What is shown on a Kubernetes of its own. The long form builds one where there is none.
+fn kubernetes(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row>> {
+    if !setting.quick {
+        crate::kube::build()?;
+    }
+    build(setting)?;
+    let Some(mut command) = end_to_end("kube", setting)? else { return Ok(vec![Row::new(what, "")]) };
+    printed(command.arg(what).args(flags), "")
+}
+
 fn proof(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row>> {
     build(setting)?;
     let Some(mut command) = end_to_end("proof", setting)? else { return Ok(vec![Row::new(what, "")]) };
