@@ -11,7 +11,7 @@ use sluice_types::{
     NetworkMode, NodeId, NodeInstant, OrderId, ProjectId, Reason, SiteId, TenantId, Timestamp,
 };
 
-use crate::model::{BudgetPolicy, Device, Job, JobSpec, JoinKind, RequestKey, Role, TaskEnd};
+use crate::model::{BudgetPolicy, Checkpoint, Device, Job, JobSpec, JoinKind, RequestKey, Role, TaskEnd};
 
 /// Who asks, so that a retry does nothing twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,6 +189,8 @@ pub enum UserCommand {
         legs: Vec<Arc<JobSpec>>,
         /// What the whole may cost at most; `None` = whatever it costs.
         limit: Option<Credits>,
+        /// The files that its sandboxes begin with.
+        home: Option<Box<KeptHome>>,
     },
     /// Ends what is left of an order: these are the jobs of its legs.
     ReleaseOrder(OrderId, Vec<JobId>),
@@ -200,6 +202,17 @@ pub enum UserCommand {
     Resume(JobId, Option<u64>),
     /// Moves a job.
     Migrate(JobId, SiteId, Option<u64>),
+}
+
+/// The home folder of an order, to begin another one with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptHome {
+    /// Whose.
+    pub order: OrderId,
+    /// The job of its leg.
+    pub job: JobId,
+    /// Its newest whole checkpoint as the store has it: jobs that are over are not in memory.
+    pub stored: Option<Checkpoint>,
 }
 
 /// A host joins.

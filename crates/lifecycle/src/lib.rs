@@ -16,7 +16,9 @@ mod table;
 pub mod validate;
 mod view;
 
-pub use command::{Answer, Caller, Command, Held, JoinHost, NodeReport, Refusal, TaskKey, UserCommand, WindowReport};
+pub use command::{
+    Answer, Caller, Command, Held, JoinHost, KeptHome, NodeReport, Refusal, TaskKey, UserCommand, WindowReport,
+};
 pub use mint::Mint;
 pub use rows::{Rows, Snapshot};
 pub use state::{Settings, State};

@@ -168,6 +168,7 @@ fn asked(sheet: &mut Sheet, job: &JobView) {
     let Some(policy) = &spec.checkpoint else { return sheet.line("Checkpoint", "never: it starts again after a loss") };
     let how = match &policy.directory {
         Some(folder) => format!("folder {}", folder.path),
+        None if policy.home => "its home folder, also at its end".to_owned(),
         None => "state provider".to_owned(),
     };
     let steps = (policy.every_steps > 0).then(|| format!(", every {} steps", policy.every_steps));
@@ -210,7 +211,11 @@ fn migration_line(migration: &MigrationView) -> String {
 
 fn money(job: &JobView) -> String {
     format!(
-        "spent so far  {}\ncredited back {}\nheld          {}\nper hour      {}\n",
-        job.spent, job.credited, job.held, job.hourly
+        "spent so far  {}\ncredited back {}\nheld          {}\nper hour      {}\nper second    {}\n",
+        job.spent,
+        job.credited,
+        job.held,
+        job.hourly,
+        job.hourly.per_second()
     )
 }

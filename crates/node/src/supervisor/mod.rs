@@ -30,6 +30,7 @@ mod enter;
 mod error;
 mod folder;
 mod inside;
+mod keep;
 mod lines;
 mod live;
 mod log;
@@ -53,6 +54,8 @@ pub use clock::boottime;
 pub use enter::enter;
 pub use error::SupervisorError;
 pub use folder::{Folder, read_json, write_json};
+pub use keep::restore::{RestoreBounds, RestoreError, restore};
+pub use keep::tree::{Tree, TreeError};
 pub use log::{LogRecord, Stream};
 pub use records::{
     ExitRecord, Liveness, OrderState, OrderStatus, Ordered, Outcome, PROTOCOL, Phase, StagedEntry, StagedManifest,

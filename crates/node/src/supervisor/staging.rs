@@ -44,6 +44,7 @@ pub(crate) struct Stager {
 }
 
 /// A file of a checkpoint to be.
+#[derive(Debug)]
 pub(crate) struct Piece {
     pub(crate) name: String,
     pub(crate) dtype: String,
@@ -71,6 +72,11 @@ impl Stager {
     /// Bytes that one checkpoint may have.
     pub(crate) fn bound(&self) -> u64 {
         self.bound
+    }
+
+    /// Number of the next checkpoint.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.next
     }
 
     /// Takes over an announced folder. Whatever is refused is also removed: the task writes a new one.
