@@ -64,7 +64,7 @@ pub use records::{
 pub use remove::remove_tree;
 pub use run::run;
 pub use sandbox::{HostLayout, SandboxCommand, command};
-pub use sessions::{SessionReader, SessionWriter};
+pub use sessions::{SessionReader, SessionWriter, takes_start};
 pub use spec::{
     CheckpointMode, CheckpointPolicy, CheckpointSignal, Completion, LaunchSpec, Resume, ResumeEntry, Sandbox,
     SandboxMode, SpecError, TaskKind, TaskLimits,
