@@ -5,6 +5,7 @@ use sluice_proto::v1;
 
 use super::Invocation;
 use super::get::{read_checkpoints, read_events, read_job};
+use super::rent::{leg_of, read_order};
 use crate::error::CliError;
 use crate::output::{Column, Rendered, Style, View, Width, document, grid, printable};
 use crate::view::{CheckpointView, EventView, ExplanationView, JobView, MigrationView, age, job::TaskView, short_site};
@@ -30,7 +31,11 @@ pub(crate) struct Description {
 }
 
 pub(super) async fn describe(at: &Invocation, job: &str) -> Result<(), CliError> {
-    let name = at.job(job).await?;
+    let name = match job.rsplit('/').next().is_some_and(|id| id.starts_with("ord-")) {
+        // All that is known of a rental is known of the job that holds its slices.
+        true => leg_of(&read_order(at, job).await?)?,
+        false => at.job(job).await?,
+    };
     let job = read_job(at, &name).await?;
     let (checkpoints, _) = read_checkpoints(at, &name, NEWEST_CHECKPOINTS).await?;
     let (mut events, _) = read_events(at, &name, MOST_EVENTS).await?;

@@ -148,6 +148,12 @@ pub(super) async fn read_order(at: &Invocation, rental: &str) -> Result<v1::Orde
     at.api.unary("read the rental", request, async |r| at.api.orders().get_order(r).await).await
 }
 
+/// The job that holds an order's slices.
+pub(super) fn leg_of(order: &v1::Order) -> Result<String, CliError> {
+    let leg = order.legs.first();
+    leg.map(|leg| leg.job.clone()).ok_or_else(|| CliError::Answer("the order has no legs".to_owned()))
+}
+
 pub(super) async fn orders(at: &Invocation, names: &[String], limit: usize) -> Result<(), CliError> {
     if !names.is_empty() {
         let mut views = Vec::new();

@@ -74,6 +74,11 @@ impl Stager {
         self.bound
     }
 
+    /// Checkpoints that wait for the agent.
+    pub(crate) fn waiting(&self) -> usize {
+        fs::read_dir(self.folder.staged()).map(Iterator::count).unwrap_or(0)
+    }
+
     /// Number of the next checkpoint.
     pub(crate) fn sequence(&self) -> u64 {
         self.next
@@ -101,7 +106,7 @@ impl Stager {
 
     /// An empty place for the next checkpoint.
     pub(crate) fn room(&self) -> Result<PathBuf, Refusal> {
-        let waiting = fs::read_dir(self.folder.staged()).map(Iterator::count).unwrap_or(0);
+        let waiting = self.waiting();
         if waiting >= WAITING_BOUND {
             return Err(Refusal::new(Reason::Overloaded, format!("{waiting} checkpoints wait to be stored")));
         }

@@ -19,6 +19,8 @@ use super::blobs::Blobs;
 use super::still::{Group, Over, Still};
 use super::take::{Bounds, Problem, Taken, take, warm};
 
+/// Captures that may wait for the site's vault before one is left out.
+const WAITING: usize = 2;
 /// How long anybody may stand still for a capture; one that would take longer is given up.
 const STILL: Duration = Duration::from_secs(2);
 
@@ -136,7 +138,13 @@ fn capture_running(live: &Live, blobs: &mut Blobs) {
     let stays = || live.core().phase == Phase::Frozen;
     // Whoever is told to freeze or thaw the sandbox meanwhile waits until it goes on.
     let _alone = live.stillness();
-    if live.core().phase == Phase::Running {
+    let waiting = live.stager().waiting();
+    if waiting >= WAITING {
+        // There must be room for the one at the end.
+        let why = format!("{waiting} captures wait to be stored");
+        live.say(&format!("the home folder was not captured: {why}"));
+        live.core().orders.fail(&why);
+    } else if live.core().phase == Phase::Running {
         capture(live, blobs, &Group { group: &live.spec().group, stays: &stays });
     }
 }
