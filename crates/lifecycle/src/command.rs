@@ -13,8 +13,8 @@ use sluice_types::{
 };
 
 use crate::model::{
-    BudgetPolicy, Device, Job, JobSpec, JoinKind, ModelInfo, QuotaPolicy, ReplicaBounds, RequestKey, Role, StoredFile,
-    TaskEnd,
+    BudgetPolicy, Checkpoint, Device, Job, JobSpec, JoinKind, ModelInfo, QuotaPolicy, ReplicaBounds, RequestKey, Role,
+    StoredFile, TaskEnd,
 };
 
 /// Who asks, so that a retry does nothing twice.
@@ -240,6 +240,8 @@ pub enum UserCommand {
         legs: Vec<Arc<JobSpec>>,
         /// What the whole may cost at most; `None` = whatever it costs.
         limit: Option<Credits>,
+        /// The files that its sandboxes begin with.
+        home: Option<Box<KeptHome>>,
     },
     /// Ends what is left of an order: these are the jobs of its legs.
     ReleaseOrder(OrderId, Vec<JobId>),
@@ -366,6 +368,17 @@ pub struct OpenRequest {
     pub prompt_ceiling: u64,
     /// Tokens that may be generated.
     pub completion_ceiling: u64,
+}
+
+/// The home folder of an order, to begin another one with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptHome {
+    /// Whose.
+    pub order: OrderId,
+    /// The job of its leg.
+    pub job: JobId,
+    /// Its newest whole checkpoint as the store has it: jobs that are over are not in memory.
+    pub stored: Option<Checkpoint>,
 }
 
 /// A host joins.

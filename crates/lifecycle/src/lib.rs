@@ -19,8 +19,8 @@ pub mod validate;
 mod view;
 
 pub use command::{
-    Answer, Caller, Command, EndpointChange, Held, ImportModel, JoinHost, Managed, ModelFound, NewEndpoint, NodeReport,
-    OpenRequest, Refusal, SetQuota, TaskKey, UserCommand, WindowReport,
+    Answer, Caller, Command, EndpointChange, Held, ImportModel, JoinHost, KeptHome, Managed, ModelFound, NewEndpoint,
+    NodeReport, OpenRequest, Refusal, SetQuota, TaskKey, UserCommand, WindowReport,
 };
 pub use mint::Mint;
 pub use rows::{Rows, Snapshot};

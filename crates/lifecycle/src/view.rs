@@ -74,7 +74,8 @@ impl State {
             _ => return None,
         };
         let state_at = match purpose {
-            Purpose::Run => self.resumable(job).map(Checkpoint::sites).unwrap_or_default(),
+            // What another job left is fetched from wherever it is: its new owner chose the site.
+            Purpose::Run => self.resumable(job).filter(|row| !row.is_lent()).map(Checkpoint::sites).unwrap_or_default(),
             Purpose::Migrate => Vec::new(),
         };
         Some(JobView {
@@ -116,9 +117,9 @@ impl State {
             .or_else(|| complete().next())
     }
 
-    /// The newest complete checkpoint that `site` has.
+    /// The newest complete checkpoint that `site` has, or what the job began with, wherever that is.
     pub(crate) fn resumable_at(&self, job: &Job, site: SiteId) -> Option<CheckpointId> {
-        self.complete_checkpoints(job).find(|row| row.sites().contains(&site)).map(|row| row.id)
+        self.complete_checkpoints(job).find(|row| row.sites().contains(&site) || row.is_lent()).map(|row| row.id)
     }
 
     /// Complete checkpoints that are not retired, newest first: by generation, then step.
@@ -230,6 +231,12 @@ impl State {
         if let Some(to) = migration.map(|row| row.to).filter(|to| !have.contains(to)) {
             targets.push(to);
             have.push(to);
+        }
+        // What another job left is fetched where it is needed first, and is to be known there.
+        let first = job.current.and_then(|id| self.attempts.get(&id)).map(|row| row.site);
+        if let Some(site) = first.filter(|site| checkpoint.is_lent() && !have.contains(site)) {
+            targets.push(site);
+            have.push(site);
         }
         let missing = self.durable_sites(job).saturating_sub(have.len());
         targets.extend(self.storage_sites(job).filter(|site| !have.contains(site)).take(missing));

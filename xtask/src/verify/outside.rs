@@ -143,7 +143,7 @@ pub(super) fn scales(setting: Setting) -> anyhow::Result<Vec<Row>> {
 }
 
 /// Roads, line 8: hostile clients at the gateway and at the byte channels of rentals.
-pub(super) fn hostile(setting: Setting) -> anyhow::Result<Vec<Row>> {
+pub(super) fn hostile_clients(setting: Setting) -> anyhow::Result<Vec<Row>> {
     let short: &[&str] = if setting.quick { &["--connections", "400", "--requests", "12"] } else { &[] };
     let mut rows = proof("hostile", short, setting)?;
     let metric = "the controller's memory, and other tenants' echoes, under hostile clients";

@@ -47,6 +47,11 @@ impl Money {
         Self { credits, text: Credits::new(credits) }
     }
 
+    /// Of an hourly price.
+    pub(crate) fn per_second(self) -> Self {
+        Self::new(self.credits / 3600)
+    }
+
     /// For tables; nothing for nothing.
     pub(crate) fn cell(self) -> String {
         if self.credits == 0 { "0".to_owned() } else { self.to_string() }

@@ -30,4 +30,7 @@ pub struct Purchase {
     /// What the leg may cost at most, whatever becomes of prices and places; `None` = whatever it costs.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub limit: Option<Credits>,
+    /// The order whose home folder it began with.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub home: Option<OrderId>,
 }
