@@ -130,6 +130,10 @@ impl Backend {
         let (joined, hidden) = (out.join("joined.o"), out.join(format!("kernels_{name}.o")));
         // Groups of inline functions become plain sections: the linker must not merge them with those of others.
         run(Command::new("ld").args(["-r", "--force-group-allocation", "-o"]).arg(&joined).args(&objects))?;
+        let sections = Command::new("objdump").arg("-h").arg(&joined).output()?;
+        if !sections.status.success() || String::from_utf8_lossy(&sections.stdout).contains(".init_array") {
+            return Err(format!("kernels {name} would run something at every start, on processors that cannot").into());
+        }
         let visible = format!("sluice_kernels_{name}");
         run(Command::new("objcopy")
             .arg(format!("--redefine-sym=ggml_backend_cpu_reg={visible}"))
