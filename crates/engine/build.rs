@@ -137,11 +137,24 @@ impl Backend {
         let visible = format!("sluice_kernels_{name}");
         run(Command::new("objcopy")
             .arg(format!("--redefine-sym=ggml_backend_cpu_reg={visible}"))
+            .args(unique_names(&joined)?.iter().map(|unique| format!("--redefine-sym={unique}={unique}_{name}")))
             .arg(format!("--keep-global-symbol={visible}"))
             .arg(&joined)
             .arg(&hidden))?;
         Ok(hidden)
     }
+}
+
+/// Names that must be unique in a whole process (statics of inline functions): they cannot be hidden, so each object gets
+/// its own.
+fn unique_names(object: &Path) -> Result<Vec<String>, Box<dyn Error>> {
+    let names = Command::new("nm").arg(object).output()?;
+    if !names.status.success() {
+        return Err(format!("nm of {} failed", object.display()).into());
+    }
+    let text = String::from_utf8(names.stdout)?;
+    let unique = text.lines().filter_map(|line| line.split_once(" u ").map(|(_, name)| name.to_owned()));
+    Ok(unique.collect())
 }
 
 /// The compiler, behind whatever llama.cpp's own build has before it.
