@@ -4,7 +4,7 @@
 
 #![allow(dead_code, reason = "places and changes are for the gateway")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
 use sluice_lifecycle::model::{
@@ -59,21 +59,24 @@ impl Default for Serving {
 impl Serving {
     pub(crate) fn load(&self, state: &State) {
         let mut inner = Inner::default();
+        let serves = |job| state.job(job).is_some_and(|job| job.endpoint.is_some());
         state.endpoints().for_each(|row| _ = inner.endpoint(row));
         state.models().for_each(|row| inner.model(row));
         state.jobs().for_each(|row| _ = inner.job(row));
-        state.attempts().for_each(|row| _ = inner.attempt(row, state.job(row.job)));
+        state.attempts().for_each(|row| _ = inner.attempt(row, serves(row.job)));
         *self.inner.write().unwrap_or_else(PoisonError::into_inner) = inner;
         self.changes.send_modify(|edition| *edition += 1);
     }
 
     pub(crate) fn apply(&self, rows: &Rows) {
-        let serves = |job: &Job| job.endpoint.is_some();
-        let nothing = rows.endpoints.is_empty()
-            && rows.models.is_empty()
-            && rows.attempts.is_empty()
-            && !rows.jobs.iter().any(serves);
-        if nothing {
+        // Most groups are of jobs that serve nobody: they cost one look.
+        let serving: BTreeSet<JobId> =
+            rows.jobs.iter().filter(|job| job.endpoint.is_some()).map(|job| job.id).collect();
+        let known = {
+            let inner = self.read();
+            rows.attempts.iter().any(|row| inner.attempts.contains_key(&row.id))
+        };
+        if rows.endpoints.is_empty() && rows.models.is_empty() && serving.is_empty() && !known {
             return;
         }
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
@@ -86,8 +89,7 @@ impl Serving {
             changed |= inner.job(row);
         }
         for row in &rows.attempts {
-            let job = rows.jobs.iter().rev().find(|job| job.id == row.job);
-            changed |= inner.attempt(row, job);
+            changed |= inner.attempt(row, serving.contains(&row.job));
         }
         drop(inner);
         if changed {
@@ -197,12 +199,12 @@ impl Inner {
     }
 
     /// Those of other jobs are not kept. An attempt is placed with a row of its job beside it.
-    fn attempt(&mut self, row: &Attempt, job: Option<&Job>) -> bool {
+    fn attempt(&mut self, row: &Attempt, serves: bool) -> bool {
         let known = self.attempts.contains_key(&row.id);
         if row.state == AttemptState::Ended {
             return self.attempts.remove(&row.id).is_some();
         }
-        if known || job.is_some_and(|job| job.endpoint.is_some()) {
+        if known || serves {
             self.attempts.insert(row.id, row.clone());
             return true;
         }

@@ -105,7 +105,7 @@ pub const MAX_SEQUENCES: u32 = 256;
 /// Tokens of context of one sequence.
 pub const MAX_CONTEXT: u32 = 1 << 20;
 /// What a model can be re-quantised to.
-pub const QUANTIZATIONS: [&str; 2] = ["Q4_0", "Q8_0"];
+pub const QUANTIZATIONS: [&str; 1] = ["Q4_0"];
 
 fn model(spec: &JobSpec) -> Result<(), Refusal> {
     let Some(model) = &spec.model else {
@@ -128,7 +128,7 @@ fn model(spec: &JobSpec) -> Result<(), Refusal> {
     }
     let known = model.requantize.is_empty() || QUANTIZATIONS.contains(&model.requantize.as_str());
     if !known || (spec.kind == JobKind::Replica && !model.requantize.is_empty()) {
-        let message = format!("an import makes one of {}, or nothing", QUANTIZATIONS.join(", "));
+        let message = format!("an import makes {} of a model, or nothing", QUANTIZATIONS.join(", "));
         return Err(Refusal::field("spec.model.requantize", message));
     }
     Ok(())

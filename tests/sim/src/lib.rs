@@ -43,7 +43,7 @@ pub struct Outcome {
     pub seed: u64,
     /// What the judge holds against the system, with the virtual time of each.
     pub failures: Vec<String>,
-    /// Jobs submitted.
+    /// Programs of users: jobs and rentals.
     pub jobs: usize,
     /// Of them ended with success.
     pub succeeded: usize,
@@ -100,8 +100,8 @@ fn simulate(seed: u64, day: Day, tracing: bool) -> Outcome {
     Outcome {
         seed,
         failures,
-        jobs: sim.jobs.len(),
-        accepted: sim.controller.store.jobs.len(),
+        jobs: sim.jobs.len() - process::system_programs().len(),
+        accepted: sim.controller.store.jobs.values().filter(|job| !job.spec.kind.uses_model()).count(),
         succeeded: oracle.succeeded,
         rents: oracle.rents_begun(),
         expired: oracle.expired,

@@ -46,7 +46,7 @@ pub struct ImportArgs {
     /// Its name in the project [default: the file's]
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
-    /// Make another quantisation of it and serve that, Q4_0 or Q8_0: faster, and not quite the same model
+    /// Make another quantisation of it and serve that, Q4_0: faster, and not quite the same model
     #[arg(long, value_name = "KIND")]
     pub requantize: Option<String>,
     /// Do not wait until it is ready
