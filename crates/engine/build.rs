@@ -130,14 +130,31 @@ impl Backend {
         let (joined, hidden) = (out.join("joined.o"), out.join(format!("kernels_{name}.o")));
         // Groups of inline functions become plain sections: the linker must not merge them with those of others.
         run(Command::new("ld").args(["-r", "--force-group-allocation", "-o"]).arg(&joined).args(&objects))?;
+        let sections = Command::new("objdump").arg("-h").arg(&joined).output()?;
+        if !sections.status.success() || String::from_utf8_lossy(&sections.stdout).contains(".init_array") {
+            return Err(format!("kernels {name} would run something at every start, on processors that cannot").into());
+        }
         let visible = format!("sluice_kernels_{name}");
         run(Command::new("objcopy")
             .arg(format!("--redefine-sym=ggml_backend_cpu_reg={visible}"))
+            .args(unique_names(&joined)?.iter().map(|unique| format!("--redefine-sym={unique}={unique}_{name}")))
             .arg(format!("--keep-global-symbol={visible}"))
             .arg(&joined)
             .arg(&hidden))?;
         Ok(hidden)
     }
+}
+
+/// Names that must be unique in a whole process (statics of inline functions): they cannot be hidden, so each object gets
+/// its own.
+fn unique_names(object: &Path) -> Result<Vec<String>, Box<dyn Error>> {
+    let names = Command::new("nm").arg(object).output()?;
+    if !names.status.success() {
+        return Err(format!("nm of {} failed", object.display()).into());
+    }
+    let text = String::from_utf8(names.stdout)?;
+    let unique = text.lines().filter_map(|line| line.split_once(" u ").map(|(_, name)| name.to_owned()));
+    Ok(unique.collect())
 }
 
 /// The compiler, behind whatever llama.cpp's own build has before it.

@@ -4,15 +4,17 @@
 mod support;
 
 use sluice_identity::Lifetimes;
+use sluice_ledger::AccountKey;
 use sluice_lifecycle::Rows;
 use sluice_lifecycle::model::ModelState;
 use sluice_proto::v1;
 use sluice_proto::v1::endpoint_service_client::EndpointServiceClient;
 use sluice_proto::v1::job_service_client::JobServiceClient;
 use sluice_proto::v1::model_service_client::ModelServiceClient;
+use sluice_proto::v1::money_service_client::MoneyServiceClient;
 use sluice_store::LoadBounds;
 use sluice_store::testing::Sample;
-use sluice_types::Timestamp;
+use sluice_types::{Timestamp, TransferId};
 use support::{Door, tenant, with};
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
@@ -45,7 +47,16 @@ async fn world() -> (Door, Who, Who) {
     let mut request = sample.inference_row(&sold);
     (request.tenant, request.project) = (named("caller"), project(named("caller")));
     request.hold = None;
-    let rows = Rows {
+    let mut paid = |sides, cause: &str| {
+        let id = TransferId::from_raw(sample.mint());
+        sample.books.transfer(id, sides, 100, cause.to_owned(), sample.now()).unwrap()
+    };
+    let funds = |name| AccountKey::Funds(named(name));
+    let bought = vec![
+        paid((AccountKey::Outside, funds("caller")), "deposit/a"),
+        paid((funds("caller"), funds("owner")), "settle/b"),
+    ];
+    let mut rows = Rows {
         sites: vec![sample.site_row("here")],
         nodes: vec![sample.node_row("n1")],
         prices: vec![sample.prices_row()],
@@ -54,6 +65,7 @@ async fn world() -> (Door, Who, Who) {
         inference: vec![request],
         ..Rows::default()
     };
+    rows.append(sample.booked(bought));
     store.commit(leader, &rows).await.unwrap();
     store.close().await;
     (Door::open_in(folder, Lifetimes::default()).await, owner, caller)
@@ -146,6 +158,14 @@ async fn a_seller_does_not_learn_who_bought_and_a_lost_gateways_requests_are_cre
     assert_eq!((own[0].id.as_str(), own[0].caller.as_str()), (row.id.as_str(), "caller"));
     assert!(!own[0].key.is_empty());
     assert_eq!(list(owner.0.clone(), &owner).await, [], "the owner made none itself");
+    let mut money = MoneyServiceClient::new(door.channel.clone());
+    for (who, tenant) in [(&owner, "tenants/owner"), (&caller, "tenants/caller")] {
+        let request = v1::ListTransfersRequest { tenant: tenant.to_owned(), ..Default::default() };
+        let rows = money.list_transfers(with(request, &who.1)).await.unwrap().into_inner().transfers;
+        let row = rows.iter().find(|row| row.cause == "settle/b").unwrap();
+        let hidden = [&row.debit, &row.credit].map(|side| side == "funds/-");
+        assert_eq!(hidden, [tenant == "tenants/owner", tenant == "tenants/caller"], "{row:?}");
+    }
     door.close().await;
 }
 

@@ -47,7 +47,7 @@ fn options() -> Result<Options, Failure> {
 
 fn main() -> Result<(), Failure> {
     let options = options()?;
-    let model = LlamaModel::load(&options.model)?;
+    let model = LlamaModel::load(&std::fs::File::open(&options.model)?)?;
     let load = load_average();
     if load > QUIET {
         eprintln!("the machine's load is {load}: these figures are not to be compared");
@@ -106,7 +106,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn engine(model: &LlamaModel) -> Result<LlamaEngine, Failure> {
-    let options = LlamaOptions { model: PathBuf::new(), context: 2_048, cells: 6_144, slots: 10, threads: 1 };
+    let options = LlamaOptions { context: 2_048, cells: 6_144, slots: 10, threads: 1 };
     Ok(LlamaEngine::new(model, &options)?)
 }
 

@@ -70,7 +70,7 @@ fn overhead(path: &Path, header: &ModelHeader) -> Result<(Option<TemplateOverhea
 
     use crate::engine::{Marks, Vocabulary as _};
 
-    let model = crate::llama::LlamaModel::load_vocabulary(path)?;
+    let model = crate::llama::LlamaModel::load_vocabulary(&File::open(path)?)?;
     if u64::from(model.size()) != header.vocabulary {
         return Err(GgufError::Malformed("its vocabulary is not what its header says").into());
     }

@@ -42,7 +42,7 @@ fn model() -> Option<&'static (PathBuf, LlamaModel)> {
     let made = || {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("smollm2-q4_0-{}.gguf", std::process::id()));
         requantize(&fetched()?, &path, 2).unwrap();
-        let model = LlamaModel::load(&path).unwrap();
+        let model = LlamaModel::load(&std::fs::File::open(&path).unwrap()).unwrap();
         // Mapped: it stays for as long as this process does.
         std::fs::remove_file(&path).unwrap();
         Some((path, model))
@@ -51,7 +51,7 @@ fn model() -> Option<&'static (PathBuf, LlamaModel)> {
 }
 
 fn engine(model: &LlamaModel, cells: u32) -> LlamaEngine {
-    let options = LlamaOptions { model: PathBuf::new(), context: 2_048, cells, slots: 10, threads: 1 };
+    let options = LlamaOptions { context: 2_048, cells, slots: 10, threads: 1 };
     LlamaEngine::new(model, &options).unwrap()
 }
 

@@ -3,7 +3,8 @@
 mod kernels;
 mod raw;
 
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::Path;
 use std::sync::Arc;
 
 use sluice_proto::v1::EngineMessage;
@@ -18,8 +19,6 @@ const BATCH: u32 = 512;
 /// How a model is loaded.
 #[derive(Debug, Clone)]
 pub struct LlamaOptions {
-    /// The GGUF file; `/proc/self/fd/N` for an open one.
-    pub model: PathBuf,
     /// Tokens of context that one sequence may have; 0 = as many as the model was trained for.
     pub context: u32,
     /// Tokens of context for all sequences together; 0 = twice the context of one.
@@ -28,6 +27,16 @@ pub struct LlamaOptions {
     pub slots: u32,
     /// Threads to compute with.
     pub threads: u32,
+}
+
+/// The model's file that was handed over as descriptor `number`: opened anew where that is allowed, so that nobody else moves
+/// its place, or else as it is.
+///
+/// # Errors
+///
+/// Where it is not open. A descriptor that is taken as it is must belong to nobody else in this process.
+pub fn inherited(number: i32) -> std::io::Result<File> {
+    File::open(format!("/proc/self/fd/{number}")).or_else(|_| raw::inherited(number))
 }
 
 /// A model that was loaded, to be handed to the thread that will compute.
@@ -43,8 +52,8 @@ impl LlamaModel {
     /// # Errors
     ///
     /// Where the file is no model that can generate text.
-    pub fn load(path: &Path) -> Result<Self, EngineError> {
-        let model = Model::load(path, Part::Whole)?;
+    pub fn load(file: &File) -> Result<Self, EngineError> {
+        let model = Model::load(file, Part::Whole)?;
         if model.has_encoder() || !model.has_decoder() {
             return Err(EngineError::Load("it does not generate text: only decoders are served".to_owned()));
         }
@@ -56,8 +65,8 @@ impl LlamaModel {
     /// # Errors
     ///
     /// Where the file is no model.
-    pub fn load_vocabulary(path: &Path) -> Result<Self, EngineError> {
-        Ok(Self::of(Model::load(path, Part::Vocabulary)?))
+    pub fn load_vocabulary(file: &File) -> Result<Self, EngineError> {
+        Ok(Self::of(Model::load(file, Part::Vocabulary)?))
     }
 
     fn of(model: Model) -> Self {

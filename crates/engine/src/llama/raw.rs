@@ -5,6 +5,8 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_void};
+use std::fs::File;
+use std::os::fd::{FromRawFd as _, IntoRawFd as _};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::{Arc, Once};
@@ -43,6 +45,44 @@ unsafe extern "C" fn log(level: sys::ggml_log_level, text: *const c_char, _: *mu
     }
 }
 
+/// The file that was handed over as this descriptor.
+pub(super) fn inherited(number: i32) -> std::io::Result<File> {
+    use nix::libc;
+    // SAFETY: asks about a number, whatever it is.
+    if number <= 2 || unsafe { libc::fcntl(number, libc::F_GETFD) } < 0 {
+        return Err(std::io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: the descriptor is open. It was named on the command line, so that nothing else of this process owns it.
+    Ok(unsafe { File::from_raw_fd(number) })
+}
+
+/// A file as the C library reads it.
+struct Stream(NonNull<nix::libc::FILE>);
+
+impl Stream {
+    fn open(file: &File) -> std::io::Result<Self> {
+        let owned = file.try_clone()?.into_raw_fd();
+        // SAFETY: the descriptor is ours and open, and the mode ends with a zero. Where it works, the stream owns it.
+        let stream = NonNull::new(unsafe { nix::libc::fdopen(owned, c"rb".as_ptr()) });
+        let Some(stream) = stream else {
+            let error = std::io::Error::last_os_error();
+            // SAFETY: nobody took it.
+            drop(unsafe { File::from_raw_fd(owned) });
+            return Err(error);
+        };
+        // SAFETY: the stream was just opened.
+        unsafe { nix::libc::rewind(stream.as_ptr()) };
+        Ok(Self(stream))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // SAFETY: the stream is open, and nobody uses it after this.
+        unsafe { nix::libc::fclose(self.0.as_ptr()) };
+    }
+}
+
 /// How much of a model is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
@@ -66,18 +106,21 @@ unsafe impl Send for Model {}
 unsafe impl Sync for Model {}
 
 impl Model {
-    pub(super) fn load(path: &Path, part: Part) -> Result<Self, EngineError> {
+    /// Maps an open file. It is read from its beginning; where it was inherited, nobody else must read by the same descriptor
+    /// meanwhile.
+    pub(super) fn load(file: &File, part: Part) -> Result<Self, EngineError> {
         start();
         let fail = |why: &str| EngineError::Load(why.to_owned());
-        let path = CString::new(path.as_os_str().as_encoded_bytes()).map_err(|_| fail("its path has a zero byte"))?;
+        let stream = Stream::open(file).map_err(|error| fail(&format!("its file cannot be read: {error}")))?;
         // SAFETY: a plain function without arguments.
         let mut params = unsafe { sys::llama_model_default_params() };
         params.n_gpu_layers = 0;
         params.load_mode = sys::LLAMA_LOAD_MODE_MMAP;
         params.vocab_only = part == Part::Vocabulary;
         params.check_tensors = false;
-        // SAFETY: the path ends with a zero and outlives the call; the parameters are the library's own.
-        let model = unsafe { sys::llama_model_load_from_file(path.as_ptr(), params) };
+        // SAFETY: the stream is open and outlives the call, which maps what it needs for later; the parameters are the
+        // library's own.
+        let model = unsafe { sys::llama_model_load_from_file_ptr(stream.0.as_ptr().cast(), params) };
         let model = NonNull::new(model).ok_or_else(|| fail("the library refuses it; see its log"))?;
         // SAFETY: the model was just loaded; its vocabulary lives as long as it does.
         let vocab = unsafe { sys::llama_model_get_vocab(model.as_ptr()) };

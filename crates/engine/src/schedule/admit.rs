@@ -95,12 +95,13 @@ impl<'a> Draft<'a> {
         }
         let homeless = !self.has_places(next.tenant);
         let counter = self.fair.counter(next.tenant);
+        let owed = self.fair.owed_to_batch() > 0;
         self.victim(|view| {
             let several = self.placed.get(view.tenant).is_some_and(|count| *count > 1);
             let ahead = if several { PUT_OUT_AHEAD } else { TURN_AHEAD.max(view.cells.into()) };
             let ahead = counter.saturating_add(self.fair.growth(next.tenant, ahead * READ));
             let served_more = view.class >= next.class && self.fair.counter(view.tenant) > ahead;
-            view.stage == Stage::Paused || view.class > next.class || (homeless && served_more)
+            view.stage == Stage::Paused || (view.class > next.class && !owed) || (homeless && served_more)
         })
     }
 

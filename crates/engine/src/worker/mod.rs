@@ -157,7 +157,7 @@ impl Worker {
         S: AsyncRead + AsyncWrite + Send + 'static,
     {
         let Ok(permit) = Arc::clone(&self.connections).try_acquire_owned() else {
-            tracing::warn!("{CONNECTIONS} drivers are connected, the most there may be: another is sent away");
+            tracing::debug!("{CONNECTIONS} drivers are connected, the most there may be: another is sent away");
             return;
         };
         let number = self.number.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -1,8 +1,10 @@
 //! An engine worker's process, and what is done to a model before any worker has it.
 
+use std::fs::File;
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::os::unix::process::CommandExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
@@ -71,12 +73,12 @@ async fn serve(arguments: &EngineWorkerArgs, granted: Granted) -> anyhow::Result
             || Ok(Made { engine: Box::new(SimulatedEngine::paced()), vocabulary: Arc::new(SimulatedVocabulary) });
         ("simulated".to_owned(), Box::new(make))
     } else {
-        let path = model_path(arguments)?;
+        let file = model_file(arguments)?;
         let digest = match &arguments.digest {
             Some(digest) => digest.clone(),
-            None => digest_of(&path).context("cannot read the model")?,
+            None => digest_of(&file).context("cannot read the model")?,
         };
-        (digest, Box::new(loaded(path, arguments, slots, threads)))
+        (digest, Box::new(loaded(file, arguments, slots, threads)))
     };
     let worker = Worker::load(make, digest, Box::new(meter), bounds).await?;
     let door = Door::open(&arguments.listen).await.with_context(|| format!("cannot listen at {}", arguments.listen))?;
@@ -96,23 +98,40 @@ async fn serve(arguments: &EngineWorkerArgs, granted: Granted) -> anyhow::Result
 }
 
 /// The model's file, or the open one that was handed over.
-fn model_path(arguments: &EngineWorkerArgs) -> anyhow::Result<PathBuf> {
+fn model_file(arguments: &EngineWorkerArgs) -> anyhow::Result<File> {
     match (&arguments.model, arguments.model_fd) {
-        (Some(path), None) => Ok(path.clone()),
-        (None, Some(number)) => Ok(PathBuf::from(format!("/proc/self/fd/{number}"))),
+        (Some(path), None) => File::open(path).with_context(|| format!("cannot open {}", path.display())),
+        (None, Some(number)) => handed_over(number).with_context(|| format!("descriptor {number} is no open file")),
         _ => anyhow::bail!("give --model PATH or --model-fd NUMBER"),
     }
 }
 
-fn digest_of(path: &Path) -> std::io::Result<String> {
+/// Reads at places of its own: a descriptor that others have too is not moved.
+fn digest_of(file: &File) -> std::io::Result<String> {
     let mut hasher = blake3::Hasher::new();
-    std::io::copy(&mut std::fs::File::open(path)?, &mut hasher)?;
-    Ok(hasher.finalize().to_hex().to_string())
+    let mut piece = vec![0; 1 << 20];
+    let mut at = 0;
+    loop {
+        let read = file.read_at(&mut piece, at)?;
+        if read == 0 {
+            return Ok(hasher.finalize().to_hex().to_string());
+        }
+        hasher.update(&piece[..read]);
+        at += read as u64;
+    }
+}
+
+#[cfg(feature = "llama")]
+use sluice_engine::llama::inherited as handed_over;
+
+#[cfg(not(feature = "llama"))]
+fn handed_over(number: i32) -> std::io::Result<File> {
+    File::open(format!("/proc/self/fd/{number}"))
 }
 
 #[cfg(feature = "llama")]
 fn loaded(
-    model: PathBuf,
+    model: File,
     arguments: &EngineWorkerArgs,
     slots: u32,
     threads: u32,
@@ -120,20 +139,15 @@ fn loaded(
     use sluice_engine::llama::{LlamaEngine, LlamaModel, LlamaOptions};
     let (context, cells) = (arguments.context, arguments.cells);
     move || {
-        let options = LlamaOptions { model, context, cells, slots, threads };
-        let model = LlamaModel::load(&options.model)?;
+        let options = LlamaOptions { context, cells, slots, threads };
+        let model = LlamaModel::load(&model)?;
         let engine = LlamaEngine::new(&model, &options)?;
         Ok(Made { engine: Box::new(engine), vocabulary: Arc::new(model) })
     }
 }
 
 #[cfg(not(feature = "llama"))]
-fn loaded(
-    _: PathBuf,
-    _: &EngineWorkerArgs,
-    _: u32,
-    _: u32,
-) -> impl FnOnce() -> Result<Made, EngineError> + Send + use<> {
+fn loaded(_: File, _: &EngineWorkerArgs, _: u32, _: u32) -> impl FnOnce() -> Result<Made, EngineError> + Send + use<> {
     || Err(EngineError::Load("this program was built without an engine (feature `llama`)".to_owned()))
 }
 

@@ -49,6 +49,10 @@ fn main() -> anyhow::Result<ExitCode> {
         println!("SKIPPED: {reason}");
         return Ok(ExitCode::SUCCESS);
     }
+    if matches!(arguments.what, What::Serves(_) | What::Scales(_)) {
+        // Fetched while there is a way out.
+        serves::prepare();
+    }
     // Before any thread is there.
     if let Err(error) = wan::enter() {
         println!("SKIPPED: {error:#}");

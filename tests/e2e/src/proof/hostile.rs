@@ -107,7 +107,7 @@ fn figures(system: &mut System, plan: &Plan, model: &std::path::Path) -> anyhow:
 }
 
 fn endpoint(cli: &Cli, model: &std::path::Path) -> anyhow::Result<()> {
-    cli.well(&["model", "import", &model.display().to_string(), "--name", "small"])?;
+    cli.well(&["model", "import", &model.display().to_string(), "--name", "small", "--requantize", "Q4_0"])?;
     let words = ["serve", "small", "--name", "one", "--replicas", "1..1", "--slice", "400m", "--memory", "768MiB"];
     cli.well(&[&words[..], &["--context", "1024", "--sequences", "4"]].concat())?;
     Ok(())

@@ -62,7 +62,7 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
 
 fn figures(system: &mut System, plan: &Plan, python: &Path, model: &Path) -> anyhow::Result<Vec<Figure>> {
     let owner = serves::tenant(system, "red")?;
-    owner.cli.well(&["model", "import", &model.display().to_string(), "--name", "small"])?;
+    owner.cli.well(&["model", "import", &model.display().to_string(), "--name", "small", "--requantize", "Q4_0"])?;
     let context = (plan.tokens + 64).to_string();
     let words = ["serve", "small", "--name", "one", "--replicas", "0..2", "--slice", "800m", "--memory", "1GiB"];
     let idle = format!("{}s", IDLE.as_secs());

@@ -6,9 +6,10 @@ use sluice_proto::v1;
 
 use super::client::{Asked, Got, Mode};
 
-/// Where the lone run's two best logarithms are no further apart, another order of sums may choose the other: declared
-/// before anything is run.
-pub(in crate::proof) const MARGIN: f64 = 0.02;
+/// Where the lone run's two best logarithms are no further apart, another order of sums may choose the other, because
+/// activations are rounded to eight bits: the engine's own bound (crates/engine/tests/llama.rs), declared before anything is
+/// run. A model's typical margin is 1 to 10.
+pub(in crate::proof) const MARGIN: f64 = 0.5;
 
 /// An answer of a lone run: each token's bytes, and its margin.
 pub(super) type Lone = Vec<(String, Option<f64>)>;

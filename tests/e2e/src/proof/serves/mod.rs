@@ -48,6 +48,9 @@ pub struct Plan {
     /// The model's file.
     #[arg(long, value_name = "FILE")]
     pub model: Option<std::path::PathBuf>,
+    /// Serves the model's file as it is, without making the faster quantisation of it.
+    #[arg(long)]
+    pub as_it_is: bool,
     /// Leaves the system's folder to be looked at.
     #[arg(long)]
     pub keep: bool,
@@ -78,6 +81,13 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     figures
 }
 
+/// Fetches the official client, to be called where there is a network; the proof says why where that failed.
+pub fn prepare() {
+    if let Err(why) = python() {
+        eprintln!("{why}");
+    }
+}
+
 /// The model that the setup fetches.
 pub(super) fn model(chosen: Option<&std::path::PathBuf>) -> Option<std::path::PathBuf> {
     let home = std::env::var_os("HOME").map(std::path::PathBuf::from);
@@ -106,7 +116,15 @@ fn figures(system: &mut System, plan: &Plan, python: &Path, model: &Path) -> any
     let tenants = [tenant(system, "red")?, tenant(system, "blue")?];
     let begun = Instant::now();
     for tenant in &tenants {
-        tenant.cli.well(&["model", "import", &model.display().to_string(), "--name", "small"])?;
+        tenant.cli.well(&[
+            "model",
+            "import",
+            &model.display().to_string(),
+            "--name",
+            "small",
+            "--requantize",
+            "Q4_0",
+        ])?;
     }
     let imported = begun.elapsed();
     for (owner, name) in ENDPOINTS {
