@@ -206,7 +206,8 @@ async fn absurd_endpoints_and_models_are_refused_by_field() {
     let status = endpoints.create_endpoint(with(raw, &owner.1)).await.unwrap_err();
     assert_eq!(reason(&status), "WRONG_STATE", "{status}");
     let mut models = ModelServiceClient::new(door.channel.clone());
-    let import = |change: fn(&mut v1::ImportModelRequest)| {
+    type Import = fn(&mut v1::ImportModelRequest);
+    let import = |change: Import| {
         let blob = v1::BlobRef { digest: "a".repeat(64), size_bytes: 5, path: String::new() };
         let mut request = v1::ImportModelRequest {
             request_id: id(12),
@@ -218,7 +219,7 @@ async fn absurd_endpoints_and_models_are_refused_by_field() {
         change(&mut request);
         request
     };
-    let cases: &[(&str, fn(&mut v1::ImportModelRequest))] = &[
+    let cases: &[(&str, Import)] = &[
         ("file", |_| ()),
         ("file", |r| r.file = None),
         ("file.digest", |r| r.file.as_mut().unwrap().digest = "x".to_owned()),
