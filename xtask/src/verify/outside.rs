@@ -124,6 +124,15 @@ pub(super) fn rents(setting: Setting) -> anyhow::Result<Vec<Row>> {
     proof("rents", short, setting)
 }
 
+/// Roads, line 8: hostile clients at the byte channels of rentals.
+pub(super) fn hostile(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let metric = "the controller's memory, and other tenants' echoes, under hostile clients";
+    if setting.quick {
+        return Ok(vec![Row::new(metric, "<= 256 KiB each, <= 1.5 times as slow").skipped("the long form only")]);
+    }
+    proof("channels", &[], setting)
+}
+
 fn proof(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row>> {
     build(setting)?;
     let Some(mut command) = end_to_end("proof", setting)? else { return Ok(vec![Row::new(what, "")]) };
