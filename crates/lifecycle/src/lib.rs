@@ -11,6 +11,7 @@ mod mint;
 pub mod model;
 mod quotas;
 mod rows;
+mod settings;
 mod state;
 mod step;
 mod table;
@@ -22,6 +23,7 @@ pub use command::{
 };
 pub use mint::Mint;
 pub use rows::{Rows, Snapshot};
-pub use state::{Settings, State};
+pub use settings::Settings;
+pub use state::State;
 pub use step::{draft, draft_view, step};
 pub use view::{Copy, StopStep, Wish};
