@@ -12,6 +12,7 @@ pub mod model;
 mod quotas;
 mod rows;
 mod serving;
+mod settings;
 mod state;
 mod step;
 mod table;
@@ -24,6 +25,7 @@ pub use command::{
 };
 pub use mint::Mint;
 pub use rows::{Rows, Snapshot};
-pub use state::{Settings, State};
+pub use settings::Settings;
+pub use state::State;
 pub use step::{draft, draft_view, step};
 pub use view::{Copy, StopStep, Wish, common_sites};

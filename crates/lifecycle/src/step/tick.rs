@@ -15,8 +15,10 @@ const FORGET_EVERY: Nanos = Nanos::from_secs(60);
 
 impl Step<'_> {
     pub(super) fn tick(&mut self) -> Result<Answer, Refusal> {
+        if self.state.last_tick == Timestamp::default() {
+            self.adopt_old_quotas();
+        }
         self.wake_up();
-        self.adopt_old_quotas();
         self.lose_silent_nodes();
         self.grant_budgets();
         self.late_migrations();
