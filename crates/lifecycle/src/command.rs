@@ -242,6 +242,8 @@ pub enum UserCommand {
         limit: Option<Credits>,
         /// The files that its sandboxes begin with.
         home: Option<Box<KeptHome>>,
+        /// Where it is to begin; later it goes on at any site that it may be at.
+        begins_at: Option<SiteId>,
     },
     /// Ends what is left of an order: these are the jobs of its legs.
     ReleaseOrder(OrderId, Vec<JobId>),

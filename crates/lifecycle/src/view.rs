@@ -63,7 +63,7 @@ impl State {
     pub fn wanted(&self, job: &Job, now: Timestamp) -> Option<JobView> {
         let (purpose, sites) = match job.state {
             JobState::Pending if self.is_held_back(job) => return None,
-            JobState::Pending => (Purpose::Run, self.allowed_sites(job)),
+            JobState::Pending => (Purpose::Run, self.sites_to_run_at(job)),
             JobState::Migrating => {
                 let migration = self.migrations.get(&job.migration?)?;
                 if migration.phase != MigrationPhase::Placing {
@@ -93,6 +93,15 @@ impl State {
             budgets: self.budget_accounts(job.tenant, job.project, now),
             firm: job.spec.kind.is_firm(),
         })
+    }
+
+    /// Where it may be placed: a purchase begins where it was quoted, and later goes on at any site that it may be at.
+    fn sites_to_run_at(&self, job: &Job) -> Vec<SiteId> {
+        let allowed = self.allowed_sites(job);
+        match job.purchase.and_then(|purchase| purchase.begins_at) {
+            Some(site) if job.attempts == 0 => common_sites(&[site], &allowed),
+            _ => allowed,
+        }
     }
 
     /// Sites that both the job and its project's residency allow; empty = any.

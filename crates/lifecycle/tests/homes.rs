@@ -23,7 +23,14 @@ fn leg(count: u32) -> JobSpec {
 fn order(bench: &mut Bench, leg: JobSpec, home: Option<KeptHome>) -> Result<Answer, Refusal> {
     let project = bench.project;
     let home = home.map(Box::new);
-    bench.user(UserCommand::CreateOrder { project, name: None, legs: vec![Arc::new(leg)], limit: None, home })
+    bench.user(UserCommand::CreateOrder {
+        project,
+        name: None,
+        legs: vec![Arc::new(leg)],
+        limit: None,
+        home,
+        begins_at: None,
+    })
 }
 
 /// Buys, and lets it run.
@@ -199,4 +206,35 @@ fn a_drained_rental_moves_with_its_files() {
     assert!(attempt.site != from && attempt.resume == bench.job(job).checkpoint);
     assert_eq!(bench.job(job).current, Some(target.id));
     bench.check_world();
+}
+
+#[test]
+fn a_rental_begins_where_it_was_quoted_and_goes_on_anywhere() {
+    for quoted in 0..2 {
+        let mut bench = Bench::new();
+        let site = bench.sites[quoted];
+        let buy = |bench: &mut Bench, count| {
+            let (project, legs) = (bench.project, vec![Arc::new(leg(count))]);
+            let begins_at = Some(site);
+            let command = UserCommand::CreateOrder { project, name: None, legs, limit: None, home: None, begins_at };
+            bench.user(command).unwrap();
+            let order = bench.rows.orders[0].clone();
+            bench.plan();
+            order
+        };
+        let order = buy(&mut bench, 1);
+        let key = bench.task(order.legs[0]);
+        assert_eq!(site_of(&bench, key), site);
+        // The other site has room for four, this one for three.
+        let refused = buy(&mut bench, 4);
+        assert!(bench.state.job(refused.legs[0]).is_none());
+        let started = bench.clock();
+        bench.node_of(key, NodeReport::Running { key, started, step: 0, metrics: BTreeMap::new(), held: None });
+        let node = bench.state.lease(key.lease).unwrap().device.node;
+        bench.silence(node, 20);
+        bench.plan();
+        let key = bench.task(order.legs[0]);
+        assert_ne!(site_of(&bench, key), site);
+        bench.check_world();
+    }
 }

@@ -20,7 +20,14 @@ fn leg(count: u32) -> JobSpec {
 
 fn order(bench: &mut Bench, leg: JobSpec, limit: Option<i64>) -> Result<Answer, Refusal> {
     let (project, limit) = (bench.project, limit.map(Credits::new));
-    bench.user(UserCommand::CreateOrder { project, name: None, legs: vec![Arc::new(leg)], limit, home: None })
+    bench.user(UserCommand::CreateOrder {
+        project,
+        name: None,
+        legs: vec![Arc::new(leg)],
+        limit,
+        home: None,
+        begins_at: None,
+    })
 }
 
 /// The order and the job of its leg, as they are written down.
@@ -240,6 +247,7 @@ fn rentals_are_ordered_and_jobs_are_submitted() {
         legs: vec![Arc::new(leg(1)), Arc::new(leg(1))],
         limit: None,
         home: None,
+        begins_at: None,
     };
     assert_eq!(bench.user(two).unwrap_err().field.as_deref(), Some("legs"));
     let mut small = leg(1);

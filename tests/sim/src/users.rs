@@ -234,7 +234,7 @@ impl Sim {
         let agreed = self.dice.chance(500).then(|| self.dice.range(200_000, 3_000_000) * hours);
         let limit = agreed.and_then(|amount| i64::try_from(amount).ok()).map(Credits::new);
         let legs = vec![std::sync::Arc::new(spec)];
-        let command = UserCommand::CreateOrder { project, name: None, legs, limit, home: None };
+        let command = UserCommand::CreateOrder { project, name: None, legs, limit, home: None, begins_at: None };
         self.request(command, Some(self.jobs.len() - 1));
     }
 

@@ -46,7 +46,7 @@ pub(super) async fn rent(at: &Invocation, args: RentArgs) -> Result<(), CliError
         parent,
         display_name: args.name.unwrap_or_default(),
         // Where the quote said, so that it costs what the quote said.
-        legs: vec![v1::Leg { sites: vec![priced.site.clone()], ..leg }],
+        legs: vec![v1::Leg { begin_at: priced.site.clone(), ..leg }],
         max_credits: if args.time.is_some() { quote.ceiling_credits } else { 0 },
     };
     let order = at.api.unary("rent it", request, async |r| at.api.orders().create_order(r).await).await?;
@@ -75,6 +75,7 @@ fn leg(args: &RentArgs) -> Result<v1::Leg, CliError> {
         sites,
         network: crate::draft::network(args.network.as_ref())?.into(),
         home: String::new(),
+        begin_at: String::new(),
         capture_every: args.capture_every.map(to_proto),
     })
 }

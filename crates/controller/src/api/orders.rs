@@ -9,7 +9,7 @@ use sluice_proto::convert;
 use sluice_proto::error::{refuse_field, status};
 use sluice_proto::v1;
 use sluice_proto::v1::order_service_server::OrderService;
-use sluice_types::{Credits, JobId, Name, OrderId, Reason};
+use sluice_types::{Credits, JobId, Name, OrderId, Reason, SiteId};
 use tonic::{Request, Response, Status};
 
 use super::{Api, Mutation, digest, not_found, page, refused, store_status};
@@ -66,8 +66,9 @@ impl Api {
             _ => return Err(refuse_field("max_credits", "not below zero")),
         };
         let home = self.kept_home(who, &project, &message.legs).await?;
+        let begins_at = self.begins_at(&message.legs)?;
         let legs = vec![self.legs(message.legs)?];
-        let command = UserCommand::CreateOrder { project: project.id, name, legs, limit, home };
+        let command = UserCommand::CreateOrder { project: project.id, name, legs, limit, home, begins_at };
         let (answer, decided) =
             self.writer.submit_and_decide(Command::User(caller, command)).await.map_err(leg_refused)?;
         if !answer.replayed {
@@ -82,6 +83,17 @@ impl Api {
             return Err(status(&Refusal { field: Some("legs".to_owned()), ..Refusal::new(reason, shown.message) }));
         }
         Ok(shown)
+    }
+
+    /// The site where a leg begins.
+    fn begins_at(&self, legs: &[v1::Leg]) -> Result<Option<SiteId>, Status> {
+        let wanted = legs.first().map_or("", |leg| leg.begin_at.as_str());
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let name = wanted.strip_prefix("sites/").unwrap_or(wanted);
+        let known = convert::SiteNames::id(&*self.directory.read(), name);
+        known.map(Some).ok_or_else(|| refuse_field("legs.begin_at", "there is no such site"))
     }
 
     /// The order with whose home folders a leg begins.

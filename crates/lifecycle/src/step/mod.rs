@@ -137,8 +137,8 @@ impl Step<'_> {
             }
             UserCommand::Submit { project, name, spec } => self.submit(caller, project, name, spec),
             UserCommand::Validate(project, spec) => self.validate(caller, project, spec),
-            UserCommand::CreateOrder { project, name, legs, limit, home } => {
-                self.create_order(caller, project, name, &legs, limit, home.map(|home| *home))
+            UserCommand::CreateOrder { project, name, legs, limit, home, begins_at } => {
+                self.create_order(caller, (project, name), &legs, limit, home.map(|home| *home), begins_at)
             }
             UserCommand::ReleaseOrder(order, legs) => self.release_order(caller, order, &legs),
             UserCommand::ImportModel(model) => self.import_model(caller, *model),

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use sluice_types::{CheckpointId, Credits, Generation, JobId, Name, Nanos, OrderId, ProjectId, Reason};
+use sluice_types::{CheckpointId, Credits, Generation, JobId, Name, Nanos, OrderId, ProjectId, Reason, SiteId};
 
 use super::Step;
 use super::jobs::new_job;
@@ -21,11 +21,11 @@ impl Step<'_> {
     pub(super) fn create_order(
         &mut self,
         caller: &Caller,
-        project: ProjectId,
-        name: Option<Name>,
+        (project, name): (ProjectId, Option<Name>),
         legs: &[Arc<JobSpec>],
         limit: Option<Credits>,
         home: Option<KeptHome>,
+        begins_at: Option<SiteId>,
     ) -> Result<Answer, Refusal> {
         let [spec] = legs else { return Err(Refusal::field("legs", "an order has one leg, and it begins now")) };
         let tenant = self.check_submit(project, spec, JobKind::Rental)?;
@@ -35,7 +35,7 @@ impl Step<'_> {
         let job = JobId::from_raw(self.id());
         let name = name.unwrap_or_else(|| id.to_string().parse().expect("invariant: an id's text is a name"));
         let mut row = new_job(job, (tenant, project), name.clone(), Arc::clone(spec), caller.key, self.now);
-        row.purchase = Some(Purchase { order: id, limit, home: begins_with });
+        row.purchase = Some(Purchase { order: id, limit, home: begins_with, begins_at });
         self.state.event(&row, self.now, Happened::new("Ordered", id.to_string(), &caller.key.to_string()));
         let answer = Answer { object: id.to_string(), job: Some(Box::new(row.clone())), ..Answer::default() };
         self.enlist(row);

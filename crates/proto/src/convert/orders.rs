@@ -57,8 +57,10 @@ pub fn of_leg(refusal: Refusal) -> Refusal {
 fn leg_back(job: &Job, parent: &str, sites: &impl SiteNames) -> v1::Leg {
     let spec = job_spec_back(&job.spec, sites);
     let home = job.purchase.and_then(|purchase| purchase.home);
+    let begins_at = job.purchase.and_then(|purchase| purchase.begins_at);
     v1::Leg {
         home: home.map(|order| format!("{parent}/orders/{order}")).unwrap_or_default(),
+        begin_at: begins_at.map(|site| format!("sites/{}", sites.name(site))).unwrap_or_default(),
         capture_every: spec.checkpoint.map(|policy| policy.every.unwrap_or_default()),
         count: spec.tasks,
         resources: spec.resources,

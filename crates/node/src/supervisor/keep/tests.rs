@@ -294,9 +294,7 @@ fn what_cannot_be_stopped_or_copied_in_time_is_no_capture_and_goes_on() {
     let fake = bench.root.path().join("freezer");
     fs::create_dir(&fake).unwrap();
     symlink("/dev/null", fake.join("freezer.state")).unwrap();
-    for name in ["cgroup.procs"] {
-        fs::write(fake.join(name), "").unwrap();
-    }
+    fs::write(fake.join("cgroup.procs"), "").unwrap();
     let [cpu, cpuacct, cpuset, memory, pids, freezer] = std::array::from_fn(|_| fake.clone());
     let group = TaskGroup::V1 { cpu, cpuacct, cpuset, memory, pids, freezer };
     let begun = Instant::now();
