@@ -106,7 +106,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn engine(model: &LlamaModel) -> Result<LlamaEngine, Failure> {
-    let options = LlamaOptions { context: 2_048, cells: 6_144, slots: 10, threads: 1 };
+    let options = LlamaOptions { context: 2_048, slots: 10, threads: 1 };
     Ok(LlamaEngine::new(model, &options)?)
 }
 
@@ -126,7 +126,7 @@ const ANSWER: u32 = 128;
 fn bare_stream(model: &LlamaModel) -> Result<f64, Failure> {
     let mut engine = engine(model)?;
     let slot = engine.open().ok_or("no slot")?;
-    let feed = |token, position, logits| Feed { slot, token, position, logits };
+    let feed = |token, position, logits| Feed { slot, token, position, logits, generated: position >= 64 };
     let prompt = prompt(model, 64, 0);
     let batch: Vec<Feed> = (0..)
         .zip(&prompt)

@@ -1,8 +1,8 @@
 //! How long a step will take, learnt from the steps before it. Pure.
 //!
 //! `time = a + b * decodes + c * reads + d * tokens * cells`: a step has a price of its own (weights are read once), a token of
-//! a running sequence and one of a prompt have different ones (small batches compute worse), and each token looks at every
-//! cell in use. Fitted by recursive least squares with forgetting, so that it follows a slice that changes and a host that is
+//! a running sequence and one of a prompt have different ones (small batches compute worse), and each token looks at the cells
+//! of its sequence. Fitted by recursive least squares with forgetting, so that it follows a slice that changes and a host that is
 //! shared.
 
 /// What a step has.
@@ -12,7 +12,7 @@ pub struct Shape {
     pub decodes: u32,
     /// Tokens of prompts.
     pub reads: u32,
-    /// Cells of the context in use.
+    /// Cells that a token looks at, on the average.
     pub cells: u32,
 }
 

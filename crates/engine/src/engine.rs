@@ -8,6 +8,10 @@ use sluice_proto::v1::EngineMessage;
 /// A place for one sequence's context within an engine.
 pub type Slot = u32;
 
+/// Tokens of a prompt that are read at once are so many, or a multiple, or the prompt's last: then how they are computed is a
+/// function of the prompt alone.
+pub const READ_QUANTUM: u32 = 64;
+
 /// One token to compute.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Feed {
@@ -19,6 +23,8 @@ pub struct Feed {
     pub position: u32,
     /// Whether the logits behind it are wanted.
     pub logits: bool,
+    /// Whether it was generated: it is computed as it was then, so that what follows is the same to the last bit.
+    pub generated: bool,
 }
 
 /// What a loaded engine is.
@@ -63,7 +69,8 @@ pub trait Engine {
     /// Forgets a sequence; its slot and cells are free at once.
     fn close(&mut self, slot: Slot);
 
-    /// Computes the batch, at most [`Facts::batch`] tokens.
+    /// Computes the batch, at most [`Facts::batch`] tokens, a sequence's beside each other. What comes of a sequence is the same
+    /// whoever else is in the batch, as long as its prompt comes in multiples of [`READ_QUANTUM`] tokens and a rest.
     ///
     /// # Errors
     ///

@@ -192,14 +192,6 @@ fn best(logits: &[f32]) -> u32 {
     best.0
 }
 
-/// How far the best logit is ahead of the second best: how sure a greedy choice is.
-#[must_use]
-pub fn margin(logits: &[f32]) -> f32 {
-    let first = best(logits);
-    let others = (0..).zip(logits).filter(|(token, _)| *token != first).map(|(_, logit)| *logit);
-    logits[first as usize] - others.fold(f32::NEG_INFINITY, f32::max)
-}
-
 /// The random number, 0 to below 1, of a seed at a position: no state, so that a sequence that goes on elsewhere draws what
 /// it would have drawn.
 #[must_use]

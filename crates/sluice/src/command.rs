@@ -304,9 +304,6 @@ pub(crate) struct EngineWorkerArgs {
     /// Tokens of context that one sequence may have; 0 = as many as the model was trained for.
     #[arg(long, default_value_t = 0, value_name = "TOKENS")]
     pub(crate) context: u32,
-    /// Tokens of context for all sequences together; 0 = twice the context of one.
-    #[arg(long, default_value_t = 0, value_name = "TOKENS")]
-    pub(crate) cells: u32,
     /// Sequences that compute at once; a quarter more places are kept for tenants that have none.
     #[arg(long, default_value_t = 8, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=128))]
     pub(crate) sequences: u32,

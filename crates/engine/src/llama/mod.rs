@@ -3,14 +3,16 @@
 mod kernels;
 mod raw;
 
+use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use sluice_proto::v1::EngineMessage;
 
 use self::raw::{Context, Model, Part, Size};
-use crate::engine::{Engine, EngineError, Facts, Feed, Marks, Slot, Vocabulary};
+use crate::engine::{Engine, EngineError, Facts, Feed, Marks, READ_QUANTUM, Slot, Vocabulary};
 use crate::template::ChatTemplate;
 
 /// Tokens of one step at most.
@@ -21,8 +23,6 @@ const BATCH: u32 = 512;
 pub struct LlamaOptions {
     /// Tokens of context that one sequence may have; 0 = as many as the model was trained for.
     pub context: u32,
-    /// Tokens of context for all sequences together; 0 = twice the context of one.
-    pub cells: u32,
     /// Places for sequences.
     pub slots: u32,
     /// Threads to compute with.
@@ -117,12 +117,18 @@ impl Vocabulary for LlamaModel {
     }
 }
 
+/// Tokens that were generated are read again at most so many at once: below the number from which llama.cpp computes attention
+/// in tiles, and so as when they came one by one.
+const AGAIN: usize = 32;
+
 /// The engine.
 #[derive(Debug)]
 pub struct LlamaEngine {
     context: Context,
     facts: Facts,
     free: Vec<Slot>,
+    /// Logits of the last step, by the place in its batch.
+    logits: BTreeMap<usize, Vec<f32>>,
 }
 
 impl LlamaEngine {
@@ -134,21 +140,65 @@ impl LlamaEngine {
     pub fn new(model: &LlamaModel, options: &LlamaOptions) -> Result<Self, EngineError> {
         let trained = model.model.trained_context().max(1);
         let context = if options.context == 0 { trained } else { options.context.min(trained) };
-        let cells = if options.cells == 0 { context.saturating_mul(2) } else { options.cells.max(context) };
         let slots = options.slots.max(1);
         let batch = BATCH.max(slots);
-        let size = Size { cells, batch, sequences: slots, threads: options.threads.max(1) };
+        let size = Size { context, batch, sequences: slots, threads: options.threads.max(1) };
         let made = Context::new(Arc::clone(&model.model), size)?;
         let facts = Facts {
             context,
-            cells: made.cells(),
+            cells: context.saturating_mul(slots),
             slots,
             batch,
             threads: size.threads,
             kernels: kernels::name().to_owned(),
         };
-        Ok(Self { context: made, facts, free: (0..slots).rev().collect() })
+        Ok(Self { context: made, facts, free: (0..slots).rev().collect(), logits: BTreeMap::new() })
     }
+}
+
+impl LlamaEngine {
+    /// One call of the library. Keeps the logits that are wanted: the next call overwrites them.
+    fn compute(&mut self, feeds: &[(usize, Feed)]) -> Result<(), EngineError> {
+        if feeds.is_empty() {
+            return Ok(());
+        }
+        let batch: Vec<Feed> = feeds.iter().map(|(_, feed)| *feed).collect();
+        self.context.step(&batch)?;
+        for (place, (index, feed)) in feeds.iter().enumerate() {
+            if feed.logits {
+                self.logits.insert(*index, self.context.logits(place).to_vec());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a batch into what is computed at once: of a prompt, all up to a multiple of the quantum, and the rest by itself; of what
+/// was generated, a few at a time.
+fn parts(batch: &[Feed]) -> Vec<Range<usize>> {
+    let mut parts = Vec::new();
+    let mut start = 0;
+    for next in 1..=batch.len() {
+        let first = &batch[start];
+        let ends = batch.get(next).is_none_or(|feed| {
+            let other = feed.slot != first.slot || feed.generated != first.generated;
+            let again = feed.generated && next - start >= AGAIN;
+            other || again
+        });
+        if !ends {
+            continue;
+        }
+        let whole = if first.generated { next } else { whole_until(batch, start, next) };
+        parts.extend([start..whole, whole..next].into_iter().filter(|part| !part.is_empty()));
+        start = next;
+    }
+    parts
+}
+
+/// Where the last whole quantum of a prompt's part ends, by its place in the prompt.
+fn whole_until(batch: &[Feed], start: usize, end: usize) -> usize {
+    let rest = (batch[end - 1].position + 1) % READ_QUANTUM;
+    end.saturating_sub(rest as usize).max(start)
 }
 
 impl Engine for LlamaEngine {
@@ -166,11 +216,24 @@ impl Engine for LlamaEngine {
     }
 
     fn step(&mut self, batch: &[Feed]) -> Result<(), EngineError> {
-        self.context.step(batch)
+        self.logits.clear();
+        let parts = parts(batch);
+        let alone = |part: &Range<usize>| {
+            let slot = batch[part.start].slot;
+            part.len() == 1 && batch.iter().filter(|feed| feed.slot == slot).count() == 1
+        };
+        // Those of one token each are computed together, the others by sequence, in their order.
+        let (single, others): (Vec<_>, Vec<_>) = parts.into_iter().partition(alone);
+        let feeds = |part: &Range<usize>| part.clone().zip(batch[part.clone()].iter().copied()).collect::<Vec<_>>();
+        self.compute(&single.iter().flat_map(feeds).collect::<Vec<_>>())?;
+        for part in &others {
+            self.compute(&feeds(part))?;
+        }
+        Ok(())
     }
 
     fn logits(&self, index: usize) -> &[f32] {
-        self.context.logits(index)
+        self.logits.get(&index).map_or(&[], Vec::as_slice)
     }
 
     fn resize(&mut self, threads: u32) {
@@ -186,4 +249,39 @@ impl Engine for LlamaEngine {
 /// Where the file is no model or the other cannot be written.
 pub fn requantize(from: &Path, to: &Path, threads: u32) -> Result<(), EngineError> {
     raw::requantize(from, to, threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(slot: Slot, from: u32, to: u32, prompt: u32) -> impl Iterator<Item = Feed> {
+        (from..to).map(move |position| Feed { slot, token: 0, position, logits: false, generated: position >= prompt })
+    }
+
+    fn cut(batch: impl Iterator<Item = Feed>) -> Vec<(usize, usize)> {
+        parts(&batch.collect::<Vec<_>>()).into_iter().map(|part| (part.start, part.end)).collect()
+    }
+
+    #[test]
+    fn prompts_are_cut_at_their_own_places_whatever_comes_at_once() {
+        assert_eq!(cut(run(0, 0, 200, 200)), [(0, 192), (192, 200)]);
+        assert_eq!(cut(run(0, 128, 200, 200)), [(0, 64), (64, 72)]);
+        assert_eq!(cut(run(0, 0, 128, 200)), [(0, 128)]);
+        assert_eq!(cut(run(0, 192, 200, 200)), [(0, 8)]);
+        assert_eq!(cut(run(0, 0, 1, 1)), [(0, 1)]);
+        assert_eq!(cut(std::iter::empty()), []);
+    }
+
+    #[test]
+    fn what_was_generated_is_read_again_a_few_at_a_time() {
+        assert_eq!(cut(run(0, 64, 150, 100)), [(0, 36), (36, 68), (68, 86)]);
+        assert_eq!(cut(run(0, 100, 132, 100)), [(0, 32)]);
+    }
+
+    #[test]
+    fn sequences_are_kept_apart() {
+        let batch = run(0, 70, 71, 10).chain(run(1, 90, 91, 20)).chain(run(2, 0, 64, 100)).chain(run(3, 0, 3, 3));
+        assert_eq!(cut(batch), [(0, 1), (1, 2), (2, 66), (66, 69)]);
+    }
 }

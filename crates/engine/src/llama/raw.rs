@@ -248,8 +248,8 @@ impl Drop for Model {
 /// How big a context is.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Size {
-    /// Cells, for all sequences together.
-    pub(super) cells: u32,
+    /// Cells of each sequence.
+    pub(super) context: u32,
     /// Tokens of one step.
     pub(super) batch: u32,
     /// Sequences.
@@ -276,14 +276,16 @@ impl Context {
     pub(super) fn new(model: Arc<Model>, size: Size) -> Result<Self, EngineError> {
         // SAFETY: a plain function without arguments.
         let mut params = unsafe { sys::llama_context_default_params() };
-        params.n_ctx = size.cells;
+        params.n_ctx = size.context.saturating_mul(size.sequences);
         (params.n_batch, params.n_ubatch) = (size.batch, size.batch);
         params.n_seq_max = size.sequences;
         params.n_outputs_max = size.sequences;
         let threads = i32::try_from(size.threads).unwrap_or(1);
         (params.n_threads, params.n_threads_batch) = (threads, threads);
         params.no_perf = true;
-        params.kv_unified = true;
+        // Cells of its own for each sequence: where others are in the cache makes no difference to what is computed, and
+        // nobody looks at the cells of others.
+        params.kv_unified = false;
         // SAFETY: the model lives; the library may note the context's size in it, and nobody else makes a context now, because
         // a process has one.
         let context = unsafe { sys::llama_init_from_model(model.model.as_ptr(), params) };
@@ -300,12 +302,6 @@ impl Context {
             pointers: Vec::with_capacity(room),
             wanted: Vec::with_capacity(room),
         })
-    }
-
-    /// Cells that it really has.
-    pub(super) fn cells(&self) -> u32 {
-        // SAFETY: the context lives.
-        unsafe { sys::llama_n_ctx(self.context.as_ptr()) }
     }
 
     pub(super) fn resize(&mut self, threads: u32) {

@@ -184,7 +184,6 @@ impl Runner {
     pub fn step(&mut self, clock: &dyn Clock) -> Vec<Reply> {
         self.end_slow_readers(clock.monotonic());
         let (step, both) = self.plan();
-        let before = Cells::of(self);
         self.apply(&step);
         let mut batch = Vec::new();
         let mut parts = Vec::new();
@@ -197,7 +196,8 @@ impl Runner {
         }
         self.computed = !batch.is_empty();
         if self.computed {
-            self.compute(clock, &batch, &parts, before.shape(&step), both);
+            let shape = self.shape(&step, &parts);
+            self.compute(clock, &batch, &parts, shape, both);
         }
         self.replies()
     }
@@ -269,6 +269,19 @@ impl Runner {
                 self.replies.push(Reply { connection, message: Message::Admitted(admitted) });
             }
         }
+    }
+
+    /// What the step has; of contexts, what its tokens look at on the average.
+    fn shape(&self, step: &Step, parts: &[Part]) -> Shape {
+        let reads = step.read.iter().map(|(_, tokens)| *tokens).sum();
+        let decodes = u32::try_from(step.decode.len()).unwrap_or(u32::MAX);
+        let (mut tokens, mut looks, mut begin) = (0_u64, 0_u64, 0);
+        for part in parts {
+            let own = (part.end - begin) as u64;
+            let cells = self.sequences.get(&part.key).map_or(0, |sequence| u64::from(sequence.cells()));
+            (tokens, looks, begin) = (tokens + own, looks + own * cells, part.end);
+        }
+        Shape { decodes, reads, cells: u32::try_from(looks / tokens.max(1)).unwrap_or(u32::MAX) }
     }
 
     fn compute(&mut self, clock: &dyn Clock, batch: &[Feed], parts: &[Part], shape: Shape, both: bool) {
@@ -398,11 +411,5 @@ impl Cells {
             used: cells.used.saturating_add(sequence.cells()),
             slots: cells.slots + 1,
         })
-    }
-
-    fn shape(self, step: &Step) -> Shape {
-        let reads = step.read.iter().map(|(_, tokens)| *tokens).sum();
-        let decodes = u32::try_from(step.decode.len()).unwrap_or(u32::MAX);
-        Shape { decodes, reads, cells: self.used.saturating_add(reads) }
     }
 }

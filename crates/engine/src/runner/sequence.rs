@@ -202,10 +202,10 @@ impl Sequence {
     pub(super) fn feed(&mut self, tokens: u32, batch: &mut Vec<Feed>) -> Fed {
         let Some(slot) = self.slot else { return Fed::default() };
         let tokens = tokens.min(self.left());
-        let (from, to, all) = (self.fed, self.fed + tokens, count(self.tokens.len()));
+        let (from, to, all, prompt) = (self.fed, self.fed + tokens, count(self.tokens.len()), self.prompt());
         for position in from..to {
             let token = self.tokens[position as usize];
-            batch.push(Feed { slot, token, position, logits: position + 1 == all });
+            batch.push(Feed { slot, token, position, logits: position + 1 == all, generated: position >= prompt });
         }
         self.fed = to;
         let unread = if self.resumed() { self.prompt() } else { self.read };

@@ -11,6 +11,7 @@ mod tests;
 use std::collections::BTreeMap;
 
 use crate::cost::CostModel;
+use crate::engine::READ_QUANTUM;
 use crate::fair::{Class, Fair};
 
 /// The number of a sequence.
@@ -89,13 +90,13 @@ pub struct Rules {
     pub step: f64,
     /// How long it may take while nobody does: newcomers wait for its end.
     pub quiet: f64,
-    /// Tokens of prompts that a step has at least, if any: smaller batches compute badly. Also the quantum between tenants.
-    pub quantum: u32,
+    /// Tokens of prompts that a step has at least, if any: smaller batches compute badly.
+    pub floor: u32,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { order: Order::Fair, width: 64, step: 350e6, quiet: 700e6, quantum: 64 }
+        Self { order: Order::Fair, width: 64, step: 350e6, quiet: 700e6, floor: READ_QUANTUM }
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Draft, Key, Order, Stage, View};
 use crate::cost::{CostModel, Shape};
+use crate::engine::READ_QUANTUM;
 use crate::fair::{Class, DECODE, READ};
 
 /// Batch work may make a step of interactive work so much longer.
@@ -63,7 +64,7 @@ impl<'a> Draft<'a> {
         let shape = |decodes: usize| Shape {
             decodes: u32::try_from(decodes).unwrap_or(u32::MAX),
             reads: 0,
-            cells: self.room.used,
+            cells: self.room.used / u32::try_from(interactive + batch).unwrap_or(u32::MAX).max(1),
         };
         let alone = cost.predict(shape(interactive.max(1))) * BATCH_BESIDE;
         let cheap = (1..=batch).take_while(|more| cost.predict(shape(interactive + more)) <= alone).count();
@@ -94,7 +95,8 @@ impl<'a> Draft<'a> {
         let decodes = u32::try_from(self.step.decode.len()).unwrap_or(u32::MAX);
         let most = self.room.batch.saturating_sub(decodes);
         let target = if self.decoding(Class::Interactive) { self.rules.step } else { self.rules.quiet };
-        let mut budget = cost.reads_within(decodes, self.room.used, target, self.rules.quantum, most);
+        let scanned = interactive.iter().chain(&batch).map(|view| view.cells).max().unwrap_or(0);
+        let mut budget = cost.reads_within(decodes, scanned, target, self.rules.floor, most);
         if self.rules.order == Order::Arrival {
             let all = interactive.into_iter().chain(batch).collect();
             self.step.read = self.share_out(all, &mut budget);
@@ -120,8 +122,10 @@ impl<'a> Draft<'a> {
         let mut order = Vec::new();
         while *budget > 0 {
             let Some(view) = counters.first(from.iter().copied()) else { break };
-            let share = left(&view).min(self.rules.quantum.max(1)).min(*budget);
-            *budget -= share;
+            // Whole quanta, or the last of a prompt: how it is computed must not depend on who else is there.
+            let share = left(&view).min(READ_QUANTUM);
+            let Some(rest) = budget.checked_sub(share) else { break };
+            *budget = rest;
             counters.give(view.tenant, u64::from(share) * READ);
             if !shares.contains_key(&view.key) {
                 order.push(view.key);
