@@ -42,6 +42,8 @@ async fn world() -> (Door, Who, Who) {
     (sample.tenant, sample.project) = (named("owner"), project(named("owner")));
     let (ready, mut raw) = (sample.model_row("ready"), sample.model_row("raw"));
     (raw.state, raw.info) = (ModelState::Importing, None);
+    let mut upload = sample.upload_row();
+    (upload.digest, upload.size) = (ready.file.digest, ready.file.size);
     let mut sold = sample.endpoint_row(&ready, "sold");
     (sold.sites, sold.retry_at) = (Vec::new(), None);
     let mut request = sample.inference_row(&sold);
@@ -60,6 +62,7 @@ async fn world() -> (Door, Who, Who) {
         sites: vec![sample.site_row("here")],
         nodes: vec![sample.node_row("n1")],
         prices: vec![sample.prices_row()],
+        uploads: vec![upload],
         models: vec![ready, raw],
         endpoints: vec![sold],
         inference: vec![request],
@@ -181,7 +184,10 @@ async fn absurd_endpoints_and_models_are_refused_by_field() {
         ("replicas", |r| r.replicas = Some(v1::Replicas { min: 0, max: 65 })),
         ("resources", |r| r.resources = None),
         ("resources", |r| r.resources.as_mut().unwrap().device_class = "quantum".to_owned()),
-        ("resources.milli", |r| r.resources.as_mut().unwrap().milli = 1001),
+        ("resources", |r| r.resources.as_mut().unwrap().milli = 1001),
+        ("resources", |r| r.resources.as_mut().unwrap().milli = 0),
+        ("resources.memory_bytes", |r| r.resources.as_mut().unwrap().memory_bytes = 1),
+        ("resources.device_class", |r| r.resources.as_mut().unwrap().device_class = "../x".to_owned()),
         ("sites", |r| r.sites = vec!["nowhere".to_owned()]),
         ("context", |r| r.context = 8193),
         ("sequences", |r| r.sequences = 257),
@@ -200,7 +206,8 @@ async fn absurd_endpoints_and_models_are_refused_by_field() {
     let status = endpoints.create_endpoint(with(raw, &owner.1)).await.unwrap_err();
     assert_eq!(reason(&status), "WRONG_STATE", "{status}");
     let mut models = ModelServiceClient::new(door.channel.clone());
-    let import = |change: fn(&mut v1::ImportModelRequest)| {
+    type Import = fn(&mut v1::ImportModelRequest);
+    let import = |change: Import| {
         let blob = v1::BlobRef { digest: "a".repeat(64), size_bytes: 5, path: String::new() };
         let mut request = v1::ImportModelRequest {
             request_id: id(12),
@@ -212,7 +219,7 @@ async fn absurd_endpoints_and_models_are_refused_by_field() {
         change(&mut request);
         request
     };
-    let cases: &[(&str, fn(&mut v1::ImportModelRequest))] = &[
+    let cases: &[(&str, Import)] = &[
         ("file", |_| ()),
         ("file", |r| r.file = None),
         ("file.digest", |r| r.file.as_mut().unwrap().digest = "x".to_owned()),

@@ -239,6 +239,26 @@ fn a_replica_that_ends_by_itself_is_tried_again_the_later_the_more_often() {
 }
 
 #[test]
+fn one_that_waits_for_a_place_is_held_back_with_the_others() {
+    let mut bench = Bench::new();
+    let endpoint = endpoint(&mut bench, 1, 2);
+    settle(&mut bench, endpoint);
+    let first = replicas(&bench, endpoint)[0];
+    let two = EndpointChange { replicas: Some(ReplicaBounds { least: 2, most: 2 }), ..EndpointChange::default() };
+    bench.user(UserCommand::UpdateEndpoint(endpoint, None, two)).unwrap();
+    fail(&mut bench, first);
+    bench.check_world();
+    bench.plan();
+    let states =
+        |bench: &Bench| replicas(bench, endpoint).into_iter().map(|job| bench.job(job).state).collect::<Vec<_>>();
+    assert_eq!(states(&bench), [JobState::Pending, JobState::Pending]);
+    bench.pass(2);
+    bench.check_world();
+    settle(&mut bench, endpoint);
+    assert_eq!(states(&bench), [JobState::Running, JobState::Running]);
+}
+
+#[test]
 fn one_that_leaves_with_status_0_has_ended_too() {
     let mut bench = Bench::new();
     let endpoint = endpoint(&mut bench, 1, 1);

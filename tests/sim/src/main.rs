@@ -53,7 +53,7 @@ enum Extra {
         #[arg(long, default_value_t = 80)]
         within: u64,
         /// Only patches whose name contains this.
-        #[arg(long)]
+        #[arg(long, allow_hyphen_values = true)]
         only: Option<String>,
     },
 }

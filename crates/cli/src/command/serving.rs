@@ -192,11 +192,9 @@ pub(super) async fn serve(at: &Invocation, args: ServeArgs) -> Result<(), CliErr
     };
     let made = at.api.unary("serve it", request, async |r| at.api.endpoints().create_endpoint(r).await).await?;
     let view = EndpointView::from(&made);
-    at.console.note(&format!(
-        "{} serves {}; its first request starts its first replica",
-        leaf(&made.name),
-        leaf(&made.model)
-    ));
+    let begins =
+        if args.replicas.min == 0 { "its first request starts its first replica" } else { "its replicas start" };
+    at.console.note(&format!("{} serves {}; {begins}", leaf(&made.name), leaf(&made.model)));
     if at.console.is_human() { at.console.data(leaf(&made.name)) } else { at.console.one(&view) }
 }
 

@@ -70,6 +70,8 @@ impl Oracle {
     ) {
         let mut touched: BTreeSet<EndpointId> = rows.endpoints.iter().map(|row| row.id).collect();
         for row in &rows.endpoints {
+            // What it was made for counts as something to do.
+            self.serving.busy.entry(row.id).or_insert(now);
             self.serving.endpoints.insert(row.id, row.clone());
         }
         for job in rows.jobs.iter().filter(|job| job.spec.kind == JobKind::Replica) {
