@@ -1,6 +1,7 @@
 //! The engine with a real model: what it answers in a crowd and after a move is what it answers alone, to the last token. SKIPPED
 //! where the model was not fetched (`scripts/setup.sh`).
 #![cfg(feature = "llama")]
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,5 @@
 //! An engine worker as a process: served over a socket, killed, and gone on with by another.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};

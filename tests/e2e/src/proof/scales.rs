@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use serde_json::Value;
 
 use super::serves::client::{Asked, Driver, How, Mode};
 use super::serves::{self, client};
@@ -79,23 +78,13 @@ fn figures(system: &mut System, plan: &Plan, python: &Path, model: &Path) -> any
 /// Replicas of the endpoint that have not ended, and those that run, each with its site.
 fn replicas(owner: &serves::Tenant) -> anyhow::Result<(i64, Vec<String>)> {
     let value = owner.cli.json(&["endpoint", "get", "one"])?;
-    let current = current(&value).context("the endpoint's replicas")?;
+    // Left out where there are none.
+    let one = value.get("items").and_then(|items| items.get(0)).unwrap_or(&value);
+    let current = one["current"].as_array().cloned().unwrap_or_default();
     let runs =
         current.iter().filter(|row| row["state"].as_str().is_some_and(|state| state.eq_ignore_ascii_case("running")));
     let sites = runs.filter_map(|row| Some(row["site"].as_str()?.trim_start_matches("sites/").to_owned()));
     Ok((i64::try_from(current.len())?, sites.collect()))
-}
-
-/// Wherever the command line has them.
-fn current(value: &Value) -> Option<&Vec<Value>> {
-    match value {
-        Value::Object(fields) => {
-            let own = ["current", "replicas_now"].iter().find_map(|name| fields.get(*name)?.as_array());
-            own.or_else(|| fields.values().find_map(current))
-        }
-        Value::Array(all) => all.iter().find_map(current),
-        _ => None,
-    }
 }
 
 fn asked(number: usize, prompt: &str, max_tokens: u32, mode: Mode) -> Asked {
