@@ -41,7 +41,8 @@ pub(crate) struct Quotas {
     leaving: BTreeSet<AttemptId>,
     /// Set in this commit.
     set: Vec<SetQuota>,
-    moved: bool,
+    /// How many quotas changed in it.
+    moved: usize,
     /// How many attempts were stopped for want of quota.
     pub(crate) stopped: usize,
     /// How many jobs resumed by themselves after it.
@@ -131,11 +132,11 @@ impl Oracle {
             UserCommand::SetQuota(set) => {
                 self.quotas.limits.insert(set.key.clone(), set.limits);
                 self.quotas.set.push(set.clone());
-                self.quotas.moved = true;
+                self.quotas.moved += 1;
             }
             UserCommand::DeleteQuota(key, _) => {
                 self.quotas.limits.remove(key);
-                self.quotas.moved = true;
+                self.quotas.moved += 1;
             }
             _ => {}
         }
@@ -143,7 +144,8 @@ impl Oracle {
 
     /// After each commit, when its attempts and leases are known.
     pub(super) fn check_quotas(&mut self, now: u64, rows: &Rows) {
-        let (set, moved) = (std::mem::take(&mut self.quotas.set), std::mem::take(&mut self.quotas.moved));
+        let (set, changed) = (std::mem::take(&mut self.quotas.set), std::mem::take(&mut self.quotas.moved));
+        let moved = changed > 0;
         self.note_reclaimed(rows);
         if rows.attempts.is_empty() && rows.jobs.is_empty() && !moved {
             return;
@@ -177,7 +179,7 @@ impl Oracle {
         if !moved {
             self.check_within(now, &placed, &before, &used, taken_over);
         }
-        self.check_stopped(now, rows, &used, &set);
+        self.check_stopped(now, rows, &used, &set, changed);
     }
 
     fn holder(&self, attempt: &Attempt) -> Option<Holder> {
@@ -258,7 +260,7 @@ impl Oracle {
     }
 
     /// Who is stopped for want of quota is a borrower, or beyond a limit, and the newest; and no more are than it takes.
-    fn check_stopped(&mut self, now: u64, rows: &Rows, used: &Used, set: &[SetQuota]) {
+    fn check_stopped(&mut self, now: u64, rows: &Rows, used: &Used, set: &[SetQuota], changed: usize) {
         let must = |row: &&Attempt| {
             row.state != AttemptState::Ended
                 && row.order.is_some_and(|order| order.must || order.kind == StopCause::SuspendForMoney)
@@ -278,7 +280,8 @@ impl Oracle {
             let cohort = self.quotas.is_cohort(holder.site, &holder.class);
             let borrows = cohort && total(here) > nominal(here).unwrap_or_default().nominal;
             let over = nominal(None).is_some_and(|limits| total(None) > limits.nominal);
-            if holder.firm || !(borrows || over) {
+            // Of several quotas that were set in one commit only the last state is seen here.
+            if holder.firm || (changed < 2 && !(borrows || over)) {
                 self.fail(now, format!("{id} is stopped for want of quota and borrows nothing"));
             }
             let newer = self.quotas.live.iter().filter(|(other, row)| {
@@ -291,7 +294,7 @@ impl Oracle {
                 self.fail(now, format!("{id} is stopped for want of quota, and newer {stays:?} are not"));
             }
         }
-        if let [only] = set {
+        if let ([only], 1) = (set, changed) {
             self.check_drained(now, only, &told);
         }
     }
