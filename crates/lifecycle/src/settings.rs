@@ -35,6 +35,8 @@ pub struct Settings {
     pub keep_checkpoints: Nanos,
     /// How long the outputs of a job are kept after its end.
     pub keep_outputs: Nanos,
+    /// How long requests to endpoints are kept after their end.
+    pub keep_inference: Nanos,
 }
 
 impl Settings {
@@ -66,6 +68,7 @@ impl Default for Settings {
             keep_uploads: Nanos::from_secs(7 * 24 * 3600),
             keep_checkpoints: Nanos::from_secs(7 * 24 * 3600),
             keep_outputs: Nanos::from_secs(30 * 24 * 3600),
+            keep_inference: Nanos::from_secs(30 * 24 * 3600),
         }
     }
 }

@@ -15,6 +15,7 @@ use crate::model::{
     NodeState, Order, Project, Request, RequestKey, Secret, Site, Tenant, Upload, Window,
 };
 use crate::quotas::Quotas;
+use crate::serving::Serving;
 use crate::settings::Settings;
 use crate::table::Table;
 use crate::{Rows, Snapshot};
@@ -64,6 +65,8 @@ pub struct State {
     pub(crate) uses: BTreeMap<(ProjectId, Digest), usize>,
     /// Discards of each site by when they are due.
     pub(crate) due: BTreeSet<(SiteId, Timestamp, Digest)>,
+    /// Models, endpoints and their requests.
+    pub(crate) serving: Serving,
     pub(crate) marks: Marks,
     /// What the running step has produced so far.
     pub(crate) out: Output,
@@ -101,6 +104,7 @@ impl State {
             requests: rows.requests.into_iter().map(|request| (request.key, request)).collect(),
             counters: rows.counters.unwrap_or_default(),
             last_event: snapshot.last_event,
+            serving: Serving::load(rows.models, rows.endpoints, rows.inference),
             ..Self::default()
         };
         rows.tenants.into_iter().for_each(|row| state.tenants.load(row.id, row));
@@ -127,10 +131,13 @@ impl State {
         }
         for job in rows.jobs {
             state.count_uses(&job);
+            state.serving.job(&job);
             *state.jobs_of.entry(job.tenant).or_default() += 1;
             state.marks.job(&job);
             state.jobs.load(job.id, job);
         }
+        let kept: Vec<_> = state.models().filter_map(|row| Some((row.project, row.keeps()?.digest))).collect();
+        kept.into_iter().for_each(|(project, digest)| state.keep_upload(project, digest));
         for mut attempt in rows.attempts {
             state.count_loaded(&mut attempt);
             state.attempts_of.entry(attempt.job).or_default().insert(attempt.id);
@@ -367,6 +374,9 @@ impl State {
             holds,
             transfers: out.transfers,
             orders: out.orders,
+            models: self.serving.models.take_dirty(),
+            endpoints: self.serving.endpoints.take_dirty(),
+            inference: self.serving.requests.take_dirty(),
             events: out.events,
             requests: out.requests,
             counters: out.counters.then_some(self.counters),
@@ -383,6 +393,7 @@ impl State {
         }
         self.forget(&over);
         self.forget_deleted(&rows);
+        self.serving.forget(&rows);
         rows
     }
 
@@ -502,8 +513,10 @@ impl State {
             Some(view) => Delta::Job(view),
             None => Delta::JobGone(job.id),
         }));
-        let retold = rows.retold.iter().filter_map(|id| self.wanted(self.jobs.get(id)?, now));
-        deltas.extend(retold.map(Delta::Job));
+        deltas.extend(rows.retold.iter().map(|id| match self.jobs.get(id).and_then(|job| self.wanted(job, now)) {
+            Some(view) => Delta::Job(view),
+            None => Delta::JobGone(*id),
+        }));
         if !deltas.is_empty() {
             deltas.push(Delta::Now(now));
         }
