@@ -36,7 +36,8 @@ pub(crate) struct Quotas {
     limits: BTreeMap<QuotaKey, QuotaLimits>,
     live: BTreeMap<AttemptId, Holder>,
     owners: BTreeMap<JobId, Option<AttemptId>>,
-    rentals: BTreeSet<JobId>,
+    /// Jobs that may not borrow.
+    firm: BTreeSet<JobId>,
     /// Attempts that were told to stop, and go on no more.
     leaving: BTreeSet<AttemptId>,
     /// Set in this commit.
@@ -60,6 +61,11 @@ pub(crate) fn taken(wanted: &TaskResources) -> i64 {
     }
     let share = (u128::from(bytes) * 1000).div_ceil(u128::from(DEVICE_MEMORY)).min(1000);
     i64::try_from(u128::from(milli).max(share)).unwrap_or(i64::MAX)
+}
+
+/// What was bought, and what serves others, borrows nothing.
+fn is_firm(job: &Job) -> bool {
+    matches!(job.spec.kind, JobKind::Rental | JobKind::Replica)
 }
 
 impl Quotas {
@@ -100,7 +106,7 @@ impl Quotas {
 
     /// Whether a job may take so much more at a site.
     pub(crate) fn cover(&self, job: &Job, site: SiteId, milli: i64) -> bool {
-        let (class, firm) = (&job.spec.resources.class, job.spec.kind != JobKind::Batch);
+        let (class, firm) = (&job.spec.resources.class, is_firm(job));
         let mut used = self.used(&BTreeSet::new());
         let all = (job.tenant, None, class.clone());
         let held = |used: &Used, place: &Place| used.get(place).copied().unwrap_or_default();
@@ -154,8 +160,8 @@ impl Oracle {
         let owners = self.quotas.owners.clone();
         for job in &rows.jobs {
             self.quotas.owners.insert(job.id, job.current);
-            if job.spec.kind != JobKind::Batch {
-                self.quotas.rentals.insert(job.id);
+            if is_firm(job) {
+                self.quotas.firm.insert(job.id);
             }
         }
         let mut placed = Vec::new();
@@ -191,7 +197,7 @@ impl Oracle {
             site: attempt.site,
             class: first.resources.class.clone(),
             milli: leases.map(|lease| taken(&lease.resources)).sum(),
-            firm: self.quotas.rentals.contains(&attempt.job),
+            firm: self.quotas.firm.contains(&attempt.job),
         })
     }
 
