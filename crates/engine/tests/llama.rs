@@ -154,7 +154,7 @@ fn submission(model: &LlamaModel, index: usize, sampling: Sampling, generated: &
 fn answers_in_a_crowd_are_those_given_alone() {
     let Some((_, model)) = model() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let sampling = |index: usize| if index % 2 == 0 { greedy() } else { seeded(index as u64) };
+    let sampling = |index: usize| if index.is_multiple_of(2) { greedy() } else { seeded(index as u64) };
     let alone: Vec<Vec<u32>> =
         QUESTIONS.iter().enumerate().map(|(index, question)| lone(model, question, &sampling(index))).collect();
     let crowd = (0..QUESTIONS.len()).map(|index| submission(model, index, sampling(index), &[])).collect();

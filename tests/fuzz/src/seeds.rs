@@ -143,7 +143,6 @@ fn session_start(first: bool) -> v1::StartSession {
         env: [("TERM".to_owned(), "xterm".to_owned())].into(),
         work_dir: "a/b".to_owned(),
         terminal: Some(v1::TerminalSize { rows: 24, columns: 80 }),
-        ..v1::SessionCommand::default()
     };
     let program = v1::session_program::Program::Command(command);
     v1::StartSession {
