@@ -8,6 +8,7 @@
 pub mod command;
 mod marks;
 mod mint;
+mod quotas;
 pub mod model;
 mod rows;
 mod state;
@@ -16,7 +17,9 @@ mod table;
 pub mod validate;
 mod view;
 
-pub use command::{Answer, Caller, Command, Held, JoinHost, NodeReport, Refusal, TaskKey, UserCommand, WindowReport};
+pub use command::{
+    Answer, Caller, Command, Held, JoinHost, Managed, NodeReport, Refusal, SetQuota, TaskKey, UserCommand, WindowReport,
+};
 pub use mint::Mint;
 pub use rows::{Rows, Snapshot};
 pub use state::{Settings, State};

@@ -5,7 +5,7 @@ use sluice_types::JobId;
 
 use crate::model::{
     Attempt, Budget, Checkpoint, Counters, Discard, Event, Job, JoinToken, Key, Lease, Migration, Node, Order, Project,
-    Request, Secret, Site, Tenant, Upload, Window,
+    Quota, Request, Secret, Site, Tenant, Upload, Window,
 };
 
 /// Rows to be written together or not at all. All but transfers, prices, orders and events replace the row of the
@@ -46,6 +46,8 @@ pub struct Rows {
     pub prices: Vec<PriceBook>,
     /// Replaced by scope.
     pub budgets: Vec<Budget>,
+    /// Replaced by key.
+    pub quotas: Vec<Quota>,
     /// Replaced by key.
     pub accounts: Vec<Account>,
     /// Replaced by id.
@@ -93,6 +95,7 @@ impl Rows {
             discards,
             prices,
             budgets,
+            quotas,
             accounts,
             holds,
             transfers,
@@ -119,6 +122,7 @@ impl Rows {
         self.discards.extend(discards);
         self.prices.extend(prices);
         self.budgets.extend(budgets);
+        self.quotas.extend(quotas);
         self.accounts.extend(accounts);
         self.holds.extend(holds);
         self.transfers.extend(transfers);

@@ -10,6 +10,7 @@ use sluice_types::{
 };
 
 use crate::marks::Marks;
+use crate::quotas::Quotas;
 use crate::model::{
     Attempt, Budget, Checkpoint, Counters, Discard, Event, Job, JoinToken, Key, Lease, LeaseState, Migration, Node,
     NodeState, Order, Project, Request, RequestKey, Secret, Site, Tenant, Upload, Window,
@@ -107,6 +108,7 @@ pub struct State {
     pub(crate) uploads: Table<(ProjectId, Digest), Upload>,
     pub(crate) discards: Table<(SiteId, Digest), Discard>,
     pub(crate) budgets: Table<String, Budget>,
+    pub(crate) quotas: Quotas,
     pub(crate) books: Books,
     pub(crate) prices: Option<PriceBook>,
     pub(crate) requests: BTreeMap<RequestKey, Request>,
@@ -157,9 +159,11 @@ impl State {
     #[must_use]
     pub fn load(snapshot: Snapshot, settings: Settings, now: Timestamp) -> Self {
         let rows = snapshot.rows;
+        let books = Books::from_rows(rows.accounts, rows.holds);
         let mut state = Self {
             settings,
-            books: Books::from_rows(rows.accounts, rows.holds),
+            quotas: Quotas::load(rows.quotas, &books),
+            books,
             prices: rows.prices.into_iter().max_by_key(|book| book.version),
             requests: rows.requests.into_iter().map(|request| (request.key, request)).collect(),
             counters: rows.counters.unwrap_or_default(),
@@ -194,7 +198,8 @@ impl State {
             state.marks.job(&job);
             state.jobs.load(job.id, job);
         }
-        for attempt in rows.attempts {
+        for mut attempt in rows.attempts {
+            state.count_loaded(&mut attempt);
             state.attempts_of.entry(attempt.job).or_default().insert(attempt.id);
             state.marks.attempt(&attempt);
             state.attempts.load(attempt.id, attempt);
@@ -424,6 +429,7 @@ impl State {
             discards: self.discards.take_dirty(),
             prices: out.prices,
             budgets: self.budgets.take_dirty(),
+            quotas: self.quotas.rows.take_dirty(),
             accounts,
             holds,
             transfers: out.transfers,
@@ -454,6 +460,9 @@ impl State {
         rows.migrations.iter().for_each(|row| self.marks.migration(row));
         for secret in rows.secrets.iter().filter(|row| row.deleted) {
             self.secrets.evict(&secret.id);
+        }
+        for quota in rows.quotas.iter().filter(|row| row.deleted) {
+            self.quotas.rows.evict(&quota.key);
         }
         if !(rows.sites.is_empty() && rows.projects.is_empty()) {
             return self.mark_copying(None);
@@ -538,6 +547,7 @@ impl State {
         let held = |lease: &&Lease| matches!(lease.state, LeaseState::Held | LeaseState::Ending);
         deltas.extend(self.leases.values().filter(held).map(|lease| Delta::Lease(lease.view())));
         deltas.extend(self.books.accounts().filter(|account| account.key.is_limited()).cloned().map(Delta::Account));
+        deltas.extend(self.quotas().map(|row| Delta::Quota(self.quota_view(row))));
         deltas.extend(self.prices.clone().map(Delta::Prices));
         deltas.extend(self.jobs.values().filter_map(|job| self.wanted(job, now)).map(Delta::Job));
         deltas.push(Delta::Now(now));
@@ -553,6 +563,7 @@ impl State {
             LeaseState::Freed | LeaseState::Settled => Delta::LeaseGone(lease.id),
         }));
         deltas.extend(rows.accounts.iter().filter(|account| account.key.is_limited()).cloned().map(Delta::Account));
+        deltas.extend(rows.quotas.iter().map(|row| Delta::Quota(self.quota_view(row))));
         deltas.extend(rows.prices.iter().cloned().map(Delta::Prices));
         deltas.extend(rows.jobs.iter().map(|job| match self.jobs.get(&job.id).and_then(|job| self.wanted(job, now)) {
             Some(view) => Delta::Job(view),

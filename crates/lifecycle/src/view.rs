@@ -89,6 +89,7 @@ impl State {
             state_at,
             hold_time: self.hold_time(job),
             budgets: self.budget_accounts(job.tenant, job.project, now),
+            firm: job.spec.kind.is_firm(),
         })
     }
 

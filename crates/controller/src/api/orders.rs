@@ -30,7 +30,7 @@ impl Api {
 
     async fn quote(&self, who: &Principal, project: &Project, spec: Arc<JobSpec>) -> Result<v1::Quote, Status> {
         // The writer says what the scheduler would be asked, with the budgets that it has now.
-        let caller = Caller { key: who.key.id, request: None };
+        let caller = Caller::of(who.key.id);
         let check = UserCommand::Validate(project.id, spec);
         let answer = self.writer.submit(Command::User(caller, check)).await.map_err(leg_refused)?;
         let Some(wanted) = answer.wanted else { return Err(not_found("project")) };

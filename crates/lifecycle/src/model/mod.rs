@@ -7,6 +7,7 @@ mod job;
 mod money;
 mod order;
 mod people;
+mod quota;
 mod shared;
 mod spec;
 
@@ -20,6 +21,7 @@ pub use job::{Event, Job, JobState};
 pub use money::{Budget, BudgetPolicy, BudgetShare, Counters, Request, RequestKey, RequestOutcome, Window};
 pub use order::{Order, Purchase};
 pub use people::{Key, Project, Role, Secret, Tenant};
+pub use quota::{Quota, QuotaPolicy};
 pub use spec::{BlobRef, Capture, CheckpointPolicy, Completion, JobKind, JobSpec, RetryPolicy, SecretRef, WatchSignal};
 
 /// Fields that mostly have nothing in them are left out of a row's body: it is written with every change of the row.

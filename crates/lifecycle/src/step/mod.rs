@@ -9,17 +9,20 @@ mod budget;
 mod end;
 mod fleet;
 mod jobs;
+mod manager;
 mod migrate;
 mod money;
 mod orders;
 mod people;
 mod place;
+mod quota;
 mod report;
 mod seal;
 mod tick;
 mod windows;
 
 pub use jobs::{draft, draft_view};
+pub(crate) use quota::{is_reclaimed, waits_for_lent};
 
 use sluice_ledger::{AccountKey, LedgerError, Transfer};
 use sluice_types::{HoldId, Reason, Timestamp, TransferId};
@@ -95,7 +98,7 @@ impl Step<'_> {
 
     fn dispatch(&mut self, caller: &Caller, command: UserCommand) -> Result<Answer, Refusal> {
         match command {
-            UserCommand::CreateTenant(name) => self.create_tenant(name),
+            UserCommand::CreateTenant(name) => self.create_tenant(caller, name),
             UserCommand::CreateProject(tenant, name) => self.create_project(tenant, name),
             UserCommand::UpdateProject { project, networks, sites } => self.update_project(project, networks, sites),
             UserCommand::CreateKey { tenant, project, role, hash } => self.create_key(tenant, project, role, hash),
@@ -106,9 +109,13 @@ impl Step<'_> {
                 self.record_upload(project, digest, size, complete)
             }
             UserCommand::Deposit { tenant, amount, note } => self.deposit(tenant, amount, &note),
-            UserCommand::SetCreditLine(tenant, amount) => self.set_credit_line(tenant, amount),
+            UserCommand::SetCreditLine(tenant, amount) => self.set_credit_line(caller, tenant, amount),
             UserCommand::SetPrices(prices) => self.set_prices(prices),
-            UserCommand::SetQuota(tenant, class, milli) => self.set_quota(tenant, class, milli),
+            UserCommand::SetQuota(wanted) => self.set_quota(caller, wanted),
+            UserCommand::DeleteQuota(key, version) => self.delete_quota(caller, &key, version),
+            UserCommand::SetManager { object, manager, detach } => {
+                self.set_manager(caller, &object, manager, detach)
+            }
             UserCommand::SetBudget { tenant, project, amount, period_seconds, policy } => {
                 self.set_budget(tenant, project, amount, period_seconds, policy)
             }
@@ -198,7 +205,6 @@ pub(crate) fn money_refusal(error: &LedgerError) -> Refusal {
         LedgerError::Insufficient { account, missing, .. } => {
             let (reason, what) = match account {
                 AccountKey::Budget(..) => (Reason::BudgetExhausted, "the budget"),
-                AccountKey::Quota(..) => (Reason::QuotaExceeded, "the quota"),
                 _ => (Reason::InsufficientFunds, "the funds"),
             };
             Refusal::new(reason, format!("{what} lacks {missing}"))
