@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 use sluice_ledger::{Price, QuotaKey, QuotaLimits};
 use sluice_plan::{JobView, Plan};
 use sluice_types::{
-    AttemptId, BootId, Bytes, CoreMilli, Credits, Digest, Generation, JobId, KeyId, LeaseId, Name,
-    NetworkMode, NodeId, NodeInstant, OrderId, ProjectId, Reason, SiteId, TenantId, Timestamp,
+    AttemptId, BootId, Bytes, CoreMilli, Credits, Digest, Generation, JobId, KeyId, LeaseId, Name, NetworkMode, NodeId,
+    NodeInstant, OrderId, ProjectId, Reason, SiteId, TenantId, Timestamp,
 };
 
 use crate::model::{BudgetPolicy, Device, Job, JobSpec, JoinKind, QuotaPolicy, RequestKey, Role, TaskEnd};

@@ -8,8 +8,8 @@
 pub mod command;
 mod marks;
 mod mint;
-mod quotas;
 pub mod model;
+mod quotas;
 mod rows;
 mod state;
 mod step;

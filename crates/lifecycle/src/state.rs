@@ -10,11 +10,11 @@ use sluice_types::{
 };
 
 use crate::marks::Marks;
-use crate::quotas::Quotas;
 use crate::model::{
     Attempt, Budget, Checkpoint, Counters, Discard, Event, Job, JoinToken, Key, Lease, LeaseState, Migration, Node,
     NodeState, Order, Project, Request, RequestKey, Secret, Site, Tenant, Upload, Window,
 };
+use crate::quotas::Quotas;
 use crate::table::Table;
 use crate::{Rows, Snapshot};
 

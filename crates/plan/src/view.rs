@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use sluice_ledger::{Account, PriceBook, QuotaKey, QuotaLevel, QuotaLimits, billed_milli};
 use sluice_types::{
-    Bytes, CoreMilli, Credits, DeviceClassName, DeviceRef, IsolationClass, JobId, LeaseId, MilliGpu, Name, Nanos, NodeId,
-    PriceVersion, ProjectId, Reason, SiteId, TaskResources, TenantId, Timestamp,
+    Bytes, CoreMilli, Credits, DeviceClassName, DeviceRef, IsolationClass, JobId, LeaseId, MilliGpu, Name, Nanos,
+    NodeId, PriceVersion, ProjectId, Reason, SiteId, TaskResources, TenantId, Timestamp,
 };
 
 /// One device of a node.

@@ -53,7 +53,9 @@ pub struct World {
 /// scheduler's own memory and do not count.
 impl PartialEq for World {
     fn eq(&self, other: &Self) -> bool {
-        self.inventory == other.inventory && self.queue == other.queue && self.purse == other.purse
+        self.inventory == other.inventory
+            && self.queue == other.queue
+            && self.purse == other.purse
             && self.quotas == other.quotas
     }
 }

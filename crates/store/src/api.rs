@@ -8,8 +8,8 @@ use sluice_lifecycle::model::{
 };
 use sluice_lifecycle::{Rows, Snapshot};
 use sluice_types::{
-    AttemptId, CheckpointId, DeviceClassName, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId, Name, NodeId, OrderId,
-    PriceVersion, ProjectId, SecretId, SiteId, TenantId, Timestamp, TransferId,
+    AttemptId, CheckpointId, DeviceClassName, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId, Name, NodeId,
+    OrderId, PriceVersion, ProjectId, SecretId, SiteId, TenantId, Timestamp, TransferId,
 };
 
 use crate::{EventFilter, JobFilter, LoadBounds, Page, Result, WindowPlace, WindowScope};

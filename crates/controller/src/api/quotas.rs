@@ -174,8 +174,7 @@ impl Api {
 
     /// What of a tenant's use was told to stop for want of quota.
     async fn stopping(&self, tenant: TenantId) -> Result<BTreeMap<QuotaKey, i64>, Status> {
-        let filter =
-            JobFilter { tenant: Some(tenant), states: vec![JobState::Suspending], ..JobFilter::default() };
+        let filter = JobFilter { tenant: Some(tenant), states: vec![JobState::Suspending], ..JobFilter::default() };
         let jobs = self.store.list_jobs(&filter, Page::first(MAX_PAGE)).await.map_err(store_status)?;
         let jobs: Vec<_> = jobs.into_iter().filter(|job| job.reason == Some(Reason::QuotaReclaimed)).collect();
         let mut stopping = BTreeMap::new();

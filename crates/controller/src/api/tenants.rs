@@ -1,8 +1,8 @@
 //! `TenantService`.
 
 use sluice_identity::secret_digest;
-use sluice_lifecycle::{Managed, UserCommand};
 use sluice_lifecycle::model::{Key, Project, Role, Tenant};
+use sluice_lifecycle::{Managed, UserCommand};
 use sluice_proto::convert::{self, timestamp};
 use sluice_proto::error::{refuse, refuse_field};
 use sluice_proto::v1;

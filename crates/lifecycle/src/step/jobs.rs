@@ -243,7 +243,11 @@ impl Step<'_> {
         let Some(row) = self.state.attempts.get(&attempt) else { return };
         if row.tasks.iter().filter_map(|task| task.end.as_ref()).any(|end| end.at_checkpoint) {
             let deadline = self.now.after(self.state.settings.stop_deadline);
-            self.set_goal(attempt, Goal::Stop, Some(StopOrder { kind: StopCause::Requeue, deadline, stop_step: None, must: false }));
+            self.set_goal(
+                attempt,
+                Goal::Stop,
+                Some(StopOrder { kind: StopCause::Requeue, deadline, stop_step: None, must: false }),
+            );
         } else {
             self.set_goal(attempt, Goal::Run, None);
         }

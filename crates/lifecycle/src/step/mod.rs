@@ -113,9 +113,7 @@ impl Step<'_> {
             UserCommand::SetPrices(prices) => self.set_prices(prices),
             UserCommand::SetQuota(wanted) => self.set_quota(caller, wanted),
             UserCommand::DeleteQuota(key, version) => self.delete_quota(caller, &key, version),
-            UserCommand::SetManager { object, manager, detach } => {
-                self.set_manager(caller, &object, manager, detach)
-            }
+            UserCommand::SetManager { object, manager, detach } => self.set_manager(caller, &object, manager, detach),
             UserCommand::SetBudget { tenant, project, amount, period_seconds, policy } => {
                 self.set_budget(tenant, project, amount, period_seconds, policy)
             }

@@ -114,7 +114,8 @@ impl Step<'_> {
         policy: QuotaPolicy,
     ) -> Result<(), Refusal> {
         let tenant = key.tenant;
-        let was = |excess: fn(&Cohort, sluice_types::TenantId) -> i64| before.map_or(0, |cohort| excess(cohort, tenant));
+        let was =
+            |excess: fn(&Cohort, sluice_types::TenantId) -> i64| before.map_or(0, |cohort| excess(cohort, tenant));
         let refuse = |level: QuotaLevel, missing: i64, what: String, next: &str| {
             let message = format!("{what}; {next}");
             Err(self.quota_refusal(Reason::QuotaInUse, key, level, missing, message))
@@ -473,8 +474,16 @@ impl Step<'_> {
                 let limits = QuotaLimits { nominal: account.balance(), ..QuotaLimits::default() };
                 let (version, now) = (self.id(), self.now);
                 let (manager, policy) = (String::new(), QuotaPolicy::Refuse);
-                let row =
-                    Quota { key: key.clone(), limits, policy, manager, version, created: now, updated: now, deleted: false };
+                let row = Quota {
+                    key: key.clone(),
+                    limits,
+                    policy,
+                    manager,
+                    version,
+                    created: now,
+                    updated: now,
+                    deleted: false,
+                };
                 self.state.quotas.set(row);
                 self.settle_quota(&key, true);
             }

@@ -3,6 +3,7 @@
 mod controller;
 mod host;
 mod node;
+mod operator;
 mod vault;
 
 use std::path::Path;
@@ -10,6 +11,7 @@ use std::process::ExitCode;
 
 pub(crate) use controller::controller;
 pub(crate) use node::{half_of_memory, node};
+pub(crate) use operator::operator;
 pub(crate) use vault::vault;
 
 /// Supervises one task to its end.

@@ -9,8 +9,8 @@ use sluice_lifecycle::Rows;
 use sluice_lifecycle::model::{
     Attempt, AttemptState, Budget, BudgetPolicy, Checkpoint, CheckpointPart, ClockPair, Counters, Device, Discard,
     Event, Goal, Job, JobKind, JobSpec, JobState, JoinKind, JoinToken, Key, Lease, LeaseState, Migration,
-    MigrationCause, MigrationPhase, Node, NodeState, Project, Quota, QuotaPolicy, Request, RequestKey, RequestOutcome, RetryPolicy, Role,
-    Secret, Site, TaskRow, TaskState, Tenant, Upload, Window,
+    MigrationCause, MigrationPhase, Node, NodeState, Project, Quota, QuotaPolicy, Request, RequestKey, RequestOutcome,
+    RetryPolicy, Role, Secret, Site, TaskRow, TaskState, Tenant, Upload, Window,
 };
 use sluice_plan::DeviceView;
 use sluice_types::{
