@@ -150,6 +150,26 @@ impl Client {
         }
     }
 
+    /// Uploads a folder as a tar archive. Returns its digest and size.
+    ///
+    /// # Errors
+    /// The folder's, and the API's.
+    pub async fn upload_folder(&self, project: &str, folder: &Path) -> anyhow::Result<(String, u64)> {
+        let mut archive = tar::Builder::new(Vec::new());
+        archive.append_dir_all("", folder)?;
+        let bytes = archive.into_inner()?;
+        let (digest, size_bytes) = (blake3::hash(&bytes).to_hex().to_string(), u64::try_from(bytes.len())?);
+        let header = v1::UploadBlobHeader { parent: project.to_owned(), digest: digest.clone(), size_bytes };
+        let part = |part| v1::UploadBlobRequest { part: Some(part) };
+        let mut parts = vec![part(v1::upload_blob_request::Part::Header(header))];
+        let chunks = bytes.chunks(256 << 10).map(|chunk| v1::upload_blob_request::Part::Data(chunk.to_vec().into()));
+        parts.extend(chunks.map(part));
+        let mut request = Request::new(tokio_stream::iter(parts));
+        request.set_timeout(Duration::from_secs(120));
+        self.jobs().upload_blob(request).await?;
+        Ok((digest, size_bytes))
+    }
+
     /// One file of a job's outputs; `None` where there are none.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_e2e::kube::{self, User, refusals};
+use sluice_e2e::kube::{self, User, refusals, story};
 use sluice_e2e::{Figure, print};
 
 /// Starts and ends a Kubernetes control plane with Sluice's kinds.
@@ -29,6 +29,8 @@ enum What {
     },
     /// Wrong manifests, and people who may not
     Refusals(refusals::Plan),
+    /// Two tenants, with nothing but kubectl
+    Story(story::Plan),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -50,6 +52,13 @@ fn main() -> anyhow::Result<ExitCode> {
             Vec::new()
         }
         What::Refusals(plan) => refusals::run(&plan)?,
+        What::Story(plan) => match sluice_e2e::missing() {
+            Some(reason) => {
+                println!("SKIPPED: {reason}");
+                Vec::new()
+            }
+            None => story::run(&plan)?,
+        },
     };
     Ok(if print(&figures)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
