@@ -8,6 +8,7 @@ use sluice_proto::v1;
 use sluice_proto::v1::fleet_service_client::FleetServiceClient;
 use sluice_proto::v1::job_service_client::JobServiceClient;
 use sluice_proto::v1::money_service_client::MoneyServiceClient;
+use sluice_proto::v1::session_service_client::SessionServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -48,6 +49,15 @@ impl Client {
     /// # Errors
     /// The system was never up.
     pub fn new(data: &Path) -> anyhow::Result<Self> {
+        Self::with_key(data, &data.join("controller/admin.key"), None)
+    }
+
+    /// The same for whoever has the key in a file, over a connection of its own; `window` is the bytes of an answer that
+    /// may be under way unread.
+    ///
+    /// # Errors
+    /// The system was never up, or there is no such key.
+    pub fn with_key(data: &Path, key: &Path, window: Option<u32>) -> anyhow::Result<Self> {
         // Somebody else in this process may have installed it before; there is one provider only.
         let _known = rustls::crypto::ring::default_provider().install_default();
         let folder = data.join("controller");
@@ -55,10 +65,11 @@ impl Client {
         let context: serde_json::Value = serde_json::from_str(&context)?;
         let server = context["server"].as_str().context("the controller's address")?.to_owned();
         let ca = std::fs::read_to_string(folder.join("keys/ca.pem")).context("the system's CA")?;
-        let secret = std::fs::read_to_string(folder.join("admin.key")).context("the admin's key")?;
+        let secret = std::fs::read_to_string(key).context("the caller's key")?;
         let tls = ClientTlsConfig::new().domain_name(CONTROLLER).ca_certificate(Certificate::from_pem(ca));
         let endpoint = Endpoint::from_shared(server)?.tls_config(tls)?;
         let endpoint = endpoint.connect_timeout(Duration::from_secs(2)).timeout(Duration::from_secs(10));
+        let endpoint = endpoint.initial_stream_window_size(window);
         let mut key: MetadataValue<Ascii> = format!("Bearer {}", secret.trim()).parse()?;
         key.set_sensitive(true);
         Ok(Self { channel: endpoint.connect_lazy(), caller: Caller(key) })
@@ -78,6 +89,12 @@ impl Client {
     #[must_use]
     pub fn money(&self) -> MoneyServiceClient<Authed> {
         MoneyServiceClient::new(self.authed()).max_decoding_message_size(ANSWER)
+    }
+
+    /// Sessions in rentals.
+    #[must_use]
+    pub fn sessions(&self) -> SessionServiceClient<Authed> {
+        SessionServiceClient::new(self.authed())
     }
 
     /// The fleet.

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use sluice_ledger::{Price, Rate};
+use sluice_ledger::{Price, QuotaKey, QuotaLimits, Rate};
 use sluice_lifecycle::model::{
-    Capture, CheckpointPolicy, Completion, Device, JobKind, JobSpec, JoinKind, RetryPolicy, WatchSignal,
+    Capture, CheckpointPolicy, Completion, Device, JobKind, JobSpec, JoinKind, QuotaPolicy, RetryPolicy, WatchSignal,
 };
-use sluice_lifecycle::{Caller, Command, JoinHost, NodeReport, UserCommand};
+use sluice_lifecycle::{Caller, Command, JoinHost, NodeReport, SetQuota, UserCommand};
 use sluice_plan::DeviceView;
 use sluice_types::{
     Bytes, CoreMilli, Credits, Digest, IsolationClass, KeyId, MilliGpu, Name, Nanos, NetworkMode, NodeId, SiteId,
-    TaskResources, Timestamp,
+    TaskResources, TenantId, Timestamp,
 };
 
 use crate::host::Host;
@@ -29,7 +29,7 @@ pub(crate) fn name(text: &str) -> Name {
 }
 
 pub(crate) fn system() -> Caller {
-    Caller { key: KeyId::from_raw(1), request: None }
+    Caller::of(KeyId::from_raw(1))
 }
 
 fn devices(host: &Host) -> Vec<Device> {
@@ -59,6 +59,13 @@ pub(crate) fn hello(host: &Host, now: u64) -> NodeReport {
         clock: host.instant(now),
         address: String::new(),
     }
+}
+
+/// A quota over all sites.
+pub(crate) fn quota(tenant: TenantId, nominal: i64) -> SetQuota {
+    let key = QuotaKey { tenant, site: None, class: name("gpu") };
+    let limits = QuotaLimits { nominal, ..QuotaLimits::default() };
+    SetQuota { key, limits, policy: QuotaPolicy::Refuse, version: None }
 }
 
 pub(crate) fn prices(device_hour: i64, sites: &[SiteId]) -> Vec<Price> {
@@ -118,7 +125,7 @@ impl Sim {
         let deposit = UserCommand::Deposit { tenant, amount, note: "first".to_owned() };
         self.command_now(Command::User(system(), deposit));
         if place == 1 {
-            self.command_now(Command::User(system(), UserCommand::SetQuota(tenant, name("gpu"), 2500)));
+            self.command_now(Command::User(system(), UserCommand::SetQuota(quota(tenant, 2500))));
         }
         if place == 2 {
             let budget = UserCommand::SetBudget {

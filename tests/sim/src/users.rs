@@ -4,7 +4,7 @@ use sluice_lifecycle::model::{Job, JobState, RequestKey};
 use sluice_lifecycle::{Answer, Caller, Command, Refusal, UserCommand};
 use sluice_types::{Credits, Digest, JobId, KeyId, ProjectId, Reason, TenantId};
 
-use crate::cluster::{DEVICE_MEMORY, name, prices};
+use crate::cluster::{DEVICE_MEMORY, prices, quota};
 use crate::controller::Reply;
 use crate::params::{HOUR, MILLI, MINUTE, SECOND};
 use crate::sim::{Event, Sim};
@@ -57,7 +57,7 @@ fn caller(request: usize) -> Caller {
     let mut digest = [1u8; 32];
     digest[..8].copy_from_slice(&(request as u64 + 1).to_be_bytes());
     let key = KeyId::from_raw(9);
-    Caller { key, request: Some((RequestKey { by: key, id }, Digest::from_bytes(digest))) }
+    Caller { request: Some((RequestKey { by: key, id }, Digest::from_bytes(digest))), ..Caller::of(key) }
 }
 
 impl Sim {
@@ -132,7 +132,7 @@ impl Sim {
             }
             Act::Quota => self.users.tenants.get(1).map(|pair| {
                 let milli = i64::try_from(self.dice.range(1000, 4000)).unwrap_or(0);
-                UserCommand::SetQuota(pair.0, name("gpu"), milli)
+                UserCommand::SetQuota(quota(pair.0, milli))
             }),
             Act::Budget => self.users.tenants.get(2).map(|pair| UserCommand::SetBudget {
                 tenant: pair.0,
@@ -216,7 +216,7 @@ impl Sim {
             self.request(UserCommand::Deposit { tenant, amount, note: "settle".to_owned() }, None);
         }
         if let Some((tenant, _)) = self.users.tenants.get(1).copied() {
-            self.request(UserCommand::SetQuota(tenant, name("gpu"), 100_000), None);
+            self.request(UserCommand::SetQuota(quota(tenant, 100_000)), None);
         }
         if let Some((tenant, _)) = self.users.tenants.get(2).copied() {
             let budget = UserCommand::SetBudget {

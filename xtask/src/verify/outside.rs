@@ -124,6 +124,11 @@ pub(super) fn rents(setting: Setting) -> anyhow::Result<Vec<Row>> {
     proof("rents", short, setting)
 }
 
+/// Roads, line 5: two tenants and their quotas, with nothing but kubectl.
+pub(super) fn story(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    kubernetes("story", if setting.quick { &["--quick"] } else { &[] }, setting)
+}
+
 /// Roads, line 6: what is wrong, and who may not, is refused by a real API server.
 pub(super) fn refusals(setting: Setting) -> anyhow::Result<Vec<Row>> {
     kubernetes("refusals", if setting.quick { &["--quick"] } else { &[] }, setting)
@@ -137,6 +142,15 @@ fn kubernetes(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Ve
     build(setting)?;
     let Some(mut command) = end_to_end("kube", setting)? else { return Ok(vec![Row::new(what, "")]) };
     printed(command.arg(what).args(flags), "")
+}
+
+/// Roads, line 8: hostile clients at the byte channels of rentals.
+pub(super) fn hostile(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let metric = "the controller's memory, and other tenants' echoes, under hostile clients";
+    if setting.quick {
+        return Ok(vec![Row::new(metric, "<= 256 KiB each, <= 1.5 times as slow").skipped("the long form only")]);
+    }
+    proof("channels", &[], setting)
 }
 
 fn proof(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row>> {

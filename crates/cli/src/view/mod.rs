@@ -9,16 +9,16 @@ mod fleet;
 pub(crate) mod job;
 mod money;
 mod order;
+mod quota;
 mod spec;
 mod tenants;
 
 pub(crate) use explain::{EventView, ExplanationView};
 pub(crate) use fleet::{ClassView, DeviceView, JoinTokenView, NodeView, SiteView};
 pub(crate) use job::{CheckpointView, JobView, MigrationView};
-pub(crate) use money::{
-    BalanceView, BudgetView, PriceBookView, QuotaView, ReceiptView, TransferView, WindowView, cost_line,
-};
+pub(crate) use money::{BalanceView, BudgetView, PriceBookView, ReceiptView, TransferView, WindowView, cost_line};
 pub(crate) use order::OrderView;
+pub(crate) use quota::QuotaView;
 pub(crate) use tenants::{CreatedKeyView, KeyView, ProjectView, SecretView, TenantView};
 
 use serde::Serialize;

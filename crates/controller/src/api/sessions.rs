@@ -3,10 +3,16 @@
 //! The controller passes messages on and keeps none: what is under way is bounded by both ends' windows, and what is cut
 //! off begins again where the two ends say. Bytes that break the bounds end the attachment, never the session.
 
+mod pace;
+mod waiting;
+
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use futures::StreamExt as _;
+use futures::future::OptionFuture;
 use sluice_lifecycle::TaskKey;
 use sluice_lifecycle::model::{Attempt, Job, JobKind, JobState, TaskState};
 use sluice_proto::error::{refuse, refuse_field};
@@ -20,6 +26,8 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
+use self::pace::Pace;
+use self::waiting::Waiting;
 use super::{Api, store_status};
 use crate::link::{Answers, SessionLink};
 use crate::principal::Principal;
@@ -43,33 +51,34 @@ const IN_ALL: usize = 2048;
 
 type Answer = Result<v1::AttachSessionResponse, Status>;
 
-/// How many attachments there are, by tenant.
+/// How many attachments there are, by tenant, and how fast they are.
 #[derive(Debug, Default)]
-pub(crate) struct Attachments(Mutex<HashMap<TenantId, usize>>);
+pub(crate) struct Attachments(Mutex<HashMap<TenantId, (usize, Arc<Pace>)>>);
 
 /// One of them.
 struct Place {
     of: Arc<Attachments>,
     tenant: TenantId,
+    pace: Arc<Pace>,
 }
 
 impl Attachments {
     fn take(self: &Arc<Self>, tenant: TenantId) -> Result<Place, Status> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let all: usize = open.values().sum();
-        let own = open.entry(tenant).or_default();
+        let all: usize = open.values().map(|(count, _)| count).sum();
+        let (own, pace) = open.entry(tenant).or_default();
         if *own >= PER_TENANT || all >= IN_ALL {
             return Err(refuse(Reason::Overloaded, format!("{PER_TENANT} sessions of a tenant are attached at most")));
         }
         *own += 1;
-        Ok(Place { of: Arc::clone(self), tenant })
+        Ok(Place { of: Arc::clone(self), tenant, pace: Arc::clone(pace) })
     }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         let mut open = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(own) = open.get_mut(&self.tenant) {
+        if let Some((own, _)) = open.get_mut(&self.tenant) {
             *own -= 1;
             if *own == 0 {
                 open.remove(&self.tenant);
@@ -98,17 +107,47 @@ impl SessionService for Api {
         let place = self.attachments.take(job.tenant)?;
         check(&start, &job)?;
         let (sender, receiver) = mpsc::channel(QUEUE);
-        let api = self.clone();
+        let handed = Handed::new(start.output_offset);
+        let (api, way) = (self.clone(), Way { sender, handed: handed.clone(), place });
         tokio::spawn(async move {
-            let _place = place;
-            let end = api.attach(&who, job, start, inbound, &sender).await;
+            let end = api.attach(&who, job, start, inbound, &way).await;
             if let Err(status) = end {
                 // A client that has gone wants no reason.
-                let _gone = sender.send(Err(status)).await;
+                let _gone = way.sender.send(Err(status)).await;
             }
         });
-        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+        let answers = ReceiverStream::new(receiver).inspect(move |answer| handed.note(answer));
+        Ok(Response::new(Box::pin(answers)))
     }
+}
+
+/// How far the output was handed to the client's connection. What the client says that it has is believed up to here: one
+/// that took note of bytes it never read would have the session send on, and all of it wait in our memory.
+#[derive(Debug, Clone)]
+struct Handed(Arc<AtomicU64>);
+
+impl Handed {
+    fn new(offset: u64) -> Self {
+        Self(Arc::new(AtomicU64::new(offset)))
+    }
+
+    fn note(&self, answer: &Answer) {
+        let message = answer.as_ref().ok().and_then(|answer| answer.output.as_ref()?.message.as_ref());
+        if let Some(Output::Data(data)) = message {
+            self.0.fetch_max(data.offset.saturating_add(data.data.len() as u64), Ordering::Relaxed);
+        }
+    }
+
+    fn covers(&self, offset: u64) -> bool {
+        offset <= self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The way to a client.
+struct Way {
+    sender: mpsc::Sender<Answer>,
+    handed: Handed,
+    place: Place,
 }
 
 /// What can be seen without the node.
@@ -134,17 +173,17 @@ impl Api {
         job: Job,
         start: v1::StartSession,
         inbound: Streaming<v1::AttachSessionRequest>,
-        sender: &mpsc::Sender<Answer>,
+        way: &Way,
     ) -> Result<(), Status> {
         let rank = start.rank;
         let (node, key) = tokio::select! {
             found = self.sandbox(job, rank) => found?,
-            () = sender.closed() => return Ok(()),
+            () = way.sender.closed() => return Ok(()),
         };
         let start = v1::StartSession { job: String::new(), rank: 0, ..start };
         let away = || refuse(Reason::Unavailable, "the node of the sandbox is not connected; attach again");
         let link = self.hub.open_session(node, &key, start).await.ok_or_else(away)?;
-        Relay { api: self, who, link, sender, taken: 0 }.run(inbound).await
+        Relay { api: self, who, link, way, taken: 0, waiting: Waiting::default() }.run(inbound).await
     }
 
     /// Where a leg's sandbox runs; waits for it while it is on its way.
@@ -189,40 +228,74 @@ struct Relay<'a> {
     api: &'a Api,
     who: &'a Principal,
     link: SessionLink,
-    sender: &'a mpsc::Sender<Answer>,
+    way: &'a Way,
     /// Bytes of input that the session has told as taken.
     taken: u64,
+    /// Input that its node has no room for yet.
+    waiting: Waiting,
 }
 
 impl Relay<'_> {
     async fn run(mut self, mut inbound: Streaming<v1::AttachSessionRequest>) -> Result<(), Status> {
         let mut look = tokio::time::interval(LOOK);
         let mut speaks = true;
+        // Kept from turn to turn: whoever asks for room anew stands at the end of the queue.
+        let mut asked = None;
+        // A client that takes nothing is heard all the same, and so is what its key may still do.
+        let (way, mut going) = (self.way, None);
+        // Until when no byte passes in either direction.
+        let mut held: Option<Instant> = None;
         loop {
+            if asked.is_none() && !self.waiting.is_empty() {
+                asked = Some(Box::pin(self.link.room()));
+            }
             tokio::select! {
-                up = self.link.up.recv() => {
+                up = self.link.up.recv(), if going.is_none() && held.is_none() => {
                     let Some(up) = up else {
                         return Err(refuse(Reason::Overloaded, "the session said more than may be under way; attach again"));
                     };
-                    if self.pass_up(up).await? {
+                    let message = self.take_up(up)?;
+                    if let Output::Data(data) = &message {
+                        held = way.place.pace.pass(data.data.len(), Instant::now());
+                    }
+                    going = Some(message);
+                }
+                room = way.sender.reserve(), if going.is_some() => {
+                    // Without room the client is gone.
+                    let (Ok(room), Some(message)) = (room, going.take()) else { return Ok(()) };
+                    let last = matches!(message, Output::End(_));
+                    let output = Some(v1::SessionOutput { message: Some(message) });
+                    room.send(Ok(v1::AttachSessionResponse { output }));
+                    if last {
                         return Ok(());
                     }
                 }
                 // Read always: behind input that the session does not take yet may stand what it waits for.
                 said = inbound.message(), if speaks => match said? {
-                    Some(said) => self.pass_down(said).await?,
+                    Some(said) => self.take_down(said)?,
                     // It listens on: half a connection is one.
                     None => speaks = false,
                 },
+                Some(room) = OptionFuture::from(asked.as_mut()), if held.is_none() => {
+                    asked = None;
+                    let room = room.ok_or_else(away)?;
+                    if let Some(input) = self.waiting.next() {
+                        if let Some(Input::Data(data)) = &input.message {
+                            held = way.place.pace.pass(data.data.len(), Instant::now());
+                        }
+                        room.send(input);
+                    }
+                }
+                () = tokio::time::sleep_until(held.unwrap_or_else(Instant::now)), if held.is_some() => held = None,
                 _ = look.tick() => self.who.still(&self.api.directory)?,
                 () = self.link.stop.cancelled() => return Err(away()),
-                () = self.sender.closed() => return Ok(()),
+                () = self.way.sender.closed() => return Ok(()),
             }
         }
     }
 
-    /// Passes on what comes from the session; `true` after its last message.
-    async fn pass_up(&mut self, up: v1::SessionUp) -> Result<bool, Status> {
+    /// Checks what comes from the session.
+    fn take_up(&mut self, up: v1::SessionUp) -> Result<Output, Status> {
         let Some(message) = up.output.and_then(|output| output.message) else {
             let reason = up.reason.parse().unwrap_or(Reason::Unavailable);
             return Err(refuse(reason, up.message));
@@ -236,13 +309,11 @@ impl Relay<'_> {
             }
             Output::Data(_) | Output::End(_) | Output::Notice(_) => {}
         }
-        let last = matches!(message, Output::End(_));
-        let output = Some(v1::SessionOutput { message: Some(message) });
-        let sent = self.sender.send(Ok(v1::AttachSessionResponse { output })).await;
-        Ok(last || sent.is_err())
+        Ok(message)
     }
 
-    async fn pass_down(&mut self, said: v1::AttachSessionRequest) -> Result<(), Status> {
+    /// Checks what the client says and keeps it until its node has room.
+    fn take_down(&mut self, said: v1::AttachSessionRequest) -> Result<(), Status> {
         let wrong = || refuse_field("input", "every message but the first is input");
         let Some(v1::attach_session_request::Message::Input(input)) = said.message else { return Err(wrong()) };
         match input.message.as_ref().ok_or_else(wrong)? {
@@ -255,10 +326,14 @@ impl Relay<'_> {
                     return Err(refuse(Reason::TooLarge, format!("at most {WINDOW} bytes that were not taken")));
                 }
             }
+            Input::Acknowledged(offset) if !self.way.handed.covers(*offset) => {
+                return Err(refuse_field("input.acknowledged", "more was told as taken than was sent"));
+            }
             Input::Signal(signal) if signal.len() > 16 => return Err(refuse_field("input.signal", "a signal's name")),
             _ => {}
         }
-        if self.link.send(input).await { Ok(()) } else { Err(away()) }
+        let full = || refuse(Reason::Overloaded, "the sandbox's node takes nothing at present; attach again");
+        self.waiting.add(input).then_some(()).ok_or_else(full)
     }
 }
 

@@ -51,13 +51,28 @@ pub(crate) struct SessionLink {
 }
 
 impl SessionLink {
-    /// Sends what the client says; waits for room. `false` where the node is gone.
-    pub(crate) async fn send(&self, input: v1::SessionInput) -> bool {
-        let message = down(self.channel, Some(input));
-        tokio::select! {
-            sent = self.down.send(message) => sent.is_ok(),
-            () = self.stop.cancelled() => false,
+    /// Room for one message of the client, once there is some. `None` where the node is gone.
+    pub(crate) fn room(&self) -> impl Future<Output = Option<Room>> + use<> {
+        let (down, stop, channel) = (self.down.clone(), self.stop.clone(), self.channel);
+        async move {
+            tokio::select! {
+                permit = down.reserve_owned() => Some(Room { permit: permit.ok()?, channel }),
+                () = stop.cancelled() => None,
+            }
         }
+    }
+}
+
+/// Room for one message in the queue to a node.
+pub(crate) struct Room {
+    permit: mpsc::OwnedPermit<v1::AttachResponse>,
+    channel: u64,
+}
+
+impl Room {
+    /// Sends what a client says.
+    pub(crate) fn send(self, input: v1::SessionInput) {
+        self.permit.send(down(self.channel, Some(input)));
     }
 }
 

@@ -83,6 +83,7 @@ impl Step<'_> {
             };
             return Ok(Answer { object, replayed: true, ..Answer::default() });
         }
+        manager::check_name(&caller.manager)?;
         let answer = self.dispatch(caller, command)?;
         if let Some((key, digest)) = caller.request {
             let outcome = match answer.object.is_empty() {

@@ -2,6 +2,8 @@
 //! A whole device costs 100 units per window of 10 seconds.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test uses its part; a test fails by panicking")]
 
+mod quota;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_ledger::{Account, AccountKey, Price, Rate};
@@ -103,6 +105,7 @@ impl Bench {
         for delta in self.state.deltas(&rows, self.now) {
             self.world.apply(&delta);
         }
+        quota::judge(&self.state);
         self.rows = rows;
         answers.remove(0)
     }
@@ -146,7 +149,7 @@ impl Bench {
     }
 
     pub(crate) fn user(&mut self, command: UserCommand) -> Result<Answer, Refusal> {
-        self.command(Command::User(Caller { key: KeyId::from_raw(1), request: None }, command))
+        self.command(Command::User(Caller::of(KeyId::from_raw(1)), command))
     }
 
     /// Time passes for the writer, with every node alive.
@@ -186,9 +189,24 @@ impl Bench {
         self.submit_spec(spec(limit.map(Nanos::from_secs)))
     }
 
-    fn submit_spec(&mut self, spec: JobSpec) -> JobId {
-        let command = UserCommand::Submit { project: self.project, name: None, spec: std::sync::Arc::new(spec) };
+    pub(crate) fn submit_spec(&mut self, spec: JobSpec) -> JobId {
+        self.submit_to(self.project, spec)
+    }
+
+    /// Submits a job of another project.
+    pub(crate) fn submit_to(&mut self, project: ProjectId, spec: JobSpec) -> JobId {
+        let command = UserCommand::Submit { project, name: None, spec: std::sync::Arc::new(spec) };
         self.user(command).unwrap().object.parse().unwrap()
+    }
+
+    /// A tenant with money and one project.
+    pub(crate) fn add_tenant(&mut self, name: &str) -> (TenantId, ProjectId) {
+        let made = self.user(UserCommand::CreateTenant(name.parse().unwrap())).unwrap();
+        let tenant: TenantId = made.object.parse().unwrap();
+        let made = self.user(UserCommand::CreateProject(tenant, "main".parse().unwrap())).unwrap();
+        let deposit = UserCommand::Deposit { tenant, amount: Credits::new(1_000_000), note: String::new() };
+        self.user(deposit).unwrap();
+        (tenant, made.object.parse().unwrap())
     }
 
     /// Submits a job, has it placed and lets it run.
@@ -205,13 +223,19 @@ impl Bench {
         self.placed_and_running(job)
     }
 
-    fn placed_and_running(&mut self, job: JobId) -> JobId {
+    pub(crate) fn placed_and_running(&mut self, job: JobId) -> JobId {
         self.plan();
+        self.running(job);
+        job
+    }
+
+    /// The job's only task runs.
+    pub(crate) fn running(&mut self, job: JobId) -> TaskKey {
         let key = self.task(job);
         let started = self.clock();
         self.node_of(key, NodeReport::Running { key, started, step: 0, metrics: BTreeMap::new(), held: None });
         assert_eq!(self.job(job).state.as_str(), "running");
-        job
+        key
     }
 
     pub(crate) fn job(&self, id: JobId) -> Job {

@@ -1,9 +1,9 @@
-//! `proof moves|partition|money|fractions|rents`: shows it on real processes. Prints one JSON line per figure.
+//! `proof moves|partition|money|fractions|rents|channels`: shows it on real processes. Prints one JSON line per figure.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_e2e::proof::{fractions, money, moves, partition, rents};
+use sluice_e2e::proof::{channels, fractions, money, moves, partition, rents};
 use sluice_e2e::{print, wan};
 
 /// Moves and loses training jobs, cuts sites off, ends budgets; and judges what became of it by what jobs and nodes wrote.
@@ -25,6 +25,8 @@ enum What {
     Fractions(fractions::Plan),
     /// Slices are rented and worked in
     Rents(rents::Plan),
+    /// Hostile clients at byte channels
+    Channels(channels::Plan),
     /// Spins: the load of measurements
     #[command(hide = true)]
     Spin(fractions::Spin),
@@ -51,6 +53,7 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Money(plan) => money::run(plan),
         What::Fractions(plan) => fractions::run(plan),
         What::Rents(plan) => rents::run(plan),
+        What::Channels(plan) => channels::run(plan),
         What::Spin(_) => Ok(Vec::new()),
     };
     Ok(if print(&figures?)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -274,8 +274,7 @@ impl Story {
         self.types(User::Admin, &["get", "gj", "-n", "acme"])?;
         let folder = repository().join("deploy/kubernetes/example").canonicalize()?.display().to_string();
         self.world.kubectl(User::Admin).well(&["delete", "gj", "--all", "-n", "beta", "--timeout=60s"])?;
-        self.world.kubectl(User::Admin).well(&["delete", "gq", "--all", "-n", "beta", "--timeout=60s"])?;
-        self.world.kubectl(User::Admin).well(&["delete", "-k", &folder, "--timeout=120s"])?;
+        self.world.kubectl(User::Admin).well(&["delete", "-k", &folder, "--ignore-not-found", "--timeout=120s"])?;
         Ok(())
     }
 

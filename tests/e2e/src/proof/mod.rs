@@ -5,9 +5,11 @@
 //! * [`partition`]: what a site does while nobody hears of it is refused behind the cut and paid before it.
 //! * [`fractions`]: jobs get their slices of a core, neither less nor more.
 //! * [`rents`]: slices are rented and worked in through a real terminal.
+//! * [`channels`]: hostile clients at rentals' byte channels take little memory and hold up nobody.
 //! * [`money`]: a budget stops its job without overdraft; every receipt is recomputed.
 
 mod bytes;
+pub mod channels;
 pub mod fractions;
 pub mod money;
 pub mod moves;

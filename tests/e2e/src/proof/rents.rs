@@ -71,7 +71,7 @@ fn figures(system: &mut System, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
 }
 
 /// A tenant with money and a key of its own.
-fn tenant(system: &System, name: &str) -> anyhow::Result<Cli> {
+pub(super) fn tenant(system: &System, name: &str) -> anyhow::Result<Cli> {
     let admin = system.cli();
     admin.well(&["tenant", "create", name])?;
     admin.well(&["--tenant", name, "project", "create", "default"])?;

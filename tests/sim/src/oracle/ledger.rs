@@ -25,8 +25,10 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
+    /// A hold that promises something; those of quotas stay open with nothing.
     pub(crate) fn open_hold(&self) -> Option<HoldId> {
-        self.holds.keys().next().copied()
+        let quota = |debit: &AccountKey| debit.unit() == sluice_ledger::Unit::Quota;
+        self.holds.iter().find(|(_, (debit, _, left))| *left > 0 || !quota(debit)).map(|(id, _)| *id)
     }
 
     pub(crate) fn remaining(&self, hold: HoldId) -> i128 {

@@ -267,7 +267,7 @@ impl Oracle {
         let span = i128::from(job.spec.max_run_time.map_or(windows, sluice_types::Nanos::get));
         let beside = i128::from(wanted.host_cores.get()) * 8 + i128::from(wanted.host_memory.get() >> 30) * 1_100;
         let most = span * (DEAREST + beside) / i128::from(HOUR);
-        let quota = AccountKey::Quota(job.tenant, wanted.class.clone());
+        let quota = AccountKey::Entitled(job.tenant, None, wanted.class.clone());
         let limited = self.quotas.contains_key(&(job.tenant, wanted.class.clone()));
         let mut budgets = sight.store.budgets.values().filter(|row| row.tenant == job.tenant);
         self.ledger.available(&AccountKey::Funds(job.tenant)) >= most

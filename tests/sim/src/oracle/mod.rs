@@ -275,11 +275,11 @@ impl Oracle {
         }
         self.quotas_moved.clear();
         for (command, answer) in commands.iter().zip(answers) {
-            if let Command::User(_, UserCommand::SetQuota(tenant, class, milli)) = command
+            if let Command::User(_, UserCommand::SetQuota(set)) = command
                 && answer.as_ref().is_ok_and(|answer| !answer.replayed)
             {
-                self.quotas.insert((*tenant, class.clone()), *milli);
-                self.quotas_moved.insert(*tenant);
+                self.quotas.insert((set.key.tenant, set.key.class.clone()), set.limits.nominal);
+                self.quotas_moved.insert(set.key.tenant);
             }
             self.heed_order(command, answer);
             let Command::Node(node, generation, report) = command else { continue };

@@ -1,7 +1,10 @@
 //! `cargo xtask demo`: the main job, as README's first command runs it.
 //!
 //! A training job runs on half a device at one site, moves to the other half-way, and is compared bit for bit with an
-//! uninterrupted run. A second one loses its node. Both bills are printed, and the system is left running.
+//! uninterrupted run. A second one loses its node. Both bills are printed. Then a slice is rented, and the system is left
+//! running.
+
+mod rental;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -141,7 +144,7 @@ impl Demo<'_> {
         stopped?;
         head("the power comes back: the same system with all its nodes");
         let system = self.up(&[])?;
-        let billed = bills(&system, &jobs);
+        let billed = bills(&system, &jobs).and_then(|()| rental::show(&system));
         if self.arguments.stop || billed.is_err() {
             system.stop()?;
         } else {
