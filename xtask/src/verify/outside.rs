@@ -134,6 +134,16 @@ pub(super) fn refusals(setting: Setting) -> anyhow::Result<Vec<Row>> {
     kubernetes("refusals", if setting.quick { &["--quick"] } else { &[] }, setting)
 }
 
+/// Roads, line 7: operator, controller and API server killed while objects change.
+pub(super) fn operator_chaos(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let seed = setting.seed.to_string();
+    let mut flags = vec!["--seed", &seed];
+    if setting.quick {
+        flags.extend(["--objects", "40", "--kills", "1"]);
+    }
+    kubernetes("chaos", &flags, setting)
+}
+
 /// What is shown on a Kubernetes of its own. The long form builds one where there is none.
 fn kubernetes(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row>> {
     if !setting.quick {

@@ -94,6 +94,7 @@ pub(crate) async fn first_time(layout: &Layout, admin: &Admin) -> anyhow::Result
         request_id: admin.request_id("tenant"),
         tenant_id: "default".to_owned(),
         validate_only: false,
+        manager: String::new(),
     };
     made(tenants.create_tenant(admin.request(message)).await).context("cannot make the tenant")?;
     let message = v1::CreateProjectRequest {

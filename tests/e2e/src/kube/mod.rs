@@ -5,8 +5,11 @@
 //! * [`Kubectl`] is what its users type.
 //! * [`refusals`] shows that what is wrong, and who may not, is refused.
 //! * [`story`] has two tenants work with nothing but kubectl, beside a whole system.
+//! * [`chaos`] kills operator, controller and API server while objects change.
 
 mod access;
+mod changes;
+pub mod chaos;
 mod cluster;
 mod door;
 mod kubectl;

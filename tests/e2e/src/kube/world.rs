@@ -100,6 +100,12 @@ impl World {
         self.operator.start()
     }
 
+    /// Which operator holds the Lease.
+    pub(super) fn holder(&self) -> anyhow::Result<String> {
+        let lease = self.kubectl(User::Admin).json(&["get", "lease", "sluice-operator", "-n", "sluice-system"])?;
+        Ok(lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned())
+    }
+
     /// Gives a tenant money.
     pub(super) fn deposit(&self, tenant: &str, credits: i64) -> anyhow::Result<()> {
         let client = self.client()?;
