@@ -9,6 +9,7 @@ use sluice_proto::v1::fleet_service_client::FleetServiceClient;
 use sluice_proto::v1::job_service_client::JobServiceClient;
 use sluice_proto::v1::money_service_client::MoneyServiceClient;
 use sluice_proto::v1::session_service_client::SessionServiceClient;
+use sluice_proto::v1::tenant_service_client::TenantServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -95,6 +96,12 @@ impl Client {
     #[must_use]
     pub fn sessions(&self) -> SessionServiceClient<Authed> {
         SessionServiceClient::new(self.authed())
+    }
+
+    /// Tenants.
+    #[must_use]
+    pub fn tenants(&self) -> TenantServiceClient<Authed> {
+        TenantServiceClient::new(self.authed())
     }
 
     /// The fleet.

@@ -126,7 +126,7 @@ pub(super) fn rents(setting: Setting) -> anyhow::Result<Vec<Row>> {
 
 /// Roads, line 5: two tenants and their quotas, with nothing but kubectl.
 pub(super) fn story(setting: Setting) -> anyhow::Result<Vec<Row>> {
-    kubernetes("story", if setting.quick { &["--quick"] } else { &[] }, setting)
+    kubernetes("story", &[], setting)
 }
 
 /// Roads, line 6: what is wrong, and who may not, is refused by a real API server.

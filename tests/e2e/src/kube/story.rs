@@ -9,8 +9,9 @@ use serde_json::{Value, json};
 use sluice_proto::v1;
 
 use super::world::World;
-use super::{User, repository, text};
+use super::{User, refusals, repository, text};
 use crate::figure::Figure;
+use crate::random::request_id;
 use crate::system::Options;
 use crate::trainer::{Shape, Trainer};
 use crate::{checker, wait_for};
@@ -22,9 +23,6 @@ const DEPOSIT: i64 = 100_000_000;
 /// What there is to choose.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Plan {
-    /// Shorter jobs
-    #[arg(long)]
-    quick: bool,
     /// Write the transcript instead of comparing it
     #[arg(long)]
     bless: bool,
@@ -68,14 +66,13 @@ impl Story {
     }
 
     fn tell(&mut self, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
-        let steps = if plan.quick { 150 } else { 400 };
-        let shape = Shape { steps, pause: 40, every: 0 };
+        let shape = Shape { steps: 400, pause: 40, every: 0 };
         let trainer = Trainer::new(self.world.system.scratch())?;
         let reference = trainer.uninterrupted(shape)?;
         self.quotas()?;
+        let mut figures = vec![self.nothing_left()?, self.stranger()?, self.managed()?];
         self.jobs(&trainer, shape)?;
-        let drained = self.lowered()?;
-        let mut figures = vec![drained];
+        figures.push(self.lowered()?);
         figures.push(self.agreement("while jobs of both run")?);
         self.raised()?;
         figures.push(self.agreement("after the end of all jobs")?);
@@ -95,10 +92,116 @@ impl Story {
         self.types(User::Admin, &["get", "gq", "-A"])?;
         self.types(User::Admin, &["explain", "gpuquota.spec"])?;
         self.types(User::Admin, &["explain", "gpujob.spec.checkpoint"])?;
+        let raise = "{\"spec\":{\"nominal\":\"900m\"}}";
+        self.types(User::Admin, &["patch", "gq", "cpu", "-n", "acme", "--type=merge", "-p", raise, "--as=alice"])?;
+        let lend = "{\"spec\":{\"lend\":\"500m\"}}";
+        self.types(User::Admin, &["patch", "gq", "cpu", "-n", "acme", "--type=merge", "-p", lend])?;
         for tenant in ["tenants/acme", "tenants/beta"] {
             self.world.deposit(tenant, DEPOSIT)?;
         }
         Ok(())
+    }
+
+    /// Wrong manifests, sent in earnest to the namespace of a tenant with money, leave nothing in Sluice.
+    fn nothing_left(&self) -> anyhow::Result<Figure> {
+        let kubectl = self.world.kubectl(User::Admin);
+        let setting = json!({ "apiVersion": "v1", "kind": "List", "items": [
+            { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": refusals::NAMESPACE } },
+            { "apiVersion": "sluice.dev/v1alpha1", "kind": "Tenant", "metadata": { "name": "gamma" },
+              "spec": { "namespaces": [{ "name": refusals::NAMESPACE }] } },
+        ] });
+        kubectl.fed(&["apply", "-f", "-"], &setting.to_string())?.well()?;
+        kubectl.well(&["wait", "--for=condition=Accepted", "tenant/gamma", "--timeout=60s"])?;
+        self.world.deposit("tenants/gamma", DEPOSIT)?;
+        let before = self.rows("tenants/gamma")?;
+        let kubeconfig = self.world.cluster.kubeconfig(User::Admin);
+        let sent = self.world.system.block(refusals::in_earnest(&kubeconfig))?;
+        let good = json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": "GpuQuota",
+            "metadata": { "name": "good", "namespace": refusals::NAMESPACE },
+            "spec": { "deviceClass": "other", "nominal": 1 } });
+        let after = self.rows("tenants/gamma")?;
+        kubectl.fed(&["apply", "-f", "-"], &good.to_string())?.well()?;
+        kubectl.well(&["wait", "--for=condition=Accepted", "gq/good", "-n", refusals::NAMESPACE, "--timeout=60s"])?;
+        let control = self.rows("tenants/gamma")?;
+        kubectl.well(&["delete", "gq/good", "-n", refusals::NAMESPACE, "--timeout=60s"])?;
+        kubectl.well(&["delete", "tenant/gamma", "--timeout=60s"])?;
+        let metric = format!("ledger entries, quotas and jobs left by {sent} wrong manifests sent in earnest");
+        let figure = Figure::exactly(&metric, i64::try_from(after.abs_diff(before))?, 0);
+        Ok(figure.control("a right one leaves some", control > after))
+    }
+
+    /// Ledger entries, quotas and jobs of a tenant.
+    fn rows(&self, tenant: &str) -> anyhow::Result<usize> {
+        let client = self.world.client()?;
+        let request = v1::ListQuotasRequest { tenant: tenant.to_owned() };
+        let quotas = self.world.system.block(async { client.money().list_quotas(request).await })?.into_inner();
+        let jobs = self.world.system.block(client.list_jobs_of(tenant))?;
+        Ok(quotas.quotas.len() + jobs.len() + self.world.system.block(client.list_transfers(tenant))?.len())
+    }
+
+    /// A namespace that no Tenant has acts for nobody, whatever its labels and its objects say.
+    fn stranger(&self) -> anyhow::Result<Figure> {
+        let kubectl = self.world.kubectl(User::Admin);
+        let claims = json!({ "sluice.dev/tenant": "acme", "sluice.dev/project": "research" });
+        let manifest = json!({ "apiVersion": "v1", "kind": "List", "items": [
+            { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": "stranger", "labels": claims, "annotations": claims } },
+            { "apiVersion": "sluice.dev/v1alpha1", "kind": "GpuJob",
+              "metadata": { "name": "mine", "namespace": "stranger", "labels": claims, "annotations": claims },
+              "spec": { "command": ["/bin/true"], "resources": { "share": "100m" } } },
+        ] });
+        kubectl.fed(&["apply", "-f", "-"], &manifest.to_string())?.well()?;
+        let reason = wait_for("the operator's word", AGREES, || {
+            let job = kubectl.json(&["get", "gj", "mine", "-n", "stranger"])?;
+            Ok(condition(&job, "Accepted")["reason"].as_str().map(str::to_owned))
+        })?;
+        let jobs = self.world.system.block(self.world.client()?.list_jobs_of("tenants/-"))?.len();
+        kubectl.well(&["delete", "ns", "stranger", "--timeout=60s"])?;
+        let right = reason == "NamespaceNotBound" && jobs == 0;
+        Ok(Figure::new("a namespace that claims a tenant by labels", reason, "NamespaceNotBound, no job", right))
+    }
+
+    /// What is managed from here refuses other hands and names its owner; detached, it is changed there; a change of the
+    /// spec takes it back.
+    fn managed(&self) -> anyhow::Result<Figure> {
+        let kubectl = self.world.kubectl(User::Admin);
+        let client = self.world.client()?;
+        let name = "tenants/beta/quotas/a/cpu".to_owned();
+        let set = |nominal_milli| v1::SetQuotaRequest {
+            request_id: request_id(),
+            tenant: "tenants/beta".to_owned(),
+            device_class: "cpu".to_owned(),
+            site: "sites/a".to_owned(),
+            nominal_milli,
+            ..v1::SetQuotaRequest::default()
+        };
+        let block = |nominal| self.world.system.block(async { client.money().set_quota(set(nominal)).await });
+        let refused = block(700).err().map(|status| status.message().to_owned()).unwrap_or_default();
+        let named = refused.contains("kubernetes/");
+        let mut tenants = client.tenants();
+        let detach = v1::SetManagerRequest { request_id: request_id(), name, detach: true, ..Default::default() };
+        self.world.system.block(async { tenants.set_manager(detach).await })?;
+        let detached = block(700).is_ok();
+        let stays = wait_for("the operator's word", AGREES, || {
+            let quota = kubectl.json(&["get", "gq", "cpu", "-n", "beta"])?;
+            Ok((condition(&quota, "Accepted")["reason"] == "Detached").then_some(()))
+        });
+        let change = "{\"spec\":{\"policy\":\"Drain\"}}";
+        kubectl.well(&["patch", "gq", "cpu", "-n", "beta", "--type=merge", "-p", change])?;
+        let back = wait_for("its way back", AGREES, || {
+            let request = v1::GetQuotaRequest { name: "tenants/beta/quotas/a/cpu".to_owned() };
+            let row = self.world.system.block(async { client.money().get_quota(request).await })?.into_inner();
+            Ok((row.nominal_milli == 800 && row.manager.starts_with("kubernetes/")).then_some(()))
+        });
+        let change = "{\"spec\":{\"policy\":\"Refuse\"}}";
+        kubectl.well(&["patch", "gq", "cpu", "-n", "beta", "--type=merge", "-p", change])?;
+        kubectl.well(&["wait", "--for=condition=Accepted", "gq/cpu", "-n", "beta", "--timeout=60s"])?;
+        let told = format!(
+            "refused naming the owner: {named}, changed once detached: {detached}, left so: {}, taken back: {}",
+            stays.is_ok(),
+            back.is_ok()
+        );
+        let right = named && detached && stays.is_ok() && back.is_ok();
+        Ok(Figure::new("a quota that Kubernetes manages, changed by gRPC", told, "all four", right))
     }
 
     fn jobs(&mut self, trainer: &Trainer, shape: Shape) -> anyhow::Result<()> {

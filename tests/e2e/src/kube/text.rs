@@ -19,7 +19,8 @@ const FIELDS: [&str; 11] = [
 
 /// One command and what it printed, in the form that is checked in.
 pub(super) fn section(command: &[&str], output: &str) -> String {
-    let mut text = format!("$ kubectl {}\n", command.join(" "));
+    let word = |word: &&str| if word.contains('"') { format!("'{word}'") } else { (*word).to_owned() };
+    let mut text = format!("$ kubectl {}\n", command.iter().map(word).collect::<Vec<_>>().join(" "));
     let mut lines = output.lines().peekable();
     while let Some(line) = lines.next() {
         if is_header(line) {
