@@ -56,8 +56,8 @@ const RETRY: Duration = Duration::from_secs(2);
 /// How often use and money of tenants whose jobs changed are told.
 const TELL: Duration = Duration::from_secs(1);
 /// How often jobs without an object are looked for, and how long they must have been so.
-const SWEEP: Duration = Duration::from_secs(10);
-const ORPHAN: Duration = Duration::from_secs(30);
+const SWEEP: Duration = Duration::from_secs(5);
+const ORPHAN: Duration = Duration::from_secs(15);
 
 /// Where the operator works.
 #[derive(Clone)]

@@ -77,6 +77,7 @@ impl Story {
         self.raised()?;
         figures.push(self.agreement("after the end of all jobs")?);
         figures.extend(self.curves(&reference)?);
+        figures.push(self.orphan()?);
         self.end()?;
         figures.push(self.transcript(plan)?);
         Ok(figures)
@@ -370,6 +371,29 @@ impl Story {
             figures.push(Figure::new(format!("the curve of {name}"), told, goal, right));
         }
         Ok(figures)
+    }
+
+    /// Whoever takes the finalizer away while no operator looks has a job without an object. It is ended.
+    fn orphan(&mut self) -> anyhow::Result<Figure> {
+        let kubectl = self.world.kubectl(User::Admin);
+        let manifest = json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": "GpuJob",
+            "metadata": { "name": "orphan", "namespace": "beta" },
+            "spec": { "command": ["/bin/sleep", "600"], "resources": { "share": "100m", "memory": "16Mi" } } });
+        kubectl.fed(&["apply", "-f", "-"], &manifest.to_string())?.well()?;
+        kubectl.well(&["wait", "--for=condition=Running", "gj/orphan", "-n", "beta", "--timeout=60s"])?;
+        self.world.kill_operator();
+        kubectl.well(&["delete", "gj/orphan", "-n", "beta", "--wait=false"])?;
+        let none = "{\"metadata\":{\"finalizers\":null}}";
+        kubectl.well(&["patch", "gj", "orphan", "-n", "beta", "--type=merge", "-p", none])?;
+        let running = |world: &World| -> anyhow::Result<usize> {
+            let jobs = world.system.block(world.client()?.list_jobs_of("tenants/beta"))?;
+            Ok(jobs.iter().filter(|job| job.state() == v1::JobState::Running).count())
+        };
+        let before = running(&self.world)?;
+        self.world.restart_operator()?;
+        let ended = wait_for("its end", AGREES, || Ok((running(&self.world)? == 0).then_some(()))).is_ok();
+        let figure = Figure::new("a job whose object and finalizer were taken away", ended, "ended", ended);
+        Ok(figure.control(format!("{before} ran while no operator was there"), before == 1))
     }
 
     fn end(&mut self) -> anyhow::Result<()> {

@@ -94,6 +94,11 @@ impl World {
         self.system.client()
     }
 
+    /// Kills the operator.
+    pub(super) fn kill_operator(&mut self) {
+        self.operator.kill();
+    }
+
     /// Kills the operator and starts another.
     pub(super) fn restart_operator(&mut self) -> anyhow::Result<()> {
         self.operator.kill();
