@@ -155,7 +155,7 @@ fn kubernetes(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Ve
 }
 
 /// Roads, line 8: hostile clients at the byte channels of rentals.
-pub(super) fn hostile(setting: Setting) -> anyhow::Result<Vec<Row>> {
+pub(super) fn channels(setting: Setting) -> anyhow::Result<Vec<Row>> {
     let metric = "the controller's memory, and other tenants' echoes, under hostile clients";
     if setting.quick {
         return Ok(vec![Row::new(metric, "<= 256 KiB each, <= 1.5 times as slow").skipped("the long form only")]);

@@ -19,7 +19,7 @@ pub(super) fn lines() -> Vec<Line> {
             run: Some(outside::operator_chaos),
             ..line(7, "operator, controller and API server killed while objects change")
         },
-        Line { run: Some(outside::hostile), ..line(8, "hostile clients at the gateway and at byte channels") },
+        Line { run: Some(outside::channels), ..line(8, "hostile clients at the gateway and at byte channels") },
         Line { run: Some(simulation::roads), ..line(9, "simulated days with rents, endpoints and quota changes") },
     ]
 }

@@ -96,7 +96,7 @@ pub(crate) async fn reconcile(object: Arc<GpuQuota>, context: Arc<Context>) -> R
         }
         Outcome::Stands { row, standing, again } => (row, standing, again),
     };
-    let standings = [standing, enforced(row.as_ref())];
+    let standings = [standing, enforced(row.as_deref())];
     let share = |milli: i64| format!("{milli}m");
     let status = GpuQuotaStatus {
         observed_generation: object.metadata.generation,
@@ -112,14 +112,18 @@ pub(crate) async fn reconcile(object: Arc<GpuQuota>, context: Arc<Context>) -> R
 
 enum Outcome {
     /// The row as it is, what is said of it, and when to look again.
-    Stands { row: Option<v1::Quota>, standing: Standing, again: Duration },
+    Stands { row: Option<Box<v1::Quota>>, standing: Standing, again: Duration },
     /// Nothing of the object is left.
     Gone,
 }
 
 impl Outcome {
     fn refused(row: Option<v1::Quota>, standing: Standing) -> Self {
-        Self::Stands { row, standing, again: AGAIN }
+        Self::stands(row, standing, AGAIN)
+    }
+
+    fn stands(row: Option<v1::Quota>, standing: Standing, again: Duration) -> Self {
+        Self::Stands { row: row.map(Box::new), standing, again }
     }
 
     fn no(row: Option<v1::Quota>, refused: &Refused) -> Self {
@@ -149,7 +153,7 @@ async fn set(object: &GpuQuota, uid: &str, tenant: &str, context: &Context) -> R
     let row = read(&row_name(object, tenant), context).await?;
     if let Some(row) = row.as_ref().filter(|row| row.manager == manager && wanted.is(row)) {
         let standing = Standing::new("Accepted", true, "Set", row.name.clone());
-        return Ok(Outcome::Stands { row: Some(row.clone()), standing, again: LOOK });
+        return Ok(Outcome::stands(Some(row.clone()), standing, LOOK));
     }
     if row.as_ref().is_some_and(|row| row.manager.is_empty()) && was_ours(object) {
         let message = "it was detached in Sluice and is changed there; a change of this spec takes it back";
@@ -171,7 +175,7 @@ async fn set(object: &GpuQuota, uid: &str, tenant: &str, context: &Context) -> R
     Ok(match said(context.gate.money().set_quota(timed(request)).await)? {
         Said::Yes(row) => {
             let standing = Standing::new("Accepted", true, "Set", row.name.clone());
-            Outcome::Stands { row: Some(row), standing, again: AGAIN }
+            Outcome::stands(Some(row), standing, AGAIN)
         }
         Said::No(refused) => Outcome::no(row, &refused),
     })

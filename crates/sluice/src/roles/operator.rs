@@ -20,5 +20,5 @@ pub(crate) async fn operator(arguments: OperatorArgs, global: &Global) -> anyhow
         namespace: arguments.namespace,
         identity: format!("{host}_{}", std::process::id()),
     };
-    operator::run(options, process::stop_signal()?).await.context("the operator cannot work")
+    Box::pin(operator::run(options, process::stop_signal()?)).await.context("the operator cannot work")
 }

@@ -66,7 +66,7 @@ impl Story {
     }
 
     fn tell(&mut self, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
-        let shape = Shape { steps: 400, pause: 40, every: 0 };
+        let shape = Shape { steps: 700, pause: 40, every: 0 };
         let trainer = Trainer::new(self.world.system.scratch())?;
         let reference = trainer.uninterrupted(shape)?;
         self.quotas()?;
@@ -292,7 +292,7 @@ impl Story {
         let looked = wait_for("agreement", AGREES, || {
             let (kubectl, grpc, cli) = (self.by_kubectl()?, self.by_grpc()?, self.by_cli()?);
             last = format!("kubectl {kubectl:?}, gRPC {grpc:?}, CLI {cli:?}");
-            same = (kubectl == grpc && grpc == cli).then(|| kubectl.len());
+            same = (kubectl == grpc && grpc == cli).then_some(kubectl.len());
             Ok(same.map(drop))
         });
         if looked.is_err() {
