@@ -5,7 +5,7 @@ mod support;
 
 use std::sync::Arc;
 
-use sluice_ledger::{AccountKey, QuotaKey, QuotaLimits};
+use sluice_ledger::{Account, AccountKey, QuotaKey, QuotaLimits};
 use sluice_lifecycle::model::{Goal, JobKind, JobSpec, JobState, QuotaPolicy};
 use sluice_lifecycle::{Answer, Caller, Command, Managed, Refusal, SetQuota, UserCommand};
 use sluice_types::{Bytes, CoreMilli, JobId, KeyId, MilliGpu, Nanos, ProjectId, Reason, TenantId};
@@ -405,4 +405,92 @@ fn what_is_managed_elsewhere_is_changed_there() {
     let detach = UserCommand::SetManager { object: Managed::Quota(key.clone()), manager: String::new(), detach: true };
     pair.bench.user(detach).unwrap();
     pair.bench.user(UserCommand::DeleteQuota(key, None)).unwrap();
+}
+
+#[test]
+fn an_old_quota_becomes_one_over_all_sites() {
+    let mut bench = Bench::new();
+    let class: sluice_types::DeviceClassName = "cpu".parse().unwrap();
+    let old = AccountKey::Quota(bench.tenant, class.clone());
+    let job = bench.submit_spec(part(&bench, 300));
+    bench.placed_and_running(job);
+    bench.restart_with(|rows| {
+        let mut account = Account { credits_posted: 700, ..Account::empty(old.clone()) };
+        account.debits_posted = 0;
+        let capacity = Account { debits_posted: 700, ..Account::empty(AccountKey::Capacity) };
+        rows.accounts.extend([account, capacity]);
+        // Attempts of that time do not say what they take.
+        rows.attempts.iter_mut().for_each(|row| row.charge = 0);
+    });
+    bench.pass(1);
+    let key = QuotaKey { tenant: bench.tenant, site: None, class };
+    assert_eq!(bench.state.quota(&key).unwrap().limits.nominal, 700);
+    assert_eq!(bench.state.books().account(&old).balance(), 0, "it is kept in one place only");
+    let (fits, not) = (bench.submit_spec(part(&bench, 400)), bench.submit_spec(part(&bench, 401)));
+    bench.plan();
+    assert_eq!(bench.job(fits).state, JobState::Starting);
+    assert_eq!(bench.job(not).reason, Some(Reason::QuotaExceeded));
+}
+
+/// A day of two tenants, as a die has it: whatever happens, the judge behind every command has nothing to say, and the
+/// scheduler's world is the one that rows would build.
+#[test]
+fn any_day_of_a_cohort_keeps_its_rules() {
+    let (mut drained, mut resumed) = (0, 0);
+    for seed in 0..40u64 {
+        let mut pair = Pair::new();
+        let mut dice = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut roll = move |most: u64| {
+            dice ^= dice >> 12;
+            dice ^= dice << 25;
+            dice ^= dice >> 27;
+            (dice.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % most
+        };
+        let mut jobs: Vec<JobId> = Vec::new();
+        for _ in 0..80 {
+            let (tenant, project) = if roll(2) == 0 { pair.lender } else { pair.borrower };
+            match roll(10) {
+                0..=2 => {
+                    let milli = 100 + 50 * u32::try_from(roll(10)).unwrap();
+                    jobs.push(pair.submit(project, milli));
+                }
+                3 | 4 => {
+                    let nominal = 250 * i64::try_from(roll(9)).unwrap();
+                    let borrow = 250 * i64::try_from(roll(7)).unwrap();
+                    let lend = nominal * i64::try_from(roll(3)).unwrap() / 2;
+                    let policy = if roll(3) == 0 { QuotaPolicy::Refuse } else { QuotaPolicy::Drain };
+                    let _refused_or_not = set(&mut pair.bench, tenant, (nominal, borrow, lend), policy);
+                }
+                5 => {
+                    let key = key(&pair.bench, tenant);
+                    let _refused_or_not = pair.bench.user(UserCommand::DeleteQuota(key, None));
+                }
+                6 => pair.bench.pass(1 + roll(3)),
+                _ => {
+                    if let Some(job) = jobs.get(usize::try_from(roll(jobs.len().max(1) as u64)).unwrap()).copied() {
+                        let state = pair.bench.state.job(job).map(|row| row.state);
+                        match (state, roll(3)) {
+                            (Some(JobState::Starting), _) => drop(pair.bench.running(job)),
+                            (Some(JobState::Suspending), _) => pair.stops(job, 1 + roll(9)),
+                            (Some(JobState::Running), 0) => {
+                                let task = pair.bench.task(job);
+                                pair.bench.end(task);
+                            }
+                            (Some(_), 1) => drop(pair.bench.user(UserCommand::Suspend(job, None))),
+                            (Some(_), 2) => drop(pair.bench.user(UserCommand::Resume(job, None))),
+                            _ => {}
+                        }
+                    }
+                }
+            }
+            let jobs = || pair.bench.state.jobs();
+            drained += jobs().filter(|job| job.reason == Some(Reason::QuotaReclaimed)).count();
+            resumed += jobs().filter(|job| job.message == "its quota covers it again").count();
+            pair.bench.plan();
+        }
+        pair.bench.check_world();
+        pair.bench.restart_with(|_| {});
+        pair.bench.pass(1);
+    }
+    assert!(drained > 100 && resumed > 10, "{drained} were drained, {resumed} resumed");
 }

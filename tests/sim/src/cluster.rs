@@ -68,6 +68,12 @@ pub(crate) fn quota(tenant: TenantId, nominal: i64) -> SetQuota {
     SetQuota { key, limits, policy: QuotaPolicy::Refuse, version: None }
 }
 
+/// A quota at a site: what is its own, what it may borrow, and what it lends.
+pub(crate) fn site_quota(tenant: TenantId, site: SiteId, (nominal, borrow, lend): (i64, i64, i64)) -> SetQuota {
+    let key = QuotaKey { tenant, site: Some(site), class: name("gpu") };
+    SetQuota { key, limits: QuotaLimits { nominal, borrow, lend }, policy: QuotaPolicy::Drain, version: None }
+}
+
 pub(crate) fn prices(device_hour: i64, sites: &[SiteId]) -> Vec<Price> {
     let rate = |device_hour: i64| Rate {
         device_hour: Credits::new(device_hour),
@@ -110,6 +116,12 @@ impl Sim {
         self.command_now(Command::User(system(), UserCommand::SetPrices(prices(2_500_001, &sites))));
         for tenant in 0..TENANTS {
             self.add_tenant(tenant);
+        }
+        // A cohort at the first site, to which all of them belong.
+        let limits = [(1500, 500, 1500), (300, 1500, 0), (0, 2000, 0), (1000, 0, 500)];
+        for ((tenant, _), limits) in self.users.tenants.clone().into_iter().zip(limits) {
+            let wanted = site_quota(tenant, self.sites[0].id, limits);
+            self.command_now(Command::User(system(), UserCommand::SetQuota(wanted)));
         }
     }
 

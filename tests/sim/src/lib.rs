@@ -52,6 +52,10 @@ pub struct Outcome {
     pub rents: usize,
     /// Of them those whose time was over.
     pub expired: usize,
+    /// Attempts that were stopped for want of quota.
+    pub drained: usize,
+    /// Jobs that resumed by themselves after it.
+    pub resumed: usize,
     /// Faults that struck; healing is none.
     pub faults: usize,
     /// Transactions.
@@ -98,6 +102,8 @@ fn simulate(seed: u64, day: Day, tracing: bool) -> Outcome {
         succeeded: oracle.succeeded,
         rents: oracle.rents_begun(),
         expired: oracle.expired,
+        drained: oracle.quotas.stopped,
+        resumed: oracle.quotas.resumed,
         faults: sim.fault_count,
         commits: oracle.commits,
         crashes: oracle.crashes,

@@ -62,12 +62,20 @@ pub(super) fn roads(setting: Setting) -> anyhow::Result<Vec<Row>> {
     if setting.quick {
         let mut small = Command::new(place::target().join("debug/sluice-sim"));
         let days = ran(small.args(["--small", "--seeds", "6..10"]))?;
-        return Ok(vec![days_row(&days), least(&days, "expired", "rentals that had their time", 1.0), endpoints()]);
+        return Ok(vec![
+            days_row(&days),
+            least(&days, "expired", "rentals that had their time", 1.0),
+            least(&days, "drained", "attempts stopped for want of quota", 1.0),
+            endpoints(),
+        ]);
     }
     let days = ran(simulator().args(["--seeds", "500..600"]))?;
     let bugs = ran(simulator().args(["bugs", "--only", "-rent-"]))?;
     let (caught, planted) = (bugs.figure("caught"), bugs.figure("bugs"));
     let judged = Row::new("planted bugs of rentals that the judge catches", format!("all of {planted}"));
+    let quotas = ran(simulator().args(["bugs", "--only", "-quota-"]))?;
+    let (quotas_caught, quotas_planted) = (quotas.figure("caught"), quotas.figure("bugs"));
+    let quotas_judged = Row::new("planted bugs of quotas that the judge catches", format!("all of {quotas_planted}"));
     Ok(vec![
         days_row(&days).control(format!("with a planted bug {caught} of {planted} fail"), caught > 0.0),
         least(&days, "least_rents", "rentals that begin in a seed, least", LEAST_RENTS),
@@ -75,6 +83,16 @@ pub(super) fn roads(setting: Setting) -> anyhow::Result<Vec<Row>> {
         judged
             .measured(caught.to_string(), "bugs", bugs.fine && planted >= 4.0 && caught == planted)
             .control("without a patch the same seeds break no law", bugs.fine)
+            .peer("the unbroken system"),
+        least(&days, "drained", "attempts stopped for want of quota, in all seeds", 500.0),
+        least(&days, "resumed", "of their jobs those that resumed by themselves", 200.0),
+        quotas_judged
+            .measured(
+                quotas_caught.to_string(),
+                "bugs",
+                quotas.fine && quotas_planted >= 9.0 && quotas_caught == quotas_planted,
+            )
+            .control("without a patch the same seeds break no law", quotas.fine)
             .peer("the unbroken system"),
         endpoints(),
     ])

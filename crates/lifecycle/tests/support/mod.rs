@@ -37,6 +37,8 @@ pub(crate) struct Bench {
     journals: BTreeMap<NodeId, u64>,
     /// Of every transfer: the store takes none twice.
     causes: BTreeSet<String>,
+    /// All rows that were written, in order.
+    written: Rows,
 }
 
 impl Bench {
@@ -58,6 +60,7 @@ impl Bench {
             world: World::new(),
             journals: BTreeMap::new(),
             causes: BTreeSet::new(),
+            written: Rows::default(),
         };
         for site in 0..2u8 {
             let made = bench.user(UserCommand::CreateSite(format!("site-{site}").parse().unwrap())).unwrap();
@@ -106,8 +109,50 @@ impl Bench {
             self.world.apply(&delta);
         }
         quota::judge(&self.state);
+        self.written.append(rows.clone());
         self.rows = rows;
         answers.remove(0)
+    }
+
+    /// The writer starts anew from what was written, changed as wanted: the working set, its world and its judge are as before.
+    pub(crate) fn restart_with(&mut self, change: impl FnOnce(&mut Rows)) {
+        fn last<K: Ord, R: Clone>(rows: &[R], key: impl Fn(&R) -> K) -> Vec<R> {
+            rows.iter().map(|row| (key(row), row.clone())).collect::<BTreeMap<_, _>>().into_values().collect()
+        }
+        let all = &self.written;
+        let mut rows = Rows {
+            tenants: last(&all.tenants, |row| row.id),
+            projects: last(&all.projects, |row| row.id),
+            sites: last(&all.sites, |row| row.id),
+            nodes: last(&all.nodes, |row| row.id),
+            jobs: last(&all.jobs, |row| row.id),
+            attempts: last(&all.attempts, |row| row.id),
+            leases: last(&all.leases, |row| row.id),
+            checkpoints: last(&all.checkpoints, |row| row.id).into_iter().filter(|row| !row.retired).collect(),
+            migrations: last(&all.migrations, |row| row.id),
+            windows: last(&all.windows, |row| (row.lease, row.sequence)),
+            prices: all.prices.clone(),
+            budgets: last(&all.budgets, |row| row.scope.clone()),
+            quotas: last(&all.quotas, |row| row.key.clone()),
+            accounts: last(&all.accounts, |row| row.key.clone()),
+            holds: last(&all.holds, |row| row.id),
+            counters: all.counters,
+            ..Rows::default()
+        };
+        rows.jobs.retain(|row| self.state.job(row.id).is_some());
+        let known = |job| self.state.job(job).is_some();
+        rows.attempts.retain(|row| known(row.job));
+        rows.leases.retain(|row| known(row.job));
+        rows.checkpoints.retain(|row| known(row.job));
+        rows.migrations.retain(|row| known(row.job));
+        rows.windows.retain(|row| known(row.job));
+        change(&mut rows);
+        let last_event = self.state.last_event();
+        let settings = self.state.settings().clone();
+        self.state = State::load(Snapshot { rows, last_id: 0, last_event }, settings, self.now);
+        quota::judge(&self.state);
+        self.world = World::new();
+        self.state.world(self.now).iter().for_each(|delta| self.world.apply(delta));
     }
 
     /// The world that was advanced step by step is the one that a restart would build.

@@ -41,6 +41,12 @@ impl Ledger {
         sums.credits + sums.line - sums.debits - sums.debits_pending
     }
 
+    /// What is promised of an account, and its line.
+    pub(crate) fn standing(&self, key: &AccountKey) -> (i128, i128) {
+        let sums = self.accounts.get(key).copied().unwrap_or_default();
+        (sums.debits_pending, sums.line)
+    }
+
     pub(crate) fn is_open(&self, hold: HoldId) -> bool {
         self.holds.contains_key(&hold)
     }
