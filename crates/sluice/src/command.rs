@@ -30,6 +30,9 @@ pub(crate) enum Role {
     Vault(VaultArgs),
     /// Runs a node agent; `node join TOKEN` makes this machine a node of a site first.
     Node(NodeRole),
+    /// Carries Tenants, GpuQuotas and GpuJobs of a Kubernetes cluster (KUBECONFIG, or the Pod's service account) to the
+    /// controller, with the key of a platform admin.
+    Operator(OperatorArgs),
     /// Supervises one task (started by a node agent).
     #[command(hide = true)]
     Supervise {
@@ -211,6 +214,15 @@ pub(crate) struct VaultArgs {
     pub(crate) join: JoinArgs,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct OperatorArgs {
+    /// Namespace of the Lease that makes one operator act at a time.
+    #[arg(long, default_value = "sluice-system")]
+    pub(crate) namespace: String,
+    #[command(flatten)]
+    pub(crate) with_parent: ParentArgs,
 }
 
 /// `node …` and `node join TOKEN …`.

@@ -50,6 +50,7 @@ async fn run(role: Role, global: sluice_cli::Global) -> ExitCode {
         Role::Controller(arguments) => roles::controller(arguments).await,
         Role::Vault(arguments) => Box::pin(roles::vault(arguments)).await,
         Role::Node(node) => roles::node(node.arguments(), &global).await,
+        Role::Operator(arguments) => Box::pin(roles::operator(arguments, &global)).await,
         // Done before there was a runtime.
         Role::Supervise { .. }
         | Role::Enter { .. }

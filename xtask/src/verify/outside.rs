@@ -155,9 +155,24 @@ pub(super) fn hostile_clients(setting: Setting) -> anyhow::Result<Vec<Row>> {
     Ok(rows)
 }
 
+/// Roads, line 5: two tenants and their quotas, with nothing but kubectl.
+pub(super) fn story(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    kubernetes("story", &[], setting)
+}
+
 /// Roads, line 6: what is wrong, and who may not, is refused by a real API server.
 pub(super) fn refusals(setting: Setting) -> anyhow::Result<Vec<Row>> {
     kubernetes("refusals", if setting.quick { &["--quick"] } else { &[] }, setting)
+}
+
+/// Roads, line 7: operator, controller and API server killed while objects change.
+pub(super) fn operator_chaos(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let seed = setting.seed.to_string();
+    let mut flags = vec!["--seed", &seed];
+    if setting.quick {
+        flags.extend(["--objects", "40", "--kills", "1"]);
+    }
+    kubernetes("chaos", &flags, setting)
 }
 
 /// What is shown on a Kubernetes of its own. The long form builds one where there is none.

@@ -16,12 +16,15 @@ pub(super) fn lines() -> Vec<Line> {
             run: Some(outside::scales),
             ..line(4, "scale from zero and back, and a replica that moves under a stream")
         },
-        line(5, "quotas by kubectl against a real API server"),
+        Line { run: Some(outside::story), ..line(5, "quotas by kubectl against a real API server") },
         Line {
             run: Some(outside::refusals),
             ..line(6, "invalid manifests, and owners of namespaces who are no admins")
         },
-        line(7, "operator, controller and API server killed while objects change"),
+        Line {
+            run: Some(outside::operator_chaos),
+            ..line(7, "operator, controller and API server killed while objects change")
+        },
         Line { run: Some(outside::hostile_clients), ..line(8, "hostile clients at the gateway and at byte channels") },
         Line { run: Some(simulation::roads), ..line(9, "simulated days with rents, endpoints and quota changes") },
     ]

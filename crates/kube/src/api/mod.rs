@@ -10,7 +10,7 @@ mod job;
 mod quota;
 mod tenant;
 
-pub use condition::{Condition, Standing};
+pub use condition::{Condition, Standing, conditions};
 pub use job::{
     Blob, Checkpoint, Directory, EnvVar, GpuJob, GpuJobSpec, GpuJobStatus, Input, Network, Resources, Retry,
     SecretFile, StateProvider,

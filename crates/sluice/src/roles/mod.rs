@@ -4,6 +4,7 @@ mod controller;
 mod engine;
 mod host;
 mod node;
+mod operator;
 mod vault;
 
 use std::path::Path;
@@ -12,6 +13,7 @@ use std::process::ExitCode;
 pub(crate) use controller::controller;
 pub(crate) use engine::{engine_check, engine_requantize, engine_worker};
 pub(crate) use node::{half_of_memory, node};
+pub(crate) use operator::operator;
 pub(crate) use vault::vault;
 
 /// Supervises one task to its end.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_e2e::kube::{self, User, refusals};
+use sluice_e2e::kube::{self, User, chaos, refusals, story};
 use sluice_e2e::{Figure, print};
 
 /// Starts and ends a Kubernetes control plane with Sluice's kinds.
@@ -29,6 +29,10 @@ enum What {
     },
     /// Wrong manifests, and people who may not
     Refusals(refusals::Plan),
+    /// Two tenants, with nothing but kubectl
+    Story(story::Plan),
+    /// Operator, controller and API server killed while objects change
+    Chaos(chaos::Plan),
 }
 
 fn main() -> anyhow::Result<ExitCode> {
@@ -50,6 +54,19 @@ fn main() -> anyhow::Result<ExitCode> {
             Vec::new()
         }
         What::Refusals(plan) => refusals::run(&plan)?,
+        What::Story(plan) => whole(|| story::run(&plan))?,
+        What::Chaos(plan) => whole(|| chaos::run(&plan))?,
     };
     Ok(if print(&figures)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// What needs a whole system beside the cluster.
+fn whole(run: impl FnOnce() -> anyhow::Result<Vec<Figure>>) -> anyhow::Result<Vec<Figure>> {
+    match sluice_e2e::missing() {
+        Some(reason) => {
+            println!("SKIPPED: {reason}");
+            Ok(Vec::new())
+        }
+        None => run(),
+    }
 }

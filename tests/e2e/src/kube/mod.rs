@@ -4,12 +4,19 @@
 //! * [`Cluster`] starts, kills and ends its parts, by process number.
 //! * [`Kubectl`] is what its users type.
 //! * [`refusals`] shows that what is wrong, and who may not, is refused.
+//! * [`story`] has two tenants work with nothing but kubectl, beside a whole system.
+//! * [`chaos`] kills operator, controller and API server while objects change.
 
 mod access;
+mod changes;
+pub mod chaos;
 mod cluster;
 mod door;
 mod kubectl;
 pub mod refusals;
+pub mod story;
+mod text;
+mod world;
 
 pub use cluster::{Cluster, Part, down, up};
 pub use kubectl::Kubectl;
@@ -85,5 +92,13 @@ pub fn install(kubectl: &Kubectl) -> anyhow::Result<()> {
     kubectl.well(&["apply", "--server-side", "-k", folder])?;
     let kinds = ["crd/tenants.sluice.dev", "crd/gpuquotas.sluice.dev", "crd/gpujobs.sluice.dev"];
     kubectl.well(&[&["wait", "--for=condition=Established", "--timeout=60s"], kinds.as_slice()].concat())?;
-    Ok(())
+    // The operator of tests comes with a token instead of a service account.
+    let user = format!("--user={}", User::Operator.name());
+    let create = |kind: &str, role: &str, more: &[&str]| -> anyhow::Result<()> {
+        let made = kubectl.run(&[&["create", kind, "test-operator", role, &user], more].concat())?;
+        anyhow::ensure!(made.code == 0 || made.stderr.contains("AlreadyExists"), "{}", made.stderr);
+        Ok(())
+    };
+    create("clusterrolebinding", "--clusterrole=sluice-operator", &[])?;
+    create("rolebinding", "--role=sluice-operator", &["-n", "sluice-system"])
 }

@@ -17,6 +17,28 @@ use super::{Cluster, User};
 use crate::Figure;
 use cases::{Case, Kind};
 
+/// Where wrong manifests are sent.
+pub(crate) const NAMESPACE: &str = "team-a";
+
+/// Sends all wrong manifests in earnest. Returns how many.
+///
+/// # Errors
+/// One of them was taken.
+pub(crate) async fn in_earnest(kubeconfig: &std::path::Path) -> anyhow::Result<usize> {
+    let admin = Door::open(kubeconfig).await?;
+    let mut sent = 0;
+    for case in cases::all().iter().filter(|case| !case.update) {
+        let mut object = case.kind.good();
+        object["metadata"]["name"] = json!("wrong");
+        merge(&mut object, &case.change);
+        let answer =
+            admin.create(&format!("{}?fieldValidation=Strict", path("sluice.dev", case.kind)), &object).await?;
+        anyhow::ensure!(answer.is_err(), "{} was taken", case.change);
+        sent += 1;
+    }
+    Ok(sent)
+}
+
 /// How much is shown.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Plan {
