@@ -129,11 +129,11 @@ mod tests {
         let write = tokio::spawn(async move { near.write_all(&[0; 100]).await });
         for _ in 0..10 {
             tokio::time::sleep(Duration::from_secs(20)).await;
-            assert_eq!(outflow.state().blocked, true);
+            assert!(outflow.state().blocked);
             far.read_exact(&mut [0; 9]).await.unwrap();
         }
         write.await.unwrap().unwrap();
-        assert_eq!(outflow.state().blocked, false);
+        assert!(!outflow.state().blocked);
         let (near, _far) = tokio::io::duplex(10);
         let mut near = Watched::new(near, Duration::from_secs(30));
         let begun = Instant::now();

@@ -213,11 +213,7 @@ async fn who_leaves_pays_for_what_was_delivered_and_frees_the_place() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_read_holds_its_worker_back_and_is_cut_off() {
     let served = quick(1);
-    let mut body = json!({"model": "small", "prompt": "slow", "max_tokens": 190, "stream": true, "seed": 5});
-    // Long events, so that the kernel's buffers fill.
-    body["model"] = "small".into();
-    let name = "x".repeat(1);
-    body["user"] = name.into();
+    let body = json!({"model": "small", "prompt": "slow", "max_tokens": 190, "stream": true, "seed": 5});
     let mut streams = Vec::new();
     for _ in 0..4 {
         let body = body.to_string();

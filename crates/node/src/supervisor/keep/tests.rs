@@ -126,7 +126,7 @@ fn furnish(home: &Path) {
     fs::write(home.join("d/e/program"), "#!/bin/sh\n").unwrap();
     fs::set_permissions(home.join("d/e/program"), Permissions::from_mode(0o4755)).unwrap();
     fs::write(home.join("secret"), "s").unwrap();
-    fs::set_permissions(home.join("secret"), Permissions::from_mode(0)).unwrap();
+    fs::set_permissions(home.join("secret"), Permissions::from_mode(0o0)).unwrap();
     let sparse = File::create_new(home.join("sparse")).unwrap();
     sparse.set_len(1 << 26).unwrap();
     for place in [0, 1 << 20, (1 << 26) - 5] {
