@@ -97,6 +97,16 @@ pub(crate) struct Connection {
     pub(crate) scope: Scope,
 }
 
+/// The way to the controller that the flags and the context name: its address, its authority (PEM) and the key, where there
+/// is one. For roles that are clients of the controller.
+///
+/// # Errors
+/// As for any user command.
+pub fn controller_of(global: &Global) -> Result<(String, String, Option<String>), CliError> {
+    let connection = resolve(global)?;
+    Ok((connection.server, connection.ca_pem, connection.key.map(|key| key.reveal().to_owned())))
+}
+
 /// The data folder when none is named: `$SLUICE_DATA`, else `$XDG_DATA_HOME/sluice`, else `~/.local/share/sluice`.
 ///
 /// # Errors

@@ -49,7 +49,7 @@ use clap::{Args as _, Subcommand as _};
 
 pub use args::*;
 pub use connect::SERVER_NAME;
-pub use context::{ApiKey, CONTEXT_FILE, Context, default_data_dir};
+pub use context::{ApiKey, CONTEXT_FILE, Context, controller_of, default_data_dir};
 pub use duration::{DurationError, parse_duration, print_duration};
 pub use error::{CliError, Exit};
 pub use output::{Format, Style};

@@ -23,6 +23,7 @@ use crate::api::{Api, ApiParts};
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::ControllerError;
+use crate::gateway::{Cluster, Door, GatewayConfig};
 use crate::importer::Importer;
 use crate::janitor::Janitor;
 use crate::link::{BlobSource, Hub, IdentityApi, NodeApi, SiteApi};
@@ -58,6 +59,8 @@ pub struct ControllerConfig {
     pub names: Vec<String>,
     /// Bounds and times of the state machines.
     pub settings: Settings,
+    /// How users' HTTP is served; `None` = not at all.
+    pub gateway: Option<GatewayConfig>,
     /// How long certificates live.
     pub lifetimes: Lifetimes,
 }
@@ -141,6 +144,7 @@ impl Controller {
             clock: Arc::clone(&shared.clock),
         };
         let janitor = tokio::spawn(janitor.run(stop.clone()));
+        let gateway = gateway(&config, &shared, &writer, stop.clone())?;
         let importer = Importer {
             directory: Arc::clone(&shared.directory),
             store: Arc::clone(&shared.store),
@@ -164,6 +168,7 @@ impl Controller {
                 ("the planner", planning),
                 ("the server", server),
                 ("the janitor", janitor),
+                ("the gateway", gateway),
                 ("the importer", importer),
             ],
         })
@@ -291,13 +296,38 @@ async fn first_admin(config: &ControllerConfig, writer: &WriterHandle) -> Result
     getrandom::fill(&mut secret).map_err(|_| ControllerError::Stopped("the source of randomness"))?;
     let command =
         UserCommand::CreateKey { tenant: None, project: None, role: Role::PlatformAdmin, hash: secret_digest(&secret) };
-    let caller = Caller { key: KeyId::from_raw(0), request: None };
+    let caller = Caller::of(KeyId::from_raw(0));
     let answer = writer.submit(Command::User(caller, command)).await;
     let answer = answer.map_err(|_| ControllerError::Stopped("the writer"))?;
     let id: KeyId = answer.object.parse().map_err(|_| ControllerError::Stopped("the writer"))?;
     write_private(&path, secret_text(id, &secret).as_bytes())?;
     tracing::info!(key = %id, file = %path.display(), "made a platform admin's key");
     Ok(())
+}
+
+/// The door for users' HTTP, where there is to be one.
+fn gateway(
+    config: &ControllerConfig,
+    shared: &Shared,
+    writer: &WriterHandle,
+    stop: CancellationToken,
+) -> Result<JoinHandle<Result<(), ControllerError>>, ControllerError> {
+    let Some(wanted) = config.gateway.clone() else {
+        return Ok(tokio::spawn(async move {
+            stop.cancelled().await;
+            Ok(())
+        }));
+    };
+    let control = Cluster {
+        directory: Arc::clone(&shared.directory),
+        writer: writer.clone(),
+        hub: Arc::clone(&shared.hub),
+        clock: Arc::clone(&shared.clock),
+    };
+    let (authority, clock) = (Arc::clone(&shared.authority), Arc::clone(&shared.clock));
+    let tls = tls::config(authority, config.names.clone(), config.lifetimes.controller, clock)?;
+    let door = Door { config: wanted, control: Arc::new(control), tls, data: config.data.clone() };
+    Ok(tokio::spawn(door.run(stop)))
 }
 
 #[allow(clippy::too_many_arguments)]

@@ -133,6 +133,24 @@ impl Serving {
         self.read().models.get(&id).cloned()
     }
 
+    /// The replicas of an endpoint that run, and whether each takes requests: one that was told to stop goes on with those
+    /// that it has.
+    pub(crate) fn holders(&self, endpoint: EndpointId) -> Vec<(Place, bool)> {
+        let inner = self.read();
+        let replicas = inner.replicas.get(&endpoint).into_iter().flatten();
+        let running = replicas.filter_map(|(job, replica)| {
+            let place = inner.running(*job, replica.current?)?;
+            Some((place, inner.place(*job, replica).is_some()))
+        });
+        running.collect()
+    }
+
+    /// Where an attempt of a replica runs.
+    pub(crate) fn holder(&self, attempt: AttemptId) -> Option<Place> {
+        let inner = self.read();
+        inner.running(inner.attempts.get(&attempt)?.job, attempt)
+    }
+
     /// Whether the import of any model has not ended.
     pub(crate) fn imports(&self) -> bool {
         self.read().models.values().any(|row| row.state == ModelState::Importing)
@@ -193,15 +211,18 @@ impl Inner {
         false
     }
 
+    fn running(&self, job: JobId, attempt: AttemptId) -> Option<Place> {
+        let attempt = self.attempts.get(&attempt)?;
+        let task = attempt.tasks.first().filter(|task| task.state == TaskState::Running)?;
+        let key = TaskKey { attempt: attempt.id, lease: task.lease, generation: attempt.generation };
+        Some(Place { job, key, node: task.device.node, site: attempt.site })
+    }
+
     fn place(&self, job: JobId, replica: &Replica) -> Option<Place> {
         let attempt = self.attempts.get(&replica.current?)?;
-        let task = attempt.tasks.first()?;
-        let takes = replica.state == JobState::Running
-            && attempt.state == AttemptState::Running
-            && attempt.goal == Goal::Run
-            && task.state == TaskState::Running;
-        let key = TaskKey { attempt: attempt.id, lease: task.lease, generation: attempt.generation };
-        takes.then_some(Place { job, key, node: task.device.node, site: attempt.site })
+        let takes =
+            replica.state == JobState::Running && attempt.state == AttemptState::Running && attempt.goal == Goal::Run;
+        self.running(job, attempt.id).filter(|_| takes)
     }
 }
 

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use sluice_proto::v1;
+use sluice_proto::v1::endpoint_service_client::EndpointServiceClient;
 use sluice_proto::v1::fleet_service_client::FleetServiceClient;
 use sluice_proto::v1::job_service_client::JobServiceClient;
 use sluice_proto::v1::money_service_client::MoneyServiceClient;
 use sluice_proto::v1::session_service_client::SessionServiceClient;
+use sluice_proto::v1::tenant_service_client::TenantServiceClient;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::service::Interceptor;
 use tonic::service::interceptor::InterceptedService;
@@ -97,10 +99,34 @@ impl Client {
         SessionServiceClient::new(self.authed())
     }
 
+    /// Tenants.
+    #[must_use]
+    pub fn tenants(&self) -> TenantServiceClient<Authed> {
+        TenantServiceClient::new(self.authed())
+    }
+
     /// The fleet.
     #[must_use]
     pub fn fleet(&self) -> FleetServiceClient<Authed> {
         FleetServiceClient::new(self.authed())
+    }
+
+    /// All requests of a project, or to an endpoint.
+    ///
+    /// # Errors
+    /// The API's.
+    pub async fn list_requests(&self, parent: &str) -> anyhow::Result<Vec<v1::InferenceRequest>> {
+        let mut service = EndpointServiceClient::new(self.authed()).max_decoding_message_size(ANSWER);
+        let (mut all, mut token) = (Vec::new(), String::new());
+        loop {
+            let request = v1::ListRequestsRequest { parent: parent.to_owned(), page_size: PAGE, page_token: token };
+            let page = service.list_requests(request).await?.into_inner();
+            all.extend(page.requests);
+            token = page.next_page_token;
+            if token.is_empty() {
+                return Ok(all);
+            }
+        }
     }
 
     /// All jobs of the project.
@@ -165,6 +191,26 @@ impl Client {
                 return Ok(all);
             }
         }
+    }
+
+    /// Uploads a folder as a tar archive. Returns its digest and size.
+    ///
+    /// # Errors
+    /// The folder's, and the API's.
+    pub async fn upload_folder(&self, project: &str, folder: &Path) -> anyhow::Result<(String, u64)> {
+        let mut archive = tar::Builder::new(Vec::new());
+        archive.append_dir_all("", folder)?;
+        let bytes = archive.into_inner()?;
+        let (digest, size_bytes) = (blake3::hash(&bytes).to_hex().to_string(), u64::try_from(bytes.len())?);
+        let header = v1::UploadBlobHeader { parent: project.to_owned(), digest: digest.clone(), size_bytes };
+        let part = |part| v1::UploadBlobRequest { part: Some(part) };
+        let mut parts = vec![part(v1::upload_blob_request::Part::Header(header))];
+        let chunks = bytes.chunks(256 << 10).map(|chunk| v1::upload_blob_request::Part::Data(chunk.to_vec().into()));
+        parts.extend(chunks.map(part));
+        let mut request = Request::new(tokio_stream::iter(parts));
+        request.set_timeout(Duration::from_secs(120));
+        self.jobs().upload_blob(request).await?;
+        Ok((digest, size_bytes))
     }
 
     /// One file of a job's outputs; `None` where there are none.

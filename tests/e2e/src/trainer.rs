@@ -64,6 +64,20 @@ impl Trainer {
         Ok(Self { folder, apart })
     }
 
+    /// What is uploaded.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What is run in it, with its pauses.
+    #[must_use]
+    pub fn command(shape: Shape) -> Vec<String> {
+        let mut words = Self::words("./trainer", shape, &[]);
+        words.extend(["--pause-ms".to_owned(), shape.pause.to_string()]);
+        words
+    }
+
     /// Of flags that are given twice the trainer takes the later one.
     fn words(program: &str, shape: Shape, more: &[&str]) -> Vec<String> {
         let mut words = vec![program.to_owned(), "--data".to_owned(), "text".to_owned()];

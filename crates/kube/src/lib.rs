@@ -1,0 +1,11 @@
+//! Sluice in Kubernetes: the kinds of `sluice.dev/v1alpha1`, and the operator that carries them to the controller and back.
+//!
+//! * [`api`] are the kinds. Their schema, with its rules, is generated from them ([`manifests`]).
+//! * [`operator`] carries objects to the controller, and what becomes of them back.
+
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a test fails by panicking"))]
+
+pub mod amount;
+pub mod api;
+pub mod manifests;
+pub mod operator;

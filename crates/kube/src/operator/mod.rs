@@ -1,0 +1,339 @@
+//! The operator: watch → index → commands to the controller → status.
+//!
+//! It is a client of the same gRPC as everybody else, with the key of a platform admin. Objects carry no author, so it never
+//! asks who wrote one; it asks whom the object's *namespace* acts for, and only a cluster-scoped Tenant says that
+//! ([`index`]). For an object it touches what that object manages (`manager`, kept by the controller) within that tenant,
+//! and nothing else. Nothing is read back from status to decide whose money is spent.
+//!
+//! It keeps no state: [`decide`] goes by the object, the binding and the job as they are now, so it may be killed at any
+//! instruction, and what it had sent is sent again under the same request id ([`identity`]).
+
+mod cache;
+mod convert;
+mod decide;
+mod gate;
+mod identity;
+mod index;
+mod jobs;
+mod lease;
+mod quotas;
+mod tenants;
+mod write;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt as _;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::Namespace;
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use kube::runtime::watcher::{self, Event};
+use kube::runtime::{Config as RuntimeConfig, Controller as Runtime, WatchStreamExt as _};
+use kube::{Api, Client, ResourceExt as _};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::{ReceiverStream, WatchStream};
+use tokio_util::sync::CancellationToken;
+
+pub use convert::{Unusable, job_spec, job_status};
+pub use decide::{JobSight, JobStep, job_standings, job_step};
+pub use gate::{Controller, GateError};
+pub use identity::{Cluster, FIELD_MANAGER, FINALIZER, request_id};
+pub use index::{Bound, Index};
+
+use crate::api::{GpuJob, GpuQuota, Tenant};
+use cache::Jobs;
+use gate::Gate;
+use lease::Leadership;
+
+/// Objects that are worked on at once.
+const AT_ONCE: u16 = 16;
+/// Triggers that wait.
+const QUEUE: usize = 1024;
+/// After a failure.
+const RETRY: Duration = Duration::from_secs(2);
+/// How often use and money of tenants whose jobs changed are told.
+const TELL: Duration = Duration::from_secs(1);
+/// How often jobs without an object are looked for, and how long they must have been so.
+const SWEEP: Duration = Duration::from_secs(5);
+const ORPHAN: Duration = Duration::from_secs(15);
+
+/// Where the operator works.
+#[derive(Clone)]
+pub struct Options {
+    /// The controller.
+    pub controller: Controller,
+    /// The namespace of the operator's Lease.
+    pub namespace: String,
+    /// This process, as the Lease names it.
+    pub identity: String,
+}
+
+/// Why the operator cannot work.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server.
+    #[error("the API server")]
+    Kubernetes(#[from] kube::Error),
+    /// The way to it.
+    #[error("the kubeconfig, or the service account")]
+    Config(#[from] kube::config::InferConfigError),
+    /// The controller.
+    #[error("the controller: {}", .0.message())]
+    Controller(Box<tonic::Status>),
+    /// The way to the controller.
+    #[error("the way to the controller")]
+    Gate(#[from] GateError),
+}
+
+impl From<tonic::Status> for Error {
+    fn from(status: tonic::Status) -> Self {
+        Self::Controller(Box::new(status))
+    }
+}
+
+/// Things by the uid of an object.
+pub(crate) struct ByUid<T>(Mutex<BTreeMap<String, T>>);
+
+impl<T> Default for ByUid<T> {
+    fn default() -> Self {
+        Self(Mutex::default())
+    }
+}
+
+impl<T: Clone> ByUid<T> {
+    fn with<R>(&self, act: impl FnOnce(&mut BTreeMap<String, T>) -> R) -> R {
+        // Whoever panicked left a whole map.
+        act(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn insert(&self, uid: &str, it: T) {
+        self.with(|all| all.insert(uid.to_owned(), it));
+    }
+
+    pub(crate) fn remove(&self, uid: &str) {
+        self.with(|all| all.remove(uid));
+    }
+
+    fn get(&self, uid: &str) -> Option<T> {
+        self.with(|all| all.get(uid).cloned())
+    }
+
+    fn all(&self) -> Vec<T> {
+        self.with(|all| all.values().cloned().collect())
+    }
+}
+
+/// What reconcilers share.
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) gate: Gate,
+    pub(crate) cluster: Cluster,
+    pub(crate) jobs: Jobs,
+    index: RwLock<Index>,
+    pub(crate) job_objects: ByUid<ObjectRef<GpuJob>>,
+    /// With the tenant that each is of.
+    pub(crate) quota_objects: ByUid<(ObjectRef<GpuQuota>, String)>,
+    pub(crate) tenant_objects: ByUid<(ObjectRef<Tenant>, String)>,
+}
+
+impl Context {
+    /// Whom a namespace acts for.
+    pub(crate) fn bound(&self, namespace: &str) -> Option<Bound> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).bound(namespace)
+    }
+
+    /// The namespaces of a tenant, and those that it names but another has.
+    pub(crate) fn namespaces(&self, tenant: &str) -> (Vec<String>, Vec<(String, String)>) {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).namespaces(tenant)
+    }
+
+    fn index(&self, act: impl FnOnce(&mut Index)) {
+        act(&mut self.index.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+/// Works until `stop`. While another operator holds the Lease, it waits.
+///
+/// # Errors
+/// There is no way to the API server or to the controller that could be tried.
+pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Error> {
+    let gate = Gate::new(&options.controller)?;
+    let client = Client::try_from(kube::Config::infer().await?)?;
+    let leadership =
+        Leadership::new(Api::<Lease>::namespaced(client.clone(), &options.namespace), options.identity.clone());
+    loop {
+        tokio::select! {
+            () = leadership.acquire() => {}
+            () = stop.cancelled() => return Ok(()),
+        }
+        tracing::info!(identity = options.identity, "holds the Lease: works");
+        let done = tokio::select! {
+            done = work(client.clone(), gate.clone()) => done,
+            () = leadership.hold() => {
+                tracing::warn!("lost the Lease: waits for it");
+                continue;
+            }
+            () = stop.cancelled() => {
+                leadership.release().await;
+                return Ok(());
+            }
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, source = std::error::Error::source(&error).map(ToString::to_string), "begins again");
+            leadership.release().await;
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+/// Works as the one that may. All that it starts ends with it.
+async fn work(client: Client, gate: Gate) -> Result<(), Error> {
+    let home = Api::<Namespace>::all(client.clone()).get("kube-system").await?;
+    let cluster = Cluster::new(&home.uid().unwrap_or_default());
+    let (changed, changes) = mpsc::channel(QUEUE);
+    let context = Arc::new(Context {
+        jobs: Jobs::new(cluster.clone(), changed),
+        client,
+        gate,
+        cluster,
+        index: RwLock::default(),
+        job_objects: ByUid::default(),
+        quota_objects: ByUid::default(),
+        tenant_objects: ByUid::default(),
+    });
+    // Counts changes of bindings.
+    let bindings = watch::Sender::new(0u64);
+    let ready = CancellationToken::new();
+    tokio::select! {
+        () = context.jobs.watch(&context.gate) => {}
+        () = follow_tenants(&context, &bindings, &ready) => {}
+        () = async {
+            ready.cancelled().await;
+            context.jobs.ready().await;
+            controllers(&context, &bindings, changes).await;
+        } => {}
+    }
+    Ok(())
+}
+
+/// Keeps the index as the Tenants are.
+async fn follow_tenants(context: &Context, bindings: &watch::Sender<u64>, ready: &CancellationToken) {
+    let api: Api<Tenant> = Api::all(context.client.clone());
+    let mut events = std::pin::pin!(watcher::watcher(api, watcher::Config::default()).default_backoff());
+    let mut first = Vec::new();
+    while let Some(event) = events.next().await {
+        match event {
+            Ok(Event::Init) => first.clear(),
+            Ok(Event::InitApply(tenant)) => first.push(tenant),
+            Ok(Event::InitDone) => {
+                context.index(|index| index.reset(&first));
+                first.clear();
+                ready.cancel();
+            }
+            Ok(Event::Apply(tenant)) => context.index(|index| index.apply(&tenant)),
+            Ok(Event::Delete(tenant)) => context.index(|index| index.delete(&tenant.name_any())),
+            Err(error) => {
+                tracing::info!(%error, "the watch of Tenants broke off");
+                continue;
+            }
+        }
+        bindings.send_modify(|count| *count += 1);
+    }
+}
+
+fn on_error<K>(_: Arc<K>, error: &Error, _: Arc<Context>) -> Action {
+    let source = std::error::Error::source(error).map(ToString::to_string);
+    tracing::info!(%error, source, "tries again");
+    Action::requeue(RETRY)
+}
+
+/// Runs the three reconcilers and what triggers them.
+async fn controllers(context: &Arc<Context>, bindings: &watch::Sender<u64>, mut changes: mpsc::Receiver<String>) {
+    let rebound = || WatchStream::from_changes(bindings.subscribe()).map(drop);
+    let many = || RuntimeConfig::default().concurrency(AT_ONCE);
+    let (job_changed, job_triggers) = mpsc::channel(QUEUE);
+    let (quota_changed, quota_triggers) = mpsc::channel(QUEUE);
+    let (tenant_changed, tenant_triggers) = mpsc::channel(QUEUE);
+    let all = || watcher::Config::default();
+    let jobs = Runtime::new(Api::<GpuJob>::all(context.client.clone()), all())
+        .with_config(many())
+        .reconcile_all_on(rebound())
+        .reconcile_on(ReceiverStream::new(job_triggers));
+    let store = jobs.store();
+    let jobs = jobs.run(jobs::reconcile, on_error, context.clone()).for_each(|_| async {});
+    let quotas = Runtime::new(Api::<GpuQuota>::all(context.client.clone()), all())
+        .with_config(many())
+        .reconcile_all_on(rebound())
+        .reconcile_on(ReceiverStream::new(quota_triggers))
+        .run(quotas::reconcile, on_error, context.clone())
+        .for_each(|_| async {});
+    let tenants = Runtime::new(Api::<Tenant>::all(context.client.clone()), all())
+        .with_config(many())
+        .reconcile_all_on(rebound())
+        .reconcile_on(ReceiverStream::new(tenant_triggers))
+        .run(tenants::reconcile, on_error, context.clone())
+        .for_each(|_| async {});
+    let touched = Mutex::new(BTreeSet::new());
+    let tell = async {
+        while let Some(uid) = changes.recv().await {
+            if let Some(job) = context.jobs.of(&uid) {
+                let tenant = job.name.splitn(3, '/').take(2).collect::<Vec<_>>().join("/");
+                touched.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant);
+            }
+            if let Some(object) = context.job_objects.get(&uid) {
+                // Nobody works any more: this ends with them.
+                let _gone = job_changed.send(object).await;
+            }
+        }
+    };
+    let tell_tenants = async {
+        loop {
+            tokio::time::sleep(TELL).await;
+            let some = std::mem::take(&mut *touched.lock().unwrap_or_else(PoisonError::into_inner));
+            for (object, _) in context.quota_objects.all().into_iter().filter(|(_, tenant)| some.contains(tenant)) {
+                let _gone = quota_changed.send(object).await;
+            }
+            for (object, _) in context.tenant_objects.all().into_iter().filter(|(_, tenant)| some.contains(tenant)) {
+                let _gone = tenant_changed.send(object).await;
+            }
+        }
+    };
+    let uids = || store.state().iter().filter_map(|object| object.uid()).collect::<BTreeSet<_>>();
+    let sweep = sweep(context, async || store.wait_until_ready().await.is_ok(), uids);
+    tokio::select! {
+        () = jobs => {}
+        () = quotas => {}
+        () = tenants => {}
+        () = tell => {}
+        () = tell_tenants => {}
+        () = sweep => {}
+    }
+}
+
+/// Ends jobs whose objects are gone: somebody may have taken the finalizer away, or the object came and went while a submit
+/// was under way.
+async fn sweep(context: &Context, ready: impl AsyncFn() -> bool, uids: impl Fn() -> BTreeSet<String>) {
+    if !ready().await {
+        return;
+    }
+    let mut missing: BTreeMap<String, Instant> = BTreeMap::new();
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let here = uids();
+        let live = context.jobs.live();
+        missing.retain(|uid, _| !here.contains(uid) && live.iter().any(|(known, _)| known == uid));
+        for (uid, job) in live.iter().filter(|(uid, _)| !here.contains(uid)) {
+            let since = missing.entry(uid.clone()).or_insert_with(Instant::now);
+            if since.elapsed() < ORPHAN {
+                continue;
+            }
+            tracing::warn!(job = job.name, "its GpuJob is gone: it is ended");
+            let id = request_id(uid, "cancel", 0, &job.etag);
+            if let Err(error) = jobs::order("cancel", id, job, context).await {
+                tracing::info!(%error, "tries again");
+            }
+        }
+    }
+}

@@ -1,0 +1,182 @@
+//! Carries Tenants to the controller, and their money back.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::runtime::controller::Action;
+use kube::runtime::reflector::ObjectRef;
+use kube::{Api, ResourceExt as _};
+use sluice_proto::v1;
+
+use super::convert::has_ended;
+use super::gate::{Refused, Said, said, timed};
+use super::identity::request_id;
+use super::{Context, Error, jobs, write};
+use crate::api::{Standing, Tenant, TenantStatus, conditions};
+
+/// How often money is read where nothing says that it changed.
+const LOOK: Duration = Duration::from_secs(10);
+const AGAIN: Duration = Duration::from_secs(3);
+const PAGE: i32 = 1000;
+
+/// Looks at one Tenant and does what is next.
+pub(crate) async fn reconcile(object: Arc<Tenant>, context: Arc<Context>) -> Result<Action, Error> {
+    let uid = object.uid().unwrap_or_default();
+    let api: Api<Tenant> = Api::all(context.client.clone());
+    let name = object.name_any();
+    let deleting = object.metadata.deletion_timestamp.is_some();
+    if !write::is_kept(&*object) {
+        if deleting {
+            return Ok(Action::await_change());
+        }
+        write::keep(&api, &*object).await?;
+    }
+    context.tenant_objects.insert(&uid, (ObjectRef::from_obj(&*object), format!("tenants/{name}")));
+    let (standing, again) = if deleting {
+        match end(&uid, &name, &context).await? {
+            None => {
+                write::let_go(&api, &*object).await?;
+                context.tenant_objects.remove(&uid);
+                return Ok(Action::await_change());
+            }
+            Some(standing) => (standing, AGAIN),
+        }
+    } else {
+        match set(&object, &uid, &name, &context).await? {
+            Ok(()) => (bound(&name, &context), LOOK),
+            Err(refused) => (Standing::new("Accepted", false, &refused.camel(), refused.message), AGAIN),
+        }
+    };
+    let before = object.status.clone().unwrap_or_default();
+    let balance = balance(&name, &context).await?;
+    let status = TenantStatus {
+        observed_generation: object.metadata.generation,
+        conditions: conditions(&[standing], &before.conditions, object.metadata.generation, &write::now()),
+        tenant: balance.as_ref().map(|balance| balance.tenant.clone()),
+        bound_namespaces: context.namespaces(&name).0,
+        balance_credits: balance.as_ref().map(|balance| balance.balance_credits),
+        held_credits: balance.as_ref().map(|balance| balance.held_credits),
+    };
+    write::status(&api, &*object, object.status.as_ref(), &status).await?;
+    Ok(Action::requeue(again))
+}
+
+/// Which of its namespaces are its own.
+fn bound(name: &str, context: &Context) -> Standing {
+    let (own, taken) = context.namespaces(name);
+    match taken.first() {
+        None => Standing::new("Accepted", true, "Bound", format!("{} namespaces", own.len())),
+        Some((namespace, other)) => {
+            let message = format!("namespace {namespace} belongs to the older tenant {other}");
+            Standing::new("Accepted", false, "NamespaceTaken", message)
+        }
+    }
+}
+
+async fn balance(name: &str, context: &Context) -> Result<Option<v1::Balance>, Error> {
+    let request = v1::GetBalanceRequest { tenant: format!("tenants/{name}") };
+    Ok(match said(context.gate.money().get_balance(timed(request)).await)? {
+        Said::Yes(balance) => Some(balance),
+        Said::No(_) => None,
+    })
+}
+
+/// Makes the tenant and its projects where they are missing.
+async fn set(object: &Tenant, uid: &str, name: &str, context: &Context) -> Result<Result<(), Refused>, Error> {
+    let manager = context.cluster.manager(uid);
+    let full = format!("tenants/{name}");
+    let request = v1::GetTenantRequest { name: full.clone() };
+    let generation = object.metadata.generation.unwrap_or(0);
+    match said(context.gate.tenants().get_tenant(timed(request)).await)? {
+        Said::Yes(row) if row.manager == manager => {}
+        // It was there before: whoever may write Tenants decides about them.
+        Said::Yes(row) if row.manager.is_empty() => {
+            let request = v1::SetManagerRequest {
+                request_id: request_id(uid, "adopt", generation, &row.id),
+                name: full.clone(),
+                manager,
+                current: String::new(),
+                detach: false,
+            };
+            if let Said::No(refused) = said(context.gate.tenants().set_manager(timed(request)).await)? {
+                return Ok(Err(refused));
+            }
+        }
+        Said::Yes(row) => {
+            let message = format!("the tenant is managed by {}", row.manager);
+            let reason = "MANAGED_ELSEWHERE".to_owned();
+            return Ok(Err(Refused { code: tonic::Code::FailedPrecondition, reason, message }));
+        }
+        Said::No(_) => {
+            let request = v1::CreateTenantRequest {
+                request_id: request_id(uid, "create", 0, name),
+                tenant_id: name.to_owned(),
+                validate_only: false,
+                manager,
+            };
+            if let Said::No(refused) = said(context.gate.tenants().create_tenant(timed(request)).await)? {
+                return Ok(Err(refused));
+            }
+        }
+    }
+    projects(object, uid, &full, context).await
+}
+
+async fn projects(object: &Tenant, uid: &str, parent: &str, context: &Context) -> Result<Result<(), Refused>, Error> {
+    let request = v1::ListProjectsRequest { parent: parent.to_owned(), page_size: PAGE, page_token: String::new() };
+    // A tenant has at most so many projects.
+    let known = match said(context.gate.tenants().list_projects(timed(request)).await)? {
+        Said::Yes(page) => page.projects,
+        Said::No(refused) => return Ok(Err(refused)),
+    };
+    let mut wanted: Vec<&str> = object.spec.namespaces.iter().map(|binding| binding.project()).collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    for project in wanted {
+        if known.iter().any(|row| row.name == format!("{parent}/projects/{project}")) {
+            continue;
+        }
+        let request = v1::CreateProjectRequest {
+            request_id: request_id(uid, "project", 0, project),
+            parent: parent.to_owned(),
+            project_id: project.to_owned(),
+            validate_only: false,
+        };
+        match said(context.gate.tenants().create_project(timed(request)).await)? {
+            Said::No(refused) if refused.reason != "ALREADY_EXISTS" => return Ok(Err(refused)),
+            _ => {}
+        }
+    }
+    Ok(Ok(()))
+}
+
+/// Ends what runs for a tenant from this cluster, and waits until nothing of it is owed. `None`: it is so.
+async fn end(uid: &str, name: &str, context: &Context) -> Result<Option<Standing>, Error> {
+    let full = format!("tenants/{name}");
+    let mut open = 0;
+    for (owner, job) in context.jobs.of_tenant(&full) {
+        if !has_ended(job.state()) {
+            open += 1;
+            // A refusal is of a version that is not the last any more; the next look orders it again.
+            let _refused = jobs::order("cancel", request_id(&owner, "cancel", 0, &job.etag), &job, context).await?;
+        } else if !jobs::is_settled(&job, context).await? {
+            open += 1;
+        }
+    }
+    if open > 0 {
+        let message = format!("{open} jobs end or wait for their last windows");
+        return Ok(Some(Standing::new("Accepted", false, "Settling", message)));
+    }
+    // The tenant stays, with its history; only nobody here keeps it any more.
+    let manager = context.cluster.manager(uid);
+    let request = v1::SetManagerRequest {
+        request_id: request_id(uid, "release", 0, name),
+        name: full,
+        manager: String::new(),
+        current: manager,
+        detach: false,
+    };
+    // Where it was not its manager, there is nothing to give back.
+    let _refused = said(context.gate.tenants().set_manager(timed(request)).await)?;
+    Ok(None)
+}
