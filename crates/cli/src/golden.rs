@@ -138,6 +138,12 @@ fn explanation() -> ExplanationView {
                 change("node", 1, "add a node"),
             ],
             ahead: 3,
+            quota: Some(v1::QuotaShortage {
+                quota: "tenants/acme/quotas/site-a/cpu".into(),
+                level: "pool".into(),
+                asked_milli: 500,
+                missing_milli: 250,
+            }),
         },
     )
 }
@@ -295,8 +301,35 @@ fn money_in_every_form() {
         ..Default::default()
     };
     let book = v1::PriceBook { version: "prc-0000000000001".into(), prices: vec![price], create_time: at(0) };
-    let quota =
-        v1::Quota { tenant: "tenants/acme".into(), device_class: "cpu".into(), nominal_milli: 4000, used_milli: 500 };
+    let quota = v1::Quota {
+        name: "tenants/acme/quotas/site-a/cpu".into(),
+        tenant: "tenants/acme".into(),
+        site: "sites/site-a".into(),
+        device_class: "cpu".into(),
+        nominal_milli: 4000,
+        borrow_milli: 1000,
+        lend_milli: 2000,
+        policy: v1::QuotaPolicy::Drain.into(),
+        used_milli: 4500,
+        borrowed_milli: 500,
+        firm_milli: 250,
+        stopping_milli: 100,
+        available_milli: 500,
+        manager: "kubernetes/6c84fb90".into(),
+        etag: "17".into(),
+        update_time: at(0),
+        ..Default::default()
+    };
+    let all_sites = v1::Quota {
+        name: "tenants/acme/quotas/-/cpu".into(),
+        tenant: "tenants/acme".into(),
+        device_class: "cpu".into(),
+        nominal_milli: 9000,
+        used_milli: 4500,
+        available_milli: 4500,
+        etag: "18".into(),
+        ..Default::default()
+    };
     let budget = v1::Budget {
         scope: "tenants/acme/projects/default".into(),
         amount_credits: 9_000_000,
@@ -332,7 +365,7 @@ fn money_in_every_form() {
     };
     insta::assert_snapshot!("balance", all(&[BalanceView::from(&balance)]));
     insta::assert_snapshot!("prices", all(&PriceBookView::from(&book).prices));
-    insta::assert_snapshot!("quotas", all(&[QuotaView::from(&quota)]));
+    insta::assert_snapshot!("quotas", all(&[QuotaView::from(&quota), QuotaView::from(&all_sites)]));
     insta::assert_snapshot!("budgets", all(&[BudgetView::from(&budget)]));
     insta::assert_snapshot!("usage", all(&[WindowView::from(&window), WindowView::from(&gap)]));
     insta::assert_snapshot!("transfers", all(&[TransferView::from(&transfer)]));
@@ -540,6 +573,9 @@ fn the_command_line_is_consistent() {
         &["price", "set", "--class", "cpu", "--device-hour", "1.25", "-y"],
         &["deposit", "acme", "12.50", "--note", "x"],
         &["quota", "set", "acme", "cpu", "2500m"],
+        &["quota", "set", "acme", "cpu", "4", "--site", "a", "--borrow", "500m", "--lend", "2", "--policy", "drain"],
+        &["quota", "delete", "acme", "cpu", "--site", "a", "-y"],
+        &["detach", "tenants/acme/quotas/a/cpu", "-y"],
         &["budget", "set", "acme/default", "10", "--period", "24h", "--policy", "admission-only"],
         &["project", "update", "default", "--allow-network", "gang"],
         &["key", "revoke", "key-1", "--key", "slk_1", "--yes"],
@@ -565,6 +601,8 @@ fn the_command_line_is_consistent() {
         &["cancel"],
         &["get", "pods"],
         &["deposit", "acme", "-5"],
+        &["quota", "set", "acme", "cpu", "4", "--borrow", "500m"],
+        &["quota", "set", "acme", "cpu", "4", "--site", "a", "--policy", "evict"],
         &["list", "--limit", "0"],
         &["logs", "a", "--rank", "x"],
         &["migrate", "a"],

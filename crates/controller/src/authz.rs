@@ -60,9 +60,11 @@ pub const METHODS: &[(&str, Access)] = &[
     ("sluice.v1.ModelService/GetModel", READERS),
     ("sluice.v1.ModelService/ImportModel", WRITERS),
     ("sluice.v1.ModelService/ListModels", READERS),
+    ("sluice.v1.MoneyService/DeleteQuota", PLATFORM),
     ("sluice.v1.MoneyService/Deposit", PLATFORM),
     ("sluice.v1.MoneyService/GetBalance", READERS),
     ("sluice.v1.MoneyService/GetPrices", READERS),
+    ("sluice.v1.MoneyService/GetQuota", READERS),
     ("sluice.v1.MoneyService/GetReceipt", READERS),
     ("sluice.v1.MoneyService/ListBudgets", READERS),
     ("sluice.v1.MoneyService/ListQuotas", READERS),
@@ -92,6 +94,7 @@ pub const METHODS: &[(&str, Access)] = &[
     ("sluice.v1.TenantService/ListTenants", READERS),
     ("sluice.v1.TenantService/PutSecret", WRITERS),
     ("sluice.v1.TenantService/RevokeKey", ADMINS),
+    ("sluice.v1.TenantService/SetManager", ADMINS),
     ("sluice.v1.TenantService/UpdateProject", ADMINS),
 ];
 

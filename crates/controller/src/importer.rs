@@ -144,7 +144,7 @@ impl Importer {
     }
 
     async fn record(&self, model: &Model, digest: Digest, size: u64, complete: bool) -> Result<(), Trouble> {
-        let caller = Caller { key: KeyId::from_raw(0), request: None };
+        let caller = Caller { key: KeyId::from_raw(0), request: None, manager: String::new() };
         let upload = UserCommand::RecordUpload { project: model.project, digest, size, complete };
         let answer = self.writer.report(Command::User(caller, upload)).await;
         answer.map(drop).map_err(|refusal| Trouble::Later(refusal.message))

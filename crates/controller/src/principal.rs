@@ -90,7 +90,7 @@ impl Principal {
     pub(crate) fn caller(&self, request_id: &str, digest: Digest) -> Result<Caller, Status> {
         let id = parse_uuid(request_id)?;
         let key = sluice_lifecycle::model::RequestKey { by: self.key.id, id };
-        Ok(Caller { key: self.key.id, request: Some((key, digest)) })
+        Ok(Caller { request: Some((key, digest)), ..Caller::of(self.key.id) })
     }
 }
 

@@ -296,7 +296,7 @@ async fn first_admin(config: &ControllerConfig, writer: &WriterHandle) -> Result
     getrandom::fill(&mut secret).map_err(|_| ControllerError::Stopped("the source of randomness"))?;
     let command =
         UserCommand::CreateKey { tenant: None, project: None, role: Role::PlatformAdmin, hash: secret_digest(&secret) };
-    let caller = Caller { key: KeyId::from_raw(0), request: None };
+    let caller = Caller::of(KeyId::from_raw(0));
     let answer = writer.submit(Command::User(caller, command)).await;
     let answer = answer.map_err(|_| ControllerError::Stopped("the writer"))?;
     let id: KeyId = answer.object.parse().map_err(|_| ControllerError::Stopped("the writer"))?;

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use sluice_ledger::{Price, TokenPrice};
+use sluice_ledger::{Price, QuotaKey, QuotaLimits, TokenPrice};
 use sluice_plan::{JobView, Plan};
 use sluice_types::{
-    AttemptId, BootId, Bytes, CoreMilli, Credits, DeviceClassName, Digest, EndpointId, Generation, JobId, KeyId,
-    LeaseId, ModelId, Name, Nanos, NetworkMode, NodeId, NodeInstant, OrderId, ProjectId, Reason, RequestId, SiteId,
-    TaskResources, TenantId, Timestamp,
+    AttemptId, BootId, Bytes, CoreMilli, Credits, Digest, EndpointId, Generation, JobId, KeyId, LeaseId, ModelId, Name,
+    Nanos, NetworkMode, NodeId, NodeInstant, OrderId, ProjectId, Reason, RequestId, SiteId, TaskResources, TenantId,
+    Timestamp,
 };
 
 use crate::model::{
-    BudgetPolicy, Device, Job, JobSpec, JoinKind, ModelInfo, ReplicaBounds, RequestKey, Role, StoredFile, TaskEnd,
+    BudgetPolicy, Checkpoint, Device, Job, JobSpec, JoinKind, ModelInfo, QuotaPolicy, ReplicaBounds, RequestKey, Role,
+    StoredFile, TaskEnd,
 };
 
 /// Who asks, so that a retry does nothing twice.
@@ -23,6 +24,16 @@ pub struct Caller {
     pub key: KeyId,
     /// The request's id and the BLAKE3 of method and payload; `None` for commands of the system itself.
     pub request: Option<(RequestKey, Digest)>,
+    /// The manager that it speaks for; empty = none. What has a manager is changed by callers that name it only.
+    pub manager: String,
+}
+
+impl Caller {
+    /// A caller without a request id, who speaks for no manager.
+    #[must_use]
+    pub const fn of(key: KeyId) -> Self {
+        Self { key, request: None, manager: String::new() }
+    }
 }
 
 /// A change that somebody wants.
@@ -159,7 +170,18 @@ pub enum UserCommand {
     /// Publishes prices.
     SetPrices(Vec<Price>),
     /// Sets a quota.
-    SetQuota(TenantId, DeviceClassName, i64),
+    SetQuota(SetQuota),
+    /// Takes a quota away, at the version that the caller read.
+    DeleteQuota(QuotaKey, Option<u64>),
+    /// Hands something to a manager, or to nobody.
+    SetManager {
+        /// What.
+        object: Managed,
+        /// To whom; empty = to nobody.
+        manager: String,
+        /// Whoever manages it now; else the caller must speak for its manager.
+        detach: bool,
+    },
     /// Sets a budget.
     SetBudget {
         /// Whose.
@@ -218,6 +240,10 @@ pub enum UserCommand {
         legs: Vec<Arc<JobSpec>>,
         /// What the whole may cost at most; `None` = whatever it costs.
         limit: Option<Credits>,
+        /// The files that its sandboxes begin with.
+        home: Option<Box<KeptHome>>,
+        /// Where it is to begin; later it goes on at any site that it may be at.
+        begins_at: Option<SiteId>,
     },
     /// Ends what is left of an order: these are the jobs of its legs.
     ReleaseOrder(OrderId, Vec<JobId>),
@@ -239,6 +265,30 @@ pub enum UserCommand {
     Resume(JobId, Option<u64>),
     /// Moves a job.
     Migrate(JobId, SiteId, Option<u64>),
+}
+
+/// What a quota is to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetQuota {
+    /// Which.
+    pub key: QuotaKey,
+    /// What it allows.
+    pub limits: QuotaLimits,
+    /// What lowering it does.
+    pub policy: QuotaPolicy,
+    /// The version that the caller read; 0 = it must not be there; `None` = whatever is there.
+    pub version: Option<u64>,
+}
+
+/// What may have a manager.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Managed {
+    /// A tenant.
+    Tenant(TenantId),
+    /// A quota.
+    Quota(QuotaKey),
+    /// A job.
+    Job(JobId),
 }
 
 /// A model that somebody wants.
@@ -320,6 +370,17 @@ pub struct OpenRequest {
     pub prompt_ceiling: u64,
     /// Tokens that may be generated.
     pub completion_ceiling: u64,
+}
+
+/// The home folder of an order, to begin another one with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptHome {
+    /// Whose.
+    pub order: OrderId,
+    /// The job of its leg.
+    pub job: JobId,
+    /// Its newest whole checkpoint as the store has it: jobs that are over are not in memory.
+    pub stored: Option<Checkpoint>,
 }
 
 /// A host joins.
@@ -474,19 +535,28 @@ pub struct Refusal {
     pub message: String,
     /// The field of the request, where there is one.
     pub field: Option<String>,
+    /// More that a program can read, by name: of a quota `quota`, `level`, `missing_milli` and `who` may change it.
+    pub details: BTreeMap<String, String>,
 }
 
 impl Refusal {
     /// A refusal for `reason`.
     #[must_use]
     pub fn new(reason: Reason, message: impl Into<String>) -> Self {
-        Self { reason, message: message.into(), field: None }
+        Self { reason, message: message.into(), field: None, details: BTreeMap::new() }
     }
 
     /// A refusal of one field.
     #[must_use]
     pub fn field(field: &str, message: impl Into<String>) -> Self {
-        Self { reason: Reason::InvalidField, message: message.into(), field: Some(field.to_owned()) }
+        Self { field: Some(field.to_owned()), ..Self::new(Reason::InvalidField, message) }
+    }
+
+    /// The same with one more detail.
+    #[must_use]
+    pub fn with(mut self, name: &str, value: impl ToString) -> Self {
+        self.details.insert(name.to_owned(), value.to_string());
+        self
     }
 
     /// There is no such object, as far as the caller may know.

@@ -5,7 +5,7 @@ use sluice_types::JobId;
 
 use crate::model::{
     Attempt, Budget, Checkpoint, Counters, Discard, Endpoint, Event, InferenceRequest, Job, JoinToken, Key, Lease,
-    Migration, Model, Node, Order, Project, Request, Secret, Site, Tenant, Upload, Window,
+    Migration, Model, Node, Order, Project, Quota, Request, Secret, Site, Tenant, Upload, Window,
 };
 
 /// Rows to be written together or not at all. All but transfers, prices, orders and events replace the row of the
@@ -46,6 +46,8 @@ pub struct Rows {
     pub prices: Vec<PriceBook>,
     /// Replaced by scope.
     pub budgets: Vec<Budget>,
+    /// Replaced by key.
+    pub quotas: Vec<Quota>,
     /// Replaced by key.
     pub accounts: Vec<Account>,
     /// Replaced by id.
@@ -99,6 +101,7 @@ impl Rows {
             discards,
             prices,
             budgets,
+            quotas,
             accounts,
             holds,
             transfers,
@@ -128,6 +131,7 @@ impl Rows {
         self.discards.extend(discards);
         self.prices.extend(prices);
         self.budgets.extend(budgets);
+        self.quotas.extend(quotas);
         self.accounts.extend(accounts);
         self.holds.extend(holds);
         self.transfers.extend(transfers);

@@ -271,7 +271,8 @@ impl Assignment {
         };
         use v1::checkpoint_policy::Capture;
         let mode = match &policy.capture {
-            None | Some(Capture::Home(_)) => CheckpointMode::Disabled,
+            None => CheckpointMode::Disabled,
+            Some(Capture::Home(_)) => CheckpointMode::Home,
             Some(Capture::StateProvider(_)) => CheckpointMode::StateProvider,
             Some(Capture::Directory(directory)) => watched(directory)?,
         };

@@ -304,7 +304,11 @@ async fn store_checkpoint(
     world_size: u32,
     parent: Option<Digest>,
 ) -> Result<Sealed, DepotError> {
-    let stored = client.stage(folder, parts(&staged)?).await?;
+    let parts = parts(&staged)?;
+    let stored = match staged.is_home() {
+        true => client.stage_hashed(folder, parts, staged.entries.iter().map(|entry| entry.blake3).collect()).await?,
+        false => client.stage(folder, parts).await?,
+    };
     for (entry, announced) in stored.entries.iter().zip(&staged.entries) {
         if entry.digest != announced.blake3 {
             return Err(DepotError::Changed(entry.name.clone()));

@@ -1,15 +1,16 @@
 //! What the rest of the system may ask of the database.
 
 use async_trait::async_trait;
-use sluice_ledger::{Account, AccountKey, Hold, PriceBook, Transfer};
+use sluice_ledger::{Account, AccountKey, Hold, PriceBook, QuotaKey, Transfer};
 use sluice_lifecycle::model::{
     Attempt, Budget, Checkpoint, Counters, Endpoint, Event, InferenceRequest, Job, Key, Lease, Migration, Model, Node,
-    Order, Project, Request, RequestKey, Secret, Site, Tenant, Window,
+    Order, Project, Quota, Request, RequestKey, Secret, Site, Tenant, Window,
 };
 use sluice_lifecycle::{Rows, Snapshot};
 use sluice_types::{
-    AttemptId, CheckpointId, EndpointId, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId, ModelId, Name, NodeId,
-    OrderId, PriceVersion, ProjectId, RequestId, SecretId, SiteId, TenantId, Timestamp, TransferId,
+    AttemptId, CheckpointId, DeviceClassName, EndpointId, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId,
+    ModelId, Name, NodeId, OrderId, PriceVersion, ProjectId, RequestId, SecretId, SiteId, TenantId, Timestamp,
+    TransferId,
 };
 
 use crate::{EventFilter, JobFilter, LoadBounds, Page, Result, WindowPlace, WindowScope};
@@ -138,6 +139,12 @@ pub trait Store: Send + Sync + 'static {
     async fn latest_prices(&self) -> Result<Option<PriceBook>>;
     /// Budgets of a tenant and its projects by scope.
     async fn budgets_of(&self, tenant: TenantId, page: Page<String>) -> Result<Vec<Budget>>;
+    /// A quota.
+    async fn get_quota(&self, key: &QuotaKey) -> Result<Option<Quota>>;
+    /// Quotas of a tenant by site and class, the first [`MAX_PAGE`](crate::MAX_PAGE): a tenant has no more.
+    async fn quotas_of(&self, tenant: TenantId) -> Result<Vec<Quota>>;
+    /// All tenants' quotas of a class at a site, oldest tenants first.
+    async fn quotas_at(&self, site: SiteId, class: &DeviceClassName, page: Page<TenantId>) -> Result<Vec<Quota>>;
 
     /// Tenants, oldest first.
     async fn list_tenants(&self, page: Page<TenantId>) -> Result<Vec<Tenant>>;

@@ -87,6 +87,8 @@ async fn jobs<D: Dialect>(conn: &mut Conn<D>, rows: &mut Rows) -> Result<()> {
 async fn money<D: Dialect>(conn: &mut Conn<D>, bounds: LoadBounds, rows: &mut Rows) -> Result<()> {
     rows.prices = bodies::<D, _>(conn, "prices", "SELECT body FROM prices ORDER BY version DESC LIMIT 1").await?;
     rows.budgets = bodies::<D, _>(conn, "budgets", "SELECT body FROM budgets ORDER BY scope").await?;
+    let quotas = "SELECT body FROM quotas WHERE live = 1 ORDER BY tenant, site, class";
+    rows.quotas = bodies::<D, _>(conn, "quotas", quotas).await?;
     let accounts = Query::new(
         "SELECT name, debits_pending, debits_posted, credits_pending, credits_posted, line FROM accounts ORDER BY name",
     )

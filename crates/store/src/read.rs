@@ -3,15 +3,16 @@
 use std::ops::Range;
 
 use async_trait::async_trait;
-use sluice_ledger::{Account, AccountKey, Hold, PriceBook, Transfer};
+use sluice_ledger::{Account, AccountKey, Hold, PriceBook, QuotaKey, Transfer};
 use sluice_lifecycle::model::{
     Attempt, Budget, Checkpoint, Counters, Endpoint, Event, InferenceRequest, Job, Key, Lease, Migration, Model,
-    ModelState, Node, Order, Project, Request, RequestKey, Secret, Site, Tenant, Window,
+    ModelState, Node, Order, Project, Quota, Request, RequestKey, Secret, Site, Tenant, Window,
 };
 use sluice_lifecycle::{Rows, Snapshot};
 use sluice_types::{
-    AttemptId, CheckpointId, EndpointId, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId, ModelId, Name, NodeId,
-    OrderId, PriceVersion, ProjectId, RequestId, SecretId, SiteId, TenantId, Timestamp, TransferId,
+    AttemptId, CheckpointId, DeviceClassName, EndpointId, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId,
+    ModelId, Name, NodeId, OrderId, PriceVersion, ProjectId, RequestId, SecretId, SiteId, TenantId, Timestamp,
+    TransferId,
 };
 
 use crate::engine::{Dialect, Engine};
@@ -382,6 +383,25 @@ impl<D: Dialect> Store for Engine<D> {
         query.bind(" AND scope > ", page.after.as_deref().unwrap_or_default());
         query.bind(" ORDER BY scope LIMIT ", limit(&page));
         self.read(&mut query, |row| row.body("budgets")).await
+    }
+
+    async fn get_quota(&self, key: &QuotaKey) -> Result<Option<Quota>> {
+        let mut query = by("SELECT body FROM quotas WHERE live = 1 AND tenant = ", id(key.tenant.raw()));
+        query.bind(" AND site = ", tables::site(key)).bind(" AND class = ", key.class.as_str());
+        self.read_one(&mut query, |row| row.body("quotas")).await
+    }
+
+    async fn quotas_of(&self, tenant: TenantId) -> Result<Vec<Quota>> {
+        let mut query = by("SELECT body FROM quotas WHERE live = 1 AND tenant = ", id(tenant.raw()));
+        query.bind(" ORDER BY site, class LIMIT ", MAX_PAGE);
+        self.read(&mut query, |row| row.body("quotas")).await
+    }
+
+    async fn quotas_at(&self, site: SiteId, class: &DeviceClassName, page: Page<TenantId>) -> Result<Vec<Quota>> {
+        let mut query = by("SELECT body FROM quotas WHERE live = 1 AND site = ", id(site.raw()));
+        query.bind(" AND class = ", class.as_str());
+        rising(&mut query, "tenant", page.after.map(TenantId::raw), limit(&page));
+        self.read(&mut query, |row| row.body("quotas")).await
     }
 
     async fn list_tenants(&self, page: Page<TenantId>) -> Result<Vec<Tenant>> {

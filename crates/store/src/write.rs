@@ -28,6 +28,7 @@ pub(crate) fn statements(layout: Layout, rows: &Rows) -> impl Iterator<Item = Re
         windows,
         prices,
         budgets,
+        quotas,
         accounts,
         holds,
         transfers,
@@ -66,6 +67,7 @@ pub(crate) fn statements(layout: Layout, rows: &Rows) -> impl Iterator<Item = Re
         .chain(tables::write(layout, tokens))
         .chain(tables::write(layout, prices))
         .chain(tables::write(layout, budgets))
+        .chain(tables::write(layout, quotas))
         .chain(tables::write(layout, counters.as_slice()))
 }
 

@@ -71,7 +71,7 @@ pub(crate) fn rows(nodes: u64, now: Timestamp) -> Rows {
         created: now,
     };
     Rows {
-        tenants: vec![Tenant { id: TENANT, name: name("acme"), created: now }],
+        tenants: vec![Tenant { id: TENANT, name: name("acme"), manager: String::new(), created: now }],
         projects: vec![project],
         keys: vec![key],
         sites: (0..SITES).map(|number| site(number, now)).collect(),

@@ -59,6 +59,10 @@ pub struct Outcome {
     pub voided: usize,
     /// Replicas that there were.
     pub replicas: usize,
+    /// Attempts that were stopped for want of quota.
+    pub drained: usize,
+    /// Jobs that resumed by themselves after it.
+    pub resumed: usize,
     /// Faults that struck; healing is none.
     pub faults: usize,
     /// Transactions.
@@ -108,6 +112,8 @@ fn simulate(seed: u64, day: Day, tracing: bool) -> Outcome {
         settled: oracle.serving.settled,
         voided: oracle.serving.voided,
         replicas: oracle.serving.jobs.len(),
+        drained: oracle.quotas.stopped,
+        resumed: oracle.quotas.resumed,
         faults: sim.fault_count,
         commits: oracle.commits,
         crashes: oracle.crashes,

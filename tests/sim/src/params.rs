@@ -29,6 +29,8 @@ pub struct Day {
     pub endpoints: usize,
     /// Requests to them.
     pub asks: usize,
+    /// Quotas that are changed.
+    pub quotas: usize,
     /// Faults that are tried; some meet what is down already.
     pub faults: usize,
     /// Until when users and faults act, in hours.
@@ -48,6 +50,7 @@ impl Day {
         rents: 60,
         endpoints: 8,
         asks: 240,
+        quotas: 40,
         faults: 80,
         busy_hours: 20,
         least_hours: 24,
@@ -60,6 +63,7 @@ impl Day {
         rents: 14,
         endpoints: 5,
         asks: 80,
+        quotas: 16,
         faults: 32,
         busy_hours: 5,
         least_hours: 7,

@@ -4,11 +4,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sluice_ledger::{Account, AccountKey, Hold, PriceBook, Transfer};
+use sluice_ledger::{Account, AccountKey, Hold, PriceBook, QuotaKey, Transfer};
 use sluice_lifecycle::model::{
     Attempt, Budget, Checkpoint, Counters, Discard, Endpoint, EndpointState, InferenceRequest, InferenceState, Job,
-    JoinToken, Key, Lease, LeaseState, Migration, Model, ModelState, Node, Order, Project, Request, RequestKey, Secret,
-    Site, Tenant, Upload, Window,
+    JoinToken, Key, Lease, LeaseState, Migration, Model, ModelState, Node, Order, Project, Quota, Request, RequestKey,
+    Secret, Site, Tenant, Upload, Window,
 };
 use sluice_lifecycle::{Rows, Snapshot};
 use sluice_types::{
@@ -40,6 +40,7 @@ pub(crate) struct Store {
     windows: BTreeMap<(LeaseId, u64), Window>,
     prices: Vec<PriceBook>,
     pub(crate) budgets: BTreeMap<String, Budget>,
+    pub(crate) quotas: BTreeMap<QuotaKey, Quota>,
     accounts: BTreeMap<AccountKey, Account>,
     holds: BTreeMap<HoldId, Hold>,
     transfers: BTreeMap<String, Transfer>,
@@ -82,6 +83,7 @@ impl Store {
         replace(&mut self.uploads, &rows.uploads, |row| (row.project, row.digest));
         replace(&mut self.discards, &rows.discards, |row| (row.site, row.manifest));
         replace(&mut self.budgets, &rows.budgets, |row| row.scope.clone());
+        replace(&mut self.quotas, &rows.quotas, |row| row.key.clone());
         replace(&mut self.accounts, &rows.accounts, |row| row.key.clone());
         replace(&mut self.holds, &rows.holds, |row| row.id);
         self.prices.extend(rows.prices.iter().cloned());
@@ -186,6 +188,7 @@ impl Store {
             uploads: self.uploads.values().filter(|row| !row.deleted).cloned().collect(),
             discards: self.discards.values().filter(|row| !row.done).cloned().collect(),
             budgets: self.budgets.values().cloned().collect(),
+            quotas: self.quotas.values().filter(|row| !row.deleted).cloned().collect(),
             accounts: self.accounts.values().cloned().collect(),
             holds: self.holds.values().filter(|row| !row.closed).cloned().collect(),
             requests: self.requests.values().cloned().collect(),

@@ -1,10 +1,10 @@
 //! Users: they submit, change their mind, retry by request id, and remember every answer they got.
 
-use sluice_lifecycle::model::{Job, JobState, RequestKey};
-use sluice_lifecycle::{Answer, Caller, Command, Refusal, UserCommand};
+use sluice_lifecycle::model::{Job, JobState, QuotaPolicy, RequestKey};
+use sluice_lifecycle::{Answer, Caller, Command, Refusal, SetQuota, UserCommand};
 use sluice_types::{Credits, Digest, JobId, KeyId, ProjectId, Reason, TenantId};
 
-use crate::cluster::{DEVICE_MEMORY, name, prices};
+use crate::cluster::{DEVICE_MEMORY, prices, quota, site_quota};
 use crate::controller::Reply;
 use crate::params::{HOUR, MILLI, MINUTE, SECOND};
 use crate::sim::{Event, Sim};
@@ -65,7 +65,7 @@ fn caller(request: usize) -> Caller {
     let mut digest = [1u8; 32];
     digest[..8].copy_from_slice(&(request as u64 + 1).to_be_bytes());
     let key = KeyId::from_raw(9);
-    Caller { key, request: Some((RequestKey { by: key, id }, Digest::from_bytes(digest))) }
+    Caller { request: Some((RequestKey { by: key, id }, Digest::from_bytes(digest))), ..Caller::of(key) }
 }
 
 impl Sim {
@@ -95,7 +95,7 @@ impl Sim {
             (Act::Prices, 8),
             (Act::Cordon { draining: false }, 8),
             (Act::Cordon { draining: true }, 5),
-            (Act::Quota, 6),
+            (Act::Quota, self.day.quotas),
             (Act::Budget, 6),
         ];
         for (act, count) in kinds {
@@ -160,10 +160,7 @@ impl Sim {
                 let hour = self.dice.range(1_000_000, 4_000_000);
                 Some(UserCommand::SetPrices(prices(i64::try_from(hour).unwrap_or(1), &sites)))
             }
-            Act::Quota => self.users.tenants.get(1).map(|pair| {
-                let milli = i64::try_from(self.dice.range(1000, 4000)).unwrap_or(0);
-                UserCommand::SetQuota(pair.0, name("gpu"), milli)
-            }),
+            Act::Quota => self.quota(),
             Act::Budget => self.users.tenants.get(2).map(|pair| UserCommand::SetBudget {
                 tenant: pair.0,
                 project: None,
@@ -175,6 +172,28 @@ impl Sim {
         if let Some(command) = command {
             self.request(command, None);
         }
+    }
+
+    /// A change of a quota: of the one over all sites, or of a member of the first site's cohort, which lends more or less,
+    /// borrows more or less, or goes away for a while.
+    fn quota(&mut self) -> Option<UserCommand> {
+        let milli = |sim: &mut Self, most| i64::try_from(sim.dice.range(0, most)).unwrap_or(0);
+        if self.dice.chance(200) {
+            let (tenant, _) = *self.users.tenants.get(1)?;
+            let nominal = 1000 + milli(self, 3000);
+            let policy = if self.dice.chance(500) { QuotaPolicy::Drain } else { QuotaPolicy::Refuse };
+            return Some(UserCommand::SetQuota(SetQuota { policy, ..quota(tenant, nominal) }));
+        }
+        let (tenant, _) = *self.dice.pick(&self.users.tenants)?;
+        let site = self.sites.first()?.id;
+        if self.dice.chance(100) {
+            return Some(UserCommand::DeleteQuota(site_quota(tenant, site, (0, 0, 0)).key, None));
+        }
+        let nominal = milli(self, 2000);
+        let lend = if self.dice.chance(700) { nominal } else { nominal / 2 };
+        let borrow = if self.dice.chance(600) { milli(self, 2500) } else { 0 };
+        let policy = if self.dice.chance(700) { QuotaPolicy::Drain } else { QuotaPolicy::Refuse };
+        Some(UserCommand::SetQuota(SetQuota { policy, ..site_quota(tenant, site, (nominal, borrow, lend)) }))
     }
 
     /// Jobs in a state, as a list through the API shows them.
@@ -215,7 +234,7 @@ impl Sim {
         let agreed = self.dice.chance(500).then(|| self.dice.range(200_000, 3_000_000) * hours);
         let limit = agreed.and_then(|amount| i64::try_from(amount).ok()).map(Credits::new);
         let legs = vec![std::sync::Arc::new(spec)];
-        let command = UserCommand::CreateOrder { project, name: None, legs, limit };
+        let command = UserCommand::CreateOrder { project, name: None, legs, limit, home: None, begins_at: None };
         self.request(command, Some(self.jobs.len() - 1));
     }
 
@@ -248,7 +267,10 @@ impl Sim {
             self.request(UserCommand::Deposit { tenant, amount, note: "settle".to_owned() }, None);
         }
         if let Some((tenant, _)) = self.users.tenants.get(1).copied() {
-            self.request(UserCommand::SetQuota(tenant, name("gpu"), 100_000), None);
+            self.request(UserCommand::SetQuota(quota(tenant, 100_000)), None);
+        }
+        for (tenant, _) in self.users.tenants.clone() {
+            self.request(UserCommand::SetQuota(site_quota(tenant, self.sites[0].id, (100_000, 0, 0))), None);
         }
         if let Some((tenant, _)) = self.users.tenants.get(2).copied() {
             let budget = UserCommand::SetBudget {

@@ -143,7 +143,7 @@ pub(super) fn scales(setting: Setting) -> anyhow::Result<Vec<Row>> {
 }
 
 /// Roads, line 8: hostile clients at the gateway and at the byte channels of rentals.
-pub(super) fn hostile(setting: Setting) -> anyhow::Result<Vec<Row>> {
+pub(super) fn hostile_clients(setting: Setting) -> anyhow::Result<Vec<Row>> {
     let short: &[&str] = if setting.quick { &["--connections", "400", "--requests", "12"] } else { &[] };
     let mut rows = proof("hostile", short, setting)?;
     let metric = "the controller's memory, and other tenants' echoes, under hostile clients";
@@ -153,6 +153,21 @@ pub(super) fn hostile(setting: Setting) -> anyhow::Result<Vec<Row>> {
     }
     rows.extend(proof("channels", &[], setting)?);
     Ok(rows)
+}
+
+/// Roads, line 6: what is wrong, and who may not, is refused by a real API server.
+pub(super) fn refusals(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    kubernetes("refusals", if setting.quick { &["--quick"] } else { &[] }, setting)
+}
+
+/// What is shown on a Kubernetes of its own. The long form builds one where there is none.
+fn kubernetes(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row>> {
+    if !setting.quick {
+        crate::kube::build()?;
+    }
+    build(setting)?;
+    let Some(mut command) = end_to_end("kube", setting)? else { return Ok(vec![Row::new(what, "")]) };
+    printed(command.arg(what).args(flags), "")
 }
 
 fn proof(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row>> {

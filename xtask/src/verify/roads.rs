@@ -17,9 +17,12 @@ pub(super) fn lines() -> Vec<Line> {
             ..line(4, "scale from zero and back, and a replica that moves under a stream")
         },
         line(5, "quotas by kubectl against a real API server"),
-        line(6, "invalid manifests, and owners of namespaces who are no admins"),
+        Line {
+            run: Some(outside::refusals),
+            ..line(6, "invalid manifests, and owners of namespaces who are no admins")
+        },
         line(7, "operator, controller and API server killed while objects change"),
-        Line { run: Some(outside::hostile), ..line(8, "hostile clients at the gateway and at byte channels") },
+        Line { run: Some(outside::hostile_clients), ..line(8, "hostile clients at the gateway and at byte channels") },
         Line { run: Some(simulation::roads), ..line(9, "simulated days with rents, endpoints and quota changes") },
     ]
 }

@@ -68,11 +68,13 @@ pub(super) fn roads(setting: Setting) -> anyhow::Result<Vec<Row>> {
             days_row(&days),
             least(&days, "expired", "rentals that had their time", 1.0),
             least(&days, "least_settled", "requests to endpoints that are settled in a seed, least", 1.0),
+            least(&days, "drained", "attempts stopped for want of quota", 1.0),
         ]);
     }
     let days = ran(simulator().args(["--seeds", "500..600"]))?;
     let rents = ran(simulator().args(["bugs", "--only", "-rent-"]))?;
     let endpoints = ran(simulator().args(["bugs", "--only", "-serve-"]))?;
+    let quotas = ran(simulator().args(["bugs", "--only", "-quota-"]))?;
     let (caught, planted) = (rents.figure("caught"), rents.figure("bugs"));
     Ok(vec![
         days_row(&days).control(format!("with a planted bug {caught} of {planted} fail"), caught > 0.0),
@@ -81,8 +83,11 @@ pub(super) fn roads(setting: Setting) -> anyhow::Result<Vec<Row>> {
         least(&days, "least_replicas", "replicas of endpoints in a seed, least", LEAST_REPLICAS),
         least(&days, "least_settled", "requests to endpoints that are settled in a seed, least", LEAST_SETTLED),
         least(&days, "voided", "requests that the platform cut, in all seeds", 100.0),
+        least(&days, "drained", "attempts stopped for want of quota, in all seeds", 500.0),
+        least(&days, "resumed", "of their jobs those that resumed by themselves", 200.0),
         judged("rentals", &rents, 4.0),
         judged("endpoints", &endpoints, 6.0),
+        judged("quotas", &quotas, 9.0),
     ])
 }
 

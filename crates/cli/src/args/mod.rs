@@ -243,6 +243,8 @@ pub enum UserCommand {
     /// Show and set quotas
     #[command(subcommand)]
     Quota(QuotaCommand),
+    /// Take a job, tenant or quota away from what manages it, such as an operator of Kubernetes
+    Detach(DetachArgs),
     /// Show and set budgets
     #[command(subcommand)]
     Budget(BudgetCommand),

@@ -7,6 +7,7 @@ mod get;
 mod logs;
 mod money;
 mod outputs;
+mod quota;
 mod rent;
 mod serving;
 mod session;
@@ -85,7 +86,8 @@ pub(crate) async fn perform(at: &Invocation, command: UserCommand) -> Result<(),
         UserCommand::Deposit(args) => Box::pin(money::deposit(at, args)).await,
         UserCommand::Balance(args) => Box::pin(money::balance(at, args.tenant.as_deref())).await,
         UserCommand::CreditLine(args) => Box::pin(money::credit_line(at, args)).await,
-        UserCommand::Quota(command) => Box::pin(money::quota(at, command)).await,
+        UserCommand::Quota(command) => Box::pin(quota::quota(at, command)).await,
+        UserCommand::Detach(args) => Box::pin(quota::detach(at, args)).await,
         UserCommand::Budget(command) => Box::pin(money::budget(at, command)).await,
         UserCommand::Tenant(command) => Box::pin(tenants::tenant(at, command)).await,
         UserCommand::Project(command) => Box::pin(tenants::project(at, command)).await,

@@ -1,6 +1,6 @@
 //! `EndpointService`: served models.
 
-use sluice_lifecycle::model::{Endpoint, InferenceRequest, Job, Project, RequestOutcome};
+use sluice_lifecycle::model::{Endpoint, InferenceRequest, Job, JobKind, Project, RequestOutcome};
 use sluice_lifecycle::{EndpointChange, NewEndpoint, Refusal, UserCommand};
 use sluice_plan::{JobView, Purpose};
 use sluice_proto::convert::{self, SiteNames};
@@ -119,6 +119,7 @@ impl Api {
             tenant: project.tenant,
             project: project.id,
             priority: 0,
+            firm: JobKind::Replica.is_firm(),
             purpose: Purpose::Run,
             tasks: 1,
             resources: wanted.resources.clone(),

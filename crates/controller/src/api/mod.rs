@@ -10,6 +10,7 @@ mod money;
 mod names;
 mod orders;
 mod page;
+mod quotas;
 mod receipt;
 mod sessions;
 mod show;
@@ -94,7 +95,18 @@ impl Api {
         mutation: Mutation<'_, M>,
         command: UserCommand,
     ) -> Result<Answer, Status> {
-        let caller = mutation.who.caller(mutation.request_id, digest(mutation.method, mutation.message))?;
+        self.change_as(mutation, "", command).await
+    }
+
+    /// The same for a manager; empty = none.
+    pub(crate) async fn change_as<M: prost::Message>(
+        &self,
+        mutation: Mutation<'_, M>,
+        manager: &str,
+        command: UserCommand,
+    ) -> Result<Answer, Status> {
+        let mut caller = mutation.who.caller(mutation.request_id, digest(mutation.method, mutation.message))?;
+        manager.clone_into(&mut caller.manager);
         let answer = self.writer.submit(Command::User(caller, command)).await;
         answer.map_err(|refusal| status(&refusal))
     }

@@ -17,7 +17,6 @@ use crate::principal::Principal;
 
 const MAX_NOTE: usize = 256;
 const MAX_BUDGETS: u32 = 1000;
-const MAX_QUOTAS: u32 = 1000;
 /// Every instant that a row can have.
 const ALL_TIME: std::ops::Range<Timestamp> = Timestamp::from_nanos(0)..Timestamp::from_nanos(u64::MAX >> 1);
 
@@ -79,7 +78,7 @@ impl MoneyService for Api {
         let tenant = self.tenant(&who, "tenant", &message.tenant)?;
         let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
         let command = UserCommand::SetCreditLine(tenant.id, Credits::new(message.amount_credits));
-        self.change(mutation, command).await?;
+        self.change_as(mutation, &message.manager, command).await?;
         self.balance(&tenant).await
     }
 
@@ -117,20 +116,19 @@ impl MoneyService for Api {
         let method = "sluice.v1.MoneyService/SetQuota";
         let who = self.who(&request, method)?;
         let message = request.into_inner();
-        let tenant = self.tenant(&who, "tenant", &message.tenant)?;
-        let class = Self::fresh_name("device_class", &message.device_class)?;
-        let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
-        let command = UserCommand::SetQuota(tenant.id, class.clone(), message.nominal_milli);
-        self.change(mutation, command).await?;
-        let key = AccountKey::Quota(tenant.id, class);
-        let account = self.store.accounts(&[key]).await.map_err(store_status)?.into_iter().next();
-        let account = account.ok_or_else(|| not_found("quota"))?;
-        Ok(Response::new(v1::Quota {
-            tenant: message.tenant,
-            device_class: message.device_class,
-            nominal_milli: account.balance(),
-            used_milli: account.debits_pending,
-        }))
+        Ok(Response::new(self.put_quota(&who, method, message).await?))
+    }
+
+    async fn delete_quota(&self, request: Request<v1::DeleteQuotaRequest>) -> Result<Response<v1::Quota>, Status> {
+        let method = "sluice.v1.MoneyService/DeleteQuota";
+        let who = self.who(&request, method)?;
+        Ok(Response::new(self.drop_quota(&who, method, request.into_inner()).await?))
+    }
+
+    async fn get_quota(&self, request: Request<v1::GetQuotaRequest>) -> Result<Response<v1::Quota>, Status> {
+        let who = self.who(&request, "sluice.v1.MoneyService/GetQuota")?;
+        let key = self.quota_key(&who, "name", &request.into_inner().name)?;
+        Ok(Response::new(self.read_quota(&key).await?))
     }
 
     async fn list_quotas(
@@ -138,21 +136,8 @@ impl MoneyService for Api {
         request: Request<v1::ListQuotasRequest>,
     ) -> Result<Response<v1::ListQuotasResponse>, Status> {
         let who = self.who(&request, "sluice.v1.MoneyService/ListQuotas")?;
-        let message = request.into_inner();
-        let tenant = self.tenant(&who, "tenant", &message.tenant)?;
-        // By name, quotas come after budgets, of which each period leaves one: they are asked for from where they begin.
-        let page = Page::after(AccountKey::Platform, MAX_QUOTAS);
-        let rows = self.store.accounts_of(tenant.id, page).await.map_err(store_status)?;
-        let quotas = rows.iter().filter_map(|account| match &account.key {
-            AccountKey::Quota(_, class) => Some(v1::Quota {
-                tenant: message.tenant.clone(),
-                device_class: class.to_string(),
-                nominal_milli: account.balance(),
-                used_milli: account.debits_pending,
-            }),
-            _ => None,
-        });
-        Ok(Response::new(v1::ListQuotasResponse { quotas: quotas.collect() }))
+        let tenant = self.tenant(&who, "tenant", &request.into_inner().tenant)?;
+        Ok(Response::new(v1::ListQuotasResponse { quotas: self.read_quotas(tenant.id).await? }))
     }
 
     async fn set_budget(&self, request: Request<v1::SetBudgetRequest>) -> Result<Response<v1::Budget>, Status> {

@@ -98,7 +98,7 @@ pub(crate) async fn tenant(door: &Door, name: &str) -> (String, MetadataValue<As
     let request_id =
         |step: u8| format!("{}-e89b-42d3-a456-4266141740{step:02}", &blake3::hash(name.as_bytes()).to_hex()[..8]);
     let create =
-        v1::CreateTenantRequest { request_id: request_id(1), tenant_id: name.to_owned(), validate_only: false };
+        v1::CreateTenantRequest { request_id: request_id(1), tenant_id: name.to_owned(), ..Default::default() };
     tenants.create_tenant(with(create, &door.key)).await.unwrap();
     let parent = format!("tenants/{name}");
     let create = v1::CreateProjectRequest {

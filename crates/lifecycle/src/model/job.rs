@@ -138,6 +138,9 @@ pub struct Job {
     /// The order whose leg it is.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub purchase: Option<Purchase>,
+    /// Who manages it; empty = nobody.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub manager: String,
     /// The endpoint whose replica it is.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub endpoint: Option<EndpointId>,

@@ -7,6 +7,7 @@ mod job;
 mod money;
 mod order;
 mod people;
+mod quota;
 mod serving;
 mod shared;
 mod spec;
@@ -21,6 +22,7 @@ pub use job::{Event, Job, JobState};
 pub use money::{Budget, BudgetPolicy, BudgetShare, Counters, Request, RequestKey, RequestOutcome, Window};
 pub use order::{Order, Purchase};
 pub use people::{Key, Project, Role, Secret, Tenant};
+pub use quota::{Quota, QuotaPolicy};
 pub use serving::{
     Endpoint, EndpointState, InferenceRequest, InferenceState, Model, ModelInfo, ModelState, ReplicaBounds,
     RequestHold, RequestTotals, StoredFile,

@@ -61,6 +61,17 @@ impl JobKind {
     }
 }
 
+impl JobKind {
+    /// Whether it may hold nothing but its tenant's nominal quota: what was bought or serves others is never called back.
+    #[must_use]
+    pub const fn is_firm(self) -> bool {
+        match self {
+            Self::Batch | Self::Import => false,
+            Self::Rental | Self::Replica => true,
+        }
+    }
+}
+
 /// How the state of the job is captured.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -106,7 +106,8 @@ impl State {
     pub fn discards(&self, site: SiteId, now: Timestamp, limit: usize) -> Vec<Digest> {
         let first = (site, Timestamp::default(), Digest::from_bytes([0; 32]));
         let due = self.due.range(first..).take_while(|(at, due, _)| *at == site && *due <= now);
-        due.map(|(.., manifest)| *manifest).take(limit).collect()
+        // What a job began with may be due by the count of the job that wrote it.
+        due.map(|(.., manifest)| *manifest).filter(|manifest| !self.names_manifest(*manifest)).take(limit).collect()
     }
 
     pub(crate) fn count_upload(&mut self, project: ProjectId, size: u64) {
@@ -135,9 +136,32 @@ impl State {
         self.discards.insert((site, manifest), Discard { site, manifest, due, done: false });
     }
 
-    /// The same at every site that has the part.
-    pub(crate) fn discard_part(&mut self, part: &CheckpointPart, due: Timestamp) {
-        part.sealed.iter().for_each(|site| self.discard(*site, part.manifest, due));
+    /// A superseded checkpoint gives up a part, at every site that has it. What another job's checkpoint names is given up
+    /// with that, and what is kept until a day for the job that wrote it is kept until then.
+    pub(crate) fn let_go(&mut self, part: &CheckpointPart, due: Timestamp) {
+        if self.names_manifest(part.manifest) {
+            return;
+        }
+        for site in &part.sealed {
+            if self.discards.get(&(*site, part.manifest)).is_none_or(|row| row.done) {
+                self.discard(*site, part.manifest, due);
+            }
+        }
+    }
+
+    /// A part is kept until `due`, at every site that has it, also where another job would have let it go before.
+    fn keep_part(&mut self, part: &CheckpointPart, due: Timestamp) {
+        for site in &part.sealed {
+            let key = (*site, part.manifest);
+            let known = self.discards.get(&key).filter(|row| !row.done).map(|row| row.due);
+            if known.is_none_or(|known| known < due) {
+                if let Some(known) = known {
+                    self.due.remove(&(*site, known, part.manifest));
+                }
+                self.due.insert((*site, due, part.manifest));
+                self.discards.insert(key, Discard { site: *site, manifest: part.manifest, due, done: false });
+            }
+        }
     }
 
     /// Whether a checkpoint in memory has this part.
@@ -156,7 +180,7 @@ impl State {
         let rows = checkpoints.iter().filter_map(|id| self.checkpoints.get(id)).filter(|row| !row.retired);
         let parts: Vec<_> = rows.flat_map(|row| row.parts.values().cloned()).collect();
         let due = now.after(self.settings.keep_checkpoints);
-        parts.iter().for_each(|part| self.discard_part(part, due));
+        parts.iter().for_each(|part| self.keep_part(part, due));
         let attempts: Vec<_> = self.attempts_of.get(&id).into_iter().flatten().copied().collect();
         let rows = attempts.iter().filter_map(|id| self.attempts.get(id));
         let outputs: Vec<_> = rows

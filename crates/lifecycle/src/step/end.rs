@@ -145,6 +145,7 @@ impl Step<'_> {
         let (state, reason, what) = match kind {
             Some(StopCause::Suspend) => suspend(Reason::SuspendedByUser),
             Some(StopCause::SuspendForMoney) => suspend(Reason::SuspendedForMoney),
+            Some(StopCause::SuspendForQuota) => suspend(Reason::QuotaReclaimed),
             Some(StopCause::Migrate) => return self.ship(job.id),
             Some(StopCause::Requeue) | None => return self.queue_again(job.id, None, "stopped at a checkpoint"),
         };
@@ -267,6 +268,7 @@ impl Step<'_> {
             }
         }
         // Quota is a right to hold; a fenced attempt holds nothing that its tenant could use.
+        self.give_back_quota(id);
         if let Some(hold) = quota {
             self.void_hold(hold, format!("end/{id}/quota"));
         }

@@ -32,7 +32,8 @@ impl Step<'_> {
             Some(name) => name,
             None => id.to_string().parse().expect("invariant: an id's text is a name"),
         };
-        let job = new_job(id, (tenant, project), name, spec, caller.key, self.now);
+        let mut job = new_job(id, (tenant, project), name, spec, caller.key, self.now);
+        job.manager = caller.manager.clone();
         self.state.event(&job, self.now, Happened::new("Submitted", "", &caller.key.to_string()));
         let answer = Answer { object: id.to_string(), job: Some(Box::new(job.clone())), ..Answer::default() };
         self.enlist(job);
@@ -69,7 +70,7 @@ impl Step<'_> {
     }
 
     pub(super) fn cancel(&mut self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Answer, Refusal> {
-        self.known_job(id, version)?;
+        self.own_job(caller, id, version)?;
         self.stop_job(id, &caller.key.to_string())?;
         Ok(self.job_answer(id))
     }
@@ -98,7 +99,7 @@ impl Step<'_> {
     }
 
     pub(super) fn suspend(&mut self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Answer, Refusal> {
-        let job = self.known_job(id, version)?;
+        let job = self.own_job(caller, id, version)?;
         let actor = caller.key.to_string();
         let reason = Some(Reason::SuspendedByUser);
         if job.spec.kind.uses_model() {
@@ -120,6 +121,15 @@ impl Step<'_> {
                 let what = Happened::new("Suspending", "", &actor).because(reason);
                 self.set_state(id, JobState::Suspending, reason, String::new(), what);
             }
+            // What would resume by itself stays suspended from here on.
+            JobState::Suspended | JobState::Suspending if job.reason == Some(Reason::QuotaReclaimed) => {
+                if let Some(row) = job.current.and_then(|id| self.state.attempts.get_mut(&id)) {
+                    row.order = row.order.map(|order| StopOrder { kind: StopCause::Suspend, ..order });
+                }
+                let kind = if job.state == JobState::Suspended { "Suspended" } else { "Suspending" };
+                let what = Happened::new(kind, "", &actor).because(reason);
+                self.set_state(id, job.state, reason, String::new(), what);
+            }
             JobState::Suspended | JobState::Suspending => {}
             state => return Err(wrong_state("suspend", state)),
         }
@@ -127,7 +137,7 @@ impl Step<'_> {
     }
 
     pub(super) fn resume(&mut self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Answer, Refusal> {
-        let job = self.known_job(id, version)?;
+        let job = self.own_job(caller, id, version)?;
         match job.state {
             JobState::Suspended => {
                 let actor = caller.key.to_string();
@@ -147,7 +157,7 @@ impl Step<'_> {
         to: SiteId,
         version: Option<u64>,
     ) -> Result<Answer, Refusal> {
-        let job = self.known_job(id, version)?;
+        let job = self.own_job(caller, id, version)?;
         if !self.state.sites.contains(&to) {
             return Err(Refusal::not_found("site"));
         }
@@ -222,6 +232,13 @@ impl Step<'_> {
         Ok(job.clone())
     }
 
+    /// The same, if the caller may change it.
+    fn own_job(&self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Job, Refusal> {
+        let job = self.known_job(id, version)?;
+        self.check_manager(caller, &job.manager, &id.to_string())?;
+        Ok(job)
+    }
+
     fn job_answer(&self, id: JobId) -> Answer {
         let job = self.state.jobs.get(&id).cloned().map(Box::new);
         Answer { object: id.to_string(), job, ..Answer::default() }
@@ -230,7 +247,7 @@ impl Step<'_> {
     /// Tells an attempt to stop at a checkpoint.
     pub(super) fn order(&mut self, attempt: sluice_types::AttemptId, kind: StopCause) {
         let deadline = self.now.after(self.state.settings.stop_deadline);
-        self.set_goal(attempt, Goal::Checkpoint, Some(StopOrder { kind, deadline, stop_step: None }));
+        self.set_goal(attempt, Goal::Checkpoint, Some(StopOrder { kind, deadline, stop_step: None, must: false }));
     }
 
     /// Takes back the order to stop at a checkpoint. A gang that has lost tasks to the order cannot go on without them: the
@@ -239,7 +256,11 @@ impl Step<'_> {
         let Some(row) = self.state.attempts.get(&attempt) else { return };
         if row.tasks.iter().filter_map(|task| task.end.as_ref()).any(|end| end.at_checkpoint) {
             let deadline = self.now.after(self.state.settings.stop_deadline);
-            self.set_goal(attempt, Goal::Stop, Some(StopOrder { kind: StopCause::Requeue, deadline, stop_step: None }));
+            self.set_goal(
+                attempt,
+                Goal::Stop,
+                Some(StopOrder { kind: StopCause::Requeue, deadline, stop_step: None, must: false }),
+            );
         } else {
             self.set_goal(attempt, Goal::Run, None);
         }
@@ -322,6 +343,7 @@ pub(super) fn new_job(
         credited: Credits::ZERO,
         run_time: Nanos::ZERO,
         purchase: None,
+        manager: String::new(),
         endpoint: None,
         by,
         created: now,
@@ -382,5 +404,6 @@ pub fn draft_view(job: &Job, project: &Project) -> JobView {
         state_at: Vec::new(),
         hold_time: Nanos::from_secs(1),
         budgets: Vec::new(),
+        firm: job.spec.kind.is_firm(),
     }
 }

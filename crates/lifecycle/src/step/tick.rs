@@ -15,12 +15,17 @@ const FORGET_EVERY: Nanos = Nanos::from_secs(60);
 
 impl Step<'_> {
     pub(super) fn tick(&mut self) -> Result<Answer, Refusal> {
+        if self.state.last_tick == Timestamp::default() {
+            self.adopt_old_quotas();
+        }
         self.wake_up();
         self.lose_silent_nodes();
         self.grant_budgets();
         self.late_migrations();
         self.late_orders();
         self.late_starts();
+        self.call_back_lent();
+        self.resume_reclaimed();
         self.drain();
         self.void_lost_requests();
         self.scale_all();
@@ -77,7 +82,7 @@ impl Step<'_> {
         }
     }
 
-    /// A checkpoint did not come in time: the job goes on, unless money forbids it.
+    /// A checkpoint did not come in time: the job goes on, unless money forbids it or what it holds is wanted back.
     fn late_orders(&mut self) {
         let stopping = self.state.marks.stopping.iter().filter_map(|id| self.state.attempts.get(id));
         let late = stopping.filter(|row| row.state != AttemptState::Ended && row.goal == Goal::Checkpoint);
@@ -86,8 +91,9 @@ impl Step<'_> {
         for (attempt, job, order) in late {
             match order.kind {
                 StopCause::SuspendForMoney => self.set_goal(attempt, Goal::Stop, None),
+                _ if order.must => self.set_goal(attempt, Goal::Stop, Some(order)),
                 StopCause::Migrate => {} // the migration's own deadline
-                StopCause::Suspend | StopCause::Requeue => {
+                StopCause::Suspend | StopCause::SuspendForQuota | StopCause::Requeue => {
                     self.take_back_order(attempt);
                     let standing = self.state.jobs.get(&job).map(|row| row.state);
                     if standing == Some(JobState::Suspending) {
@@ -161,7 +167,7 @@ impl Step<'_> {
         let Some(job) = job else { return false };
         if live && !told && job.current == Some(attempt) {
             let deadline = self.now.after(self.state.settings.stop_deadline);
-            let order = StopOrder { kind: StopCause::Requeue, deadline, stop_step: None };
+            let order = StopOrder { kind: StopCause::Requeue, deadline, stop_step: None, must: false };
             self.set_goal(attempt, Goal::Stop, Some(order));
         }
         true
@@ -229,7 +235,7 @@ impl Step<'_> {
                 self.set_goal(
                     attempt,
                     Goal::Stop,
-                    Some(StopOrder { kind: StopCause::Requeue, deadline, stop_step: None }),
+                    Some(StopOrder { kind: StopCause::Requeue, deadline, stop_step: None, must: false }),
                 );
             }
         }

@@ -130,6 +130,8 @@ pub enum CheckpointMode {
     Disabled,
     /// The program speaks the state-provider protocol.
     StateProvider,
+    /// The working directory itself, by the supervisor, while everything in the sandbox stands still or after its end.
+    Home,
     /// The program is unmodified and writes complete sets into a directory.
     Directory {
         /// The directory, relative to the working directory; empty for that itself.

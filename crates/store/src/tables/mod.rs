@@ -19,7 +19,7 @@ use crate::engine::Layout;
 use crate::value::{Statement, Value};
 
 pub(crate) use job::state_word;
-pub(crate) use money::{account, halves, hold, transfer};
+pub(crate) use money::{account, halves, hold, site, transfer};
 pub(crate) use serving::model_word;
 
 /// Rows per statement, largest first. Powers of two down to one, so that any number of rows takes few statements and

@@ -2,8 +2,8 @@
 //! holds what the system claims (the rows of each commit, and its final lists) against that.
 //!
 //! Its laws, by file: `ledger` (accounts and holds follow from transfers, nobody is overdrawn), `bills` (every window by the
-//! formula, once; cuts), `credits` (replayed and unwanted work, to the unit), `capacity` (nothing is sold twice, quotas,
-//! slices are free by proof only), `lineage` (each step once on the way to a result, no result of a fenced attempt), `moves`
+//! formula, once; cuts), `credits` (replayed and unwanted work, to the unit), `capacity` (nothing is sold twice,
+//! slices are free by proof only), `quotas` (use follows from leases; who is stopped for want of it), `lineage` (each step once on the way to a result, no result of a fenced attempt), `moves`
 //! (phases begin when the one before is over, one owner, copies are where rows say), `liveness` (nothing stays where it is
 //! while all that it waits for works), `rents` (a purchase begins at once or not at all, has its time, and costs no more than
 //! was agreed), `serving` (replicas within their bounds, requests paid for once). A law is taken from the design and never from a planted bug.
@@ -15,17 +15,18 @@ mod ledger;
 mod lineage;
 mod liveness;
 mod moves;
+mod quotas;
 mod rents;
 mod serving;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_lifecycle::model::{Attempt, AttemptState, Checkpoint, Counters, MigrationPhase};
-use sluice_lifecycle::{Answer, Command, NodeReport, Refusal, Rows, State, UserCommand, WindowReport};
+use sluice_lifecycle::{Answer, Command, NodeReport, Refusal, Rows, State, WindowReport};
 use sluice_plan::World;
 use sluice_types::{
-    AttemptId, CheckpointId, DeviceClassName, Digest, Generation, JobId, LeaseId, MigrationId, NodeId, NodeInstant,
-    OrderId, SiteId, TenantId, Timestamp,
+    AttemptId, CheckpointId, Digest, Generation, JobId, LeaseId, MigrationId, NodeId, NodeInstant, OrderId, SiteId,
+    TenantId, Timestamp,
 };
 
 use crate::host::{Assignment, Host};
@@ -96,9 +97,7 @@ pub(crate) struct Oracle {
     pub(crate) nodes: BTreeMap<NodeId, NodeView>,
     pub(crate) parts: BTreeMap<Digest, Part>,
     pub(crate) launches: BTreeMap<LeaseId, Launch>,
-    quotas: BTreeMap<(TenantId, DeviceClassName), i64>,
-    /// Whose quota changed in this commit, before or behind its placements.
-    pub(crate) quotas_moved: BTreeSet<TenantId>,
+    pub(crate) quotas: quotas::Quotas,
     budgets: Vec<TenantId>,
     acknowledged: BTreeMap<JobId, usize>,
     counted: Counters,
@@ -266,6 +265,7 @@ impl Oracle {
         for row in &rows.attempts {
             self.attempts.insert(row.id, row.clone());
         }
+        self.check_quotas(now, rows);
         for row in &rows.checkpoints {
             self.checkpoints.insert(row.id, row.clone());
         }
@@ -279,14 +279,8 @@ impl Oracle {
         for view in self.nodes.values_mut() {
             view.pair_before = view.pair;
         }
-        self.quotas_moved.clear();
         for (command, answer) in commands.iter().zip(answers) {
-            if let Command::User(_, UserCommand::SetQuota(tenant, class, milli)) = command
-                && answer.as_ref().is_ok_and(|answer| !answer.replayed)
-            {
-                self.quotas.insert((*tenant, class.clone()), *milli);
-                self.quotas_moved.insert(*tenant);
-            }
+            self.heed_quota(command, answer);
             self.heed_order(command, answer);
             let Command::Node(node, generation, report) = command else { continue };
             let view = self.nodes.entry(*node).or_default();
