@@ -3,6 +3,7 @@
 
 pub(super) mod client;
 mod judge;
+mod node;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -81,9 +82,9 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     figures
 }
 
-/// Fetches the official client, to be called where there is a network; the proof says why where that failed.
+/// Fetches the official clients, to be called where there is a network; the proof says why where that failed.
 pub fn prepare() {
-    if let Err(why) = python() {
+    for why in [python().err(), node::client().err()].into_iter().flatten() {
         eprintln!("{why}");
     }
 }
@@ -138,12 +139,27 @@ fn figures(system: &mut System, plan: &Plan, python: &Path, model: &Path) -> any
     let how = How { base_url: &base_url, keys: &keys, workers: plan.workers, retries: None };
     let prompts = prompts(plan);
     let lone = lone(python, &how, &prompts)?;
+    let other = other_client(&base_url, &tenants[0].secret)?;
     let before = balances(system)?;
     let mut all = vec![Figure::seen("s to import the model, twice", imported.as_secs_f64().round())];
+    all.push(other);
     let (asked, got) = load(system, plan, python, &how, &prompts)?;
     all.extend(judged(system, &asked, &got, &lone, &before)?);
     all.extend(gateway_lost(system, plan, python, &how, &prompts)?);
     Ok(all)
+}
+
+/// The calls of the official client for Node.
+fn other_client(base_url: &str, key: &str) -> anyhow::Result<Figure> {
+    let metric = "calls of the official Node client that went wrong";
+    let folder = match node::client() {
+        Ok(folder) => folder,
+        Err(why) => return Ok(Figure::skipped(metric, &why)),
+    };
+    let (calls, wrong) = node::check(&folder, base_url, key, "one")?;
+    wrong.iter().for_each(|text| eprintln!("{text}"));
+    let count = i64::try_from(wrong.len()).unwrap_or(i64::MAX);
+    Ok(Figure::exactly(metric, count, 0).peer(&format!("{calls} calls")))
 }
 
 /// A tenant with money and a key of its own.
