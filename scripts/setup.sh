@@ -2,9 +2,10 @@
 # Installs what Sluice needs on Debian 12 and fetches the text and the model of the example. Quick when all is there.
 #
 #   scripts/setup.sh                   what the main job needs
-#   scripts/setup.sh --tests           also what the tests need (buf, patch, nftables, iproute2)
+#   scripts/setup.sh --tests           also what the tests need (buf, patch, nftables, iproute2, a Kubernetes built from Go modules)
 #   scripts/setup.sh --with-postgres   also PostgreSQL, so that the tests of the store run on it too
 set -euo pipefail
+cd "$(dirname "$0")/.."
 
 cache="${XDG_CACHE_HOME:-$HOME/.cache}/sluice"
 tests=no
@@ -43,9 +44,11 @@ model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 verified_model() { echo "$model_sha256  $1" | sha256sum --check --status 2>/dev/null; }
 need_model=no
 verified_model "$model" || need_model=yes
+need_kube=no
+[ "$tests" = no ] || scripts/kube.sh --cached >/dev/null 2>&1 || need_kube=yes
 need_buf=no
 [ "$tests" = no ] || [ -x "$cache/buf/bin/buf" ] || command -v buf >/dev/null || need_buf=yes
-if [ "$need_text$need_model$need_buf" != nonono ]; then
+if [ "$need_text$need_model$need_buf$need_kube" != nononono ]; then
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
 fi
 
@@ -112,4 +115,10 @@ if [ "$need_buf" = yes ]; then
     else
         echo "buf cannot be fetched; its check will be skipped" >&2
     fi
+fi
+
+# The control plane of the Kubernetes tests: built once, minutes. They say SKIPPED and why where it cannot be, so nothing
+# here is fatal.
+if [ "$need_kube" = yes ]; then
+    scripts/kube.sh >/dev/null || echo "Kubernetes cannot be built; its checks will be skipped" >&2
 fi

@@ -5,7 +5,10 @@ use std::ffi::OsString;
 use crate::{place, run};
 
 /// Tests that write the page they hold when `SLUICE_BLESS` is set: (package, part of the test's name, page).
-const PAGES: [(&str, &str, &str); 1] = [("sluice-controller", "authz", "docs/authorization.md")];
+const PAGES: [(&str, &str, &str); 2] = [
+    ("sluice-controller", "authz", "docs/authorization.md"),
+    ("sluice-kube", "the_checked_in_definitions", "deploy/kubernetes/crds"),
+];
 
 /// `cargo xtask gen`
 pub(crate) fn command() -> anyhow::Result<()> {

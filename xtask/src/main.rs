@@ -9,6 +9,7 @@ mod collect;
 mod demo;
 mod generate;
 mod judge;
+mod kube;
 mod place;
 mod run;
 mod system;
@@ -54,6 +55,8 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
+    /// A real Kubernetes control plane with Sluice's kinds, on the loopback
+    Kube(kube::KubeArgs),
     /// Write generated reference pages anew
     Gen,
     /// Spin on some threads until killed: the load of measurements
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         Command::Verify(arguments) => verify::command(&arguments),
         Command::Bench(arguments) => bench::command(&arguments),
         Command::Sim { arguments } => generate::sim(&arguments),
+        Command::Kube(arguments) => kube::command(&arguments),
         Command::Gen => generate::command(),
         Command::Spin { threads } => sluice_device::measure::spin(threads),
     };

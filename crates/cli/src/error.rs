@@ -240,6 +240,8 @@ pub(crate) fn exit_of(status: &Status) -> Exit {
             Reason::InsufficientFunds
             | Reason::BudgetExhausted
             | Reason::QuotaExceeded
+            | Reason::QuotaLent
+            | Reason::QuotaInUse
             | Reason::NoPrice
             | Reason::PriceAboveLimit,
         ) => {

@@ -8,9 +8,9 @@ use crate::args::{Global, UserCommand, WaitFor};
 use crate::command::describe::{Description, text};
 use crate::output::{Format, Rendered, Style, View, Width, document, list, one};
 use crate::view::{
-    BalanceView, BudgetView, CheckpointView, ClassView, DeviceView, EventView, ExplanationView, JobView, KeyView,
-    NodeView, OrderView, PriceBookView, ProjectView, QuotaView, ReceiptView, SiteView, TransferView, WindowView,
-    cost_line,
+    BalanceView, BudgetView, CheckpointView, ClassView, DeviceView, EndpointView, EventView, ExplanationView,
+    InferenceRequestView, JobView, KeyView, ModelView, NodeView, OrderView, PriceBookView, ProjectView, QuotaView,
+    ReceiptView, SiteView, TransferView, WindowView, cost_line,
 };
 
 /// 2026-11-22T10:00:00Z.
@@ -138,6 +138,12 @@ fn explanation() -> ExplanationView {
                 change("node", 1, "add a node"),
             ],
             ahead: 3,
+            quota: Some(v1::QuotaShortage {
+                quota: "tenants/acme/quotas/site-a/cpu".into(),
+                level: "pool".into(),
+                asked_milli: 500,
+                missing_milli: 250,
+            }),
         },
     )
 }
@@ -295,8 +301,35 @@ fn money_in_every_form() {
         ..Default::default()
     };
     let book = v1::PriceBook { version: "prc-0000000000001".into(), prices: vec![price], create_time: at(0) };
-    let quota =
-        v1::Quota { tenant: "tenants/acme".into(), device_class: "cpu".into(), nominal_milli: 4000, used_milli: 500 };
+    let quota = v1::Quota {
+        name: "tenants/acme/quotas/site-a/cpu".into(),
+        tenant: "tenants/acme".into(),
+        site: "sites/site-a".into(),
+        device_class: "cpu".into(),
+        nominal_milli: 4000,
+        borrow_milli: 1000,
+        lend_milli: 2000,
+        policy: v1::QuotaPolicy::Drain.into(),
+        used_milli: 4500,
+        borrowed_milli: 500,
+        firm_milli: 250,
+        stopping_milli: 100,
+        available_milli: 500,
+        manager: "kubernetes/6c84fb90".into(),
+        etag: "17".into(),
+        update_time: at(0),
+        ..Default::default()
+    };
+    let all_sites = v1::Quota {
+        name: "tenants/acme/quotas/-/cpu".into(),
+        tenant: "tenants/acme".into(),
+        device_class: "cpu".into(),
+        nominal_milli: 9000,
+        used_milli: 4500,
+        available_milli: 4500,
+        etag: "18".into(),
+        ..Default::default()
+    };
     let budget = v1::Budget {
         scope: "tenants/acme/projects/default".into(),
         amount_credits: 9_000_000,
@@ -332,7 +365,7 @@ fn money_in_every_form() {
     };
     insta::assert_snapshot!("balance", all(&[BalanceView::from(&balance)]));
     insta::assert_snapshot!("prices", all(&PriceBookView::from(&book).prices));
-    insta::assert_snapshot!("quotas", all(&[QuotaView::from(&quota)]));
+    insta::assert_snapshot!("quotas", all(&[QuotaView::from(&quota), QuotaView::from(&all_sites)]));
     insta::assert_snapshot!("budgets", all(&[BudgetView::from(&budget)]));
     insta::assert_snapshot!("usage", all(&[WindowView::from(&window), WindowView::from(&gap)]));
     insta::assert_snapshot!("transfers", all(&[TransferView::from(&transfer)]));
@@ -378,6 +411,106 @@ fn tenants_projects_and_keys() {
 pub(crate) fn parsed(line: &[&str]) -> Result<(Global, UserCommand), clap::Error> {
     let matches = crate::command().try_get_matches_from(std::iter::once(&"sluice").chain(line))?;
     Ok((Global::from_arg_matches(&matches)?, UserCommand::from_arg_matches(&matches)?))
+}
+
+#[test]
+fn models_endpoints_and_requests() {
+    let info = v1::ModelInfo {
+        architecture: "llama".into(),
+        parameters: 134_515_008,
+        context: 8192,
+        quantization: "Q4_0".into(),
+        chats: true,
+        template_tokens: 31,
+        message_tokens: 5,
+    };
+    let ready = v1::Model {
+        name: "tenants/acme/projects/default/models/smol".into(),
+        id: "mdl-0000000000001".into(),
+        state: v1::ModelState::Ready.into(),
+        file: Some(v1::BlobRef { digest: "ab".repeat(32), size_bytes: 96 << 20, path: String::new() }),
+        source_digest: "cd".repeat(32),
+        requantize: "Q4_0".into(),
+        info: Some(info),
+        import_job: "tenants/acme/projects/default/jobs/job-0000000000002".into(),
+        create_time: at(0),
+        ..Default::default()
+    };
+    let failed = v1::Model {
+        state: v1::ModelState::Failed.into(),
+        reason: "NOT_A_MODEL".into(),
+        message: "no GGUF".into(),
+        info: None,
+        source_digest: String::new(),
+        ..ready.clone()
+    };
+    insta::assert_snapshot!("models", all(&[ModelView::from(&ready), ModelView::from(&failed)]));
+    let replica = v1::Replica {
+        job: "tenants/acme/projects/default/jobs/job-0000000000003".into(),
+        state: "running".into(),
+        site: "sites/a".into(),
+        ..Default::default()
+    };
+    let endpoint = v1::Endpoint {
+        name: "tenants/acme/projects/default/endpoints/chat".into(),
+        id: "ept-0000000000001".into(),
+        model: ready.name.clone(),
+        replicas: Some(v1::Replicas { min: 0, max: 2 }),
+        resources: Some(v1::TaskResources {
+            device_class: "cpu".into(),
+            milli: 500,
+            memory_bytes: 1 << 30,
+            ..Default::default()
+        }),
+        context: 8192,
+        sequences: 8,
+        public: true,
+        price: Some(v1::TokenPrice { prompt_credits: 150_000, completion_credits: 600_000 }),
+        idle: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        state: v1::EndpointState::Active.into(),
+        current: vec![replica],
+        totals: Some(v1::RequestTotals {
+            settled: 12,
+            voided: 1,
+            prompt_tokens: 900,
+            cached_tokens: 100,
+            completion_tokens: 4000,
+            credits: 2535,
+        }),
+        create_time: at(0),
+        ..Default::default()
+    };
+    let endpoint = EndpointView::from(&endpoint);
+    insta::assert_snapshot!("replicas", all(&endpoint.current));
+    insta::assert_snapshot!("endpoints", all(&[endpoint]));
+    let settled = v1::InferenceRequest {
+        id: "req-0000000000001".into(),
+        endpoint: "ept-0000000000001".into(),
+        owner: "acme".into(),
+        caller: "other".into(),
+        key: "key-0000000000001".into(),
+        price: Some(v1::TokenPrice { prompt_credits: 150_000, completion_credits: 600_000 }),
+        ceiling_credits: 400,
+        state: v1::InferenceRequestState::Settled.into(),
+        prompt_tokens: 75,
+        completion_tokens: 333,
+        credits: 212,
+        open_time: at(0),
+        close_time: at(3),
+        ..Default::default()
+    };
+    let voided = v1::InferenceRequest {
+        state: v1::InferenceRequestState::Voided.into(),
+        reason: "GATEWAY_LOST".into(),
+        prompt_tokens: 0,
+        completion_tokens: 0,
+        credits: 0,
+        caller: String::new(),
+        key: String::new(),
+        ..settled.clone()
+    };
+    let views = [InferenceRequestView::from(&settled), InferenceRequestView::from(&voided)];
+    insta::assert_snapshot!("inference_requests", all(&views));
 }
 
 #[test]
@@ -440,6 +573,9 @@ fn the_command_line_is_consistent() {
         &["price", "set", "--class", "cpu", "--device-hour", "1.25", "-y"],
         &["deposit", "acme", "12.50", "--note", "x"],
         &["quota", "set", "acme", "cpu", "2500m"],
+        &["quota", "set", "acme", "cpu", "4", "--site", "a", "--borrow", "500m", "--lend", "2", "--policy", "drain"],
+        &["quota", "delete", "acme", "cpu", "--site", "a", "-y"],
+        &["detach", "tenants/acme/quotas/a/cpu", "-y"],
         &["budget", "set", "acme/default", "10", "--period", "24h", "--policy", "admission-only"],
         &["project", "update", "default", "--allow-network", "gang"],
         &["key", "revoke", "key-1", "--key", "slk_1", "--yes"],
@@ -465,6 +601,8 @@ fn the_command_line_is_consistent() {
         &["cancel"],
         &["get", "pods"],
         &["deposit", "acme", "-5"],
+        &["quota", "set", "acme", "cpu", "4", "--borrow", "500m"],
+        &["quota", "set", "acme", "cpu", "4", "--site", "a", "--policy", "evict"],
         &["list", "--limit", "0"],
         &["logs", "a", "--rank", "x"],
         &["migrate", "a"],
@@ -477,6 +615,12 @@ fn the_command_line_is_consistent() {
         &["exec", "ord-1"],
         &["port-forward", "ord-1", "0"],
         &["port-forward", "ord-1", "x:80"],
+        &["serve"],
+        &["serve", "m", "--replicas", "2..1"],
+        &["serve", "m", "--replicas", "x"],
+        &["serve", "m", "--price-prompt", "0.0000001"],
+        &["model", "import"],
+        &["endpoint", "update"],
     ] {
         assert!(parsed(line).is_err(), "{line:?}");
     }

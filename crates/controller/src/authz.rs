@@ -24,6 +24,12 @@ const READERS: Access = Access::Roles(&[PlatformAdmin, TenantAdmin, Developer, V
 
 /// Every method of the API, by its gRPC path without the leading slash.
 pub const METHODS: &[(&str, Access)] = &[
+    ("sluice.v1.EndpointService/CreateEndpoint", WRITERS),
+    ("sluice.v1.EndpointService/DeleteEndpoint", WRITERS),
+    ("sluice.v1.EndpointService/GetEndpoint", READERS),
+    ("sluice.v1.EndpointService/ListEndpoints", READERS),
+    ("sluice.v1.EndpointService/ListRequests", READERS),
+    ("sluice.v1.EndpointService/UpdateEndpoint", WRITERS),
     ("sluice.v1.FleetService/CordonNode", PLATFORM),
     ("sluice.v1.FleetService/CreateJoinToken", PLATFORM),
     ("sluice.v1.FleetService/CreateSite", PLATFORM),
@@ -50,9 +56,15 @@ pub const METHODS: &[(&str, Access)] = &[
     ("sluice.v1.JobService/SuspendJob", WRITERS),
     ("sluice.v1.JobService/UploadBlob", WRITERS),
     ("sluice.v1.JobService/WatchJobs", READERS),
+    ("sluice.v1.ModelService/DeleteModel", WRITERS),
+    ("sluice.v1.ModelService/GetModel", READERS),
+    ("sluice.v1.ModelService/ImportModel", WRITERS),
+    ("sluice.v1.ModelService/ListModels", READERS),
+    ("sluice.v1.MoneyService/DeleteQuota", PLATFORM),
     ("sluice.v1.MoneyService/Deposit", PLATFORM),
     ("sluice.v1.MoneyService/GetBalance", READERS),
     ("sluice.v1.MoneyService/GetPrices", READERS),
+    ("sluice.v1.MoneyService/GetQuota", READERS),
     ("sluice.v1.MoneyService/GetReceipt", READERS),
     ("sluice.v1.MoneyService/ListBudgets", READERS),
     ("sluice.v1.MoneyService/ListQuotas", READERS),
@@ -82,6 +94,7 @@ pub const METHODS: &[(&str, Access)] = &[
     ("sluice.v1.TenantService/ListTenants", READERS),
     ("sluice.v1.TenantService/PutSecret", WRITERS),
     ("sluice.v1.TenantService/RevokeKey", ADMINS),
+    ("sluice.v1.TenantService/SetManager", ADMINS),
     ("sluice.v1.TenantService/UpdateProject", ADMINS),
 ];
 

@@ -138,7 +138,7 @@ fn submit(change: impl FnOnce(&mut v1::JobSpec)) -> v1::SubmitJobRequest {
 async fn absurd_specs_are_refused_by_field() {
     let door = Door::open().await;
     let id = "123e4567-e89b-42d3-a456-42661417400";
-    let tenant = v1::CreateTenantRequest { request_id: format!("{id}1"), tenant_id: "t".into(), validate_only: false };
+    let tenant = v1::CreateTenantRequest { request_id: format!("{id}1"), tenant_id: "t".into(), ..Default::default() };
     call(&door, "sluice.v1.TenantService/CreateTenant", tenant.encode_to_vec().into(), true).await.unwrap();
     let project = v1::CreateProjectRequest {
         request_id: format!("{id}2"),

@@ -110,7 +110,7 @@ async fn a_retried_join_token_ends_when_the_first_answer_said() {
 }
 
 #[tokio::test]
-async fn quotas_are_listed_behind_any_number_of_periods() {
+async fn quotas_are_listed_beside_any_number_of_periods() {
     let door = Door::open().await;
     tenant(&door, "acme").await;
     let mut money = MoneyServiceClient::new(door.channel.clone());
@@ -119,6 +119,7 @@ async fn quotas_are_listed_behind_any_number_of_periods() {
         tenant: "tenants/acme".to_owned(),
         device_class: "cpu".to_owned(),
         nominal_milli: 5000,
+        ..Default::default()
     };
     money.set_quota(with(set, &door.key)).await.unwrap();
     // More periods than any page has rows. The controller has lost the lead by this, and reads all the same.

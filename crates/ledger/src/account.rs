@@ -45,12 +45,22 @@ pub enum AccountKey {
     /// Where the budget of one period is granted from. One for each, so that nobody's grants, however large and often,
     /// use up a sum that others' need.
     Grants(BudgetScope, u64),
-    /// What is left of a tenant's quota of one class. Limited.
-    Quota(TenantId, DeviceClassName),
-    /// What a tenant holds of one class.
-    InUse(TenantId, DeviceClassName),
-    /// Where quotas are granted from.
+    /// What a tenant may hold of one class, at a site or over all. Limited: its line is the quota, nominal and borrow limit,
+    /// and what is held is promised from it.
+    Entitled(TenantId, Option<SiteId>, DeviceClassName),
+    /// What a tenant may hold of one class at a site for what may not borrow. Limited: its line is the nominal.
+    Firm(TenantId, SiteId, DeviceClassName),
+    /// What the tenants of a site lend of one class. Limited: its line is the sum of what they lend, and what each uses
+    /// beyond its own part is promised from it.
+    Pool(SiteId, DeviceClassName),
+    /// What a tenant uses of a pool.
+    PoolShare(TenantId, SiteId, DeviceClassName),
+    /// What is held of quotas.
     Capacity,
+    /// A tenant's quota of one class as it was kept before quotas had sites. Limited.
+    Quota(TenantId, DeviceClassName),
+    /// What was held of such a quota.
+    InUse(TenantId, DeviceClassName),
 }
 
 impl AccountKey {
@@ -60,14 +70,25 @@ impl AccountKey {
         match self {
             Self::Outside | Self::Funds(_) | Self::Revenue(_) | Self::Platform => Unit::Money,
             Self::Budget(..) | Self::Spent(..) | Self::Grants(..) => Unit::Budget,
-            Self::Quota(..) | Self::InUse(..) | Self::Capacity => Unit::Quota,
+            Self::Entitled(..)
+            | Self::Firm(..)
+            | Self::Pool(..)
+            | Self::PoolShare(..)
+            | Self::Capacity
+            | Self::Quota(..)
+            | Self::InUse(..) => Unit::Quota,
         }
     }
 
     /// Whether its debits are bounded by its credits and its line.
     #[must_use]
     pub const fn is_limited(&self) -> bool {
-        matches!(self, Self::Funds(_) | Self::Budget(..) | Self::Quota(..))
+        match self {
+            Self::Funds(_) | Self::Budget(..) | Self::Entitled(..) | Self::Firm(..) | Self::Pool(..) => true,
+            Self::Quota(..) => true,
+            Self::Outside | Self::Revenue(_) | Self::Platform | Self::Spent(..) | Self::Grants(..) => false,
+            Self::PoolShare(..) | Self::Capacity | Self::InUse(..) => false,
+        }
     }
 
     /// The tenant that may read it, where there is one.
@@ -75,6 +96,9 @@ impl AccountKey {
     pub const fn tenant(&self) -> Option<TenantId> {
         match self {
             Self::Funds(tenant)
+            | Self::Entitled(tenant, ..)
+            | Self::Firm(tenant, ..)
+            | Self::PoolShare(tenant, ..)
             | Self::Quota(tenant, _)
             | Self::InUse(tenant, _)
             | Self::Budget(BudgetScope::Tenant(tenant), _)
@@ -111,6 +135,11 @@ impl fmt::Display for AccountKey {
             Self::Budget(scope, period) => write!(f, "budget/{scope}/{period}"),
             Self::Spent(scope, period) => write!(f, "spent/{scope}/{period}"),
             Self::Grants(scope, period) => write!(f, "grants/{scope}/{period}"),
+            Self::Entitled(tenant, Some(site), class) => write!(f, "entitled/{tenant}/{site}/{class}"),
+            Self::Entitled(tenant, None, class) => write!(f, "entitled/{tenant}/-/{class}"),
+            Self::Firm(tenant, site, class) => write!(f, "firm/{tenant}/{site}/{class}"),
+            Self::Pool(site, class) => write!(f, "pool/{site}/{class}"),
+            Self::PoolShare(tenant, site, class) => write!(f, "pool-share/{tenant}/{site}/{class}"),
             Self::Quota(tenant, class) => write!(f, "quota/{tenant}/{class}"),
             Self::InUse(tenant, class) => write!(f, "in-use/{tenant}/{class}"),
             Self::Capacity => f.write_str("capacity"),
@@ -132,7 +161,7 @@ impl FromStr for AccountKey {
         }
         let mut parts = text.split('/');
         let kind = parts.next().unwrap_or_default();
-        let (first, second) = (parts.next(), parts.next());
+        let (first, second, third) = (parts.next(), parts.next(), parts.next());
         let key = match kind {
             "outside" => Self::Outside,
             "funds" => Self::Funds(part(first)?),
@@ -141,6 +170,11 @@ impl FromStr for AccountKey {
             "budget" => Self::Budget(part(first)?, part(second)?),
             "spent" => Self::Spent(part(first)?, part(second)?),
             "grants" => Self::Grants(part(first)?, part(second)?),
+            "entitled" if second == Some("-") => Self::Entitled(part(first)?, None, part(third)?),
+            "entitled" => Self::Entitled(part(first)?, Some(part(second)?), part(third)?),
+            "firm" => Self::Firm(part(first)?, part(second)?, part(third)?),
+            "pool" => Self::Pool(part(first)?, part(second)?),
+            "pool-share" => Self::PoolShare(part(first)?, part(second)?, part(third)?),
             "quota" => Self::Quota(part(first)?, part(second)?),
             "in-use" => Self::InUse(part(first)?, part(second)?),
             "capacity" => Self::Capacity,

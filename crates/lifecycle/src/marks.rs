@@ -8,12 +8,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use sluice_types::{AttemptId, CheckpointId, Digest, JobId, MigrationId};
 
 use crate::model::{Attempt, AttemptState, Checkpoint, Goal, Job, JobState, Migration};
+use crate::step::{is_reclaimed, waits_for_lent};
 
 /// Marks on rows of the working set.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Marks {
     /// Jobs that the scheduler may be told of.
     pub(crate) waiting: BTreeSet<JobId>,
+    /// Jobs that wait for what their own tenants lend.
+    pub(crate) lent: BTreeSet<JobId>,
+    /// Jobs that were suspended for want of quota.
+    pub(crate) reclaimed: BTreeSet<JobId>,
     /// Attempts that should be running but do not run yet.
     pub(crate) starting: BTreeSet<AttemptId>,
     /// Attempts that were told to stop at a checkpoint.
@@ -41,6 +46,8 @@ fn set<K: Ord>(marks: &mut BTreeSet<K>, key: K, marked: bool) {
 impl Marks {
     pub(crate) fn job(&mut self, row: &Job) {
         set(&mut self.waiting, row.id, matches!(row.state, JobState::Pending | JobState::Migrating));
+        set(&mut self.lent, row.id, waits_for_lent(row));
+        set(&mut self.reclaimed, row.id, is_reclaimed(row));
     }
 
     pub(crate) fn attempt(&mut self, row: &Attempt) {
@@ -61,7 +68,9 @@ impl Marks {
     }
 
     pub(crate) fn forget_job(&mut self, id: JobId) {
-        self.waiting.remove(&id);
+        for marks in [&mut self.waiting, &mut self.lent, &mut self.reclaimed] {
+            marks.remove(&id);
+        }
         self.copying.remove(&id);
         for migration in self.moves_of.remove(&id).unwrap_or_default() {
             self.moving.remove(&migration);

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use sluice_ledger::{AccountKey, Books, PriceBook, Transfer};
 use sluice_plan::{Delta, NodeView};
 use sluice_types::{
-    AttemptId, CheckpointId, Digest, JobId, KeyId, LeaseId, MigrationId, Name, Nanos, NodeId, ProjectId, Reason,
-    SecretId, SiteId, TenantId, Timestamp,
+    AttemptId, CheckpointId, Digest, JobId, KeyId, LeaseId, MigrationId, Name, NodeId, ProjectId, Reason, SecretId,
+    SiteId, TenantId, Timestamp,
 };
 
 use crate::marks::Marks;
@@ -14,76 +14,11 @@ use crate::model::{
     Attempt, Budget, Checkpoint, Counters, Discard, Event, Job, JoinToken, Key, Lease, LeaseState, Migration, Node,
     NodeState, Order, Project, Request, RequestKey, Secret, Site, Tenant, Upload, Window,
 };
+use crate::quotas::Quotas;
+use crate::serving::Serving;
+use crate::settings::Settings;
 use crate::table::Table;
 use crate::{Rows, Snapshot};
-
-/// Bounds and times of the state machines.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// A node silent for longer is lost.
-    pub loss_timeout: Nanos,
-    /// Length of a metering window.
-    pub window: Nanos,
-    /// Windows held for a job without a run limit.
-    pub hold_windows: u32,
-    /// How long a migration waits for a placement and preparation at the other site.
-    pub prepare_deadline: Nanos,
-    /// How long a job may take to stop at a checkpoint.
-    pub stop_deadline: Nanos,
-    /// How long the last checkpoint may take to be copied.
-    pub ship_deadline: Nanos,
-    /// How long a placed attempt may take until it runs.
-    pub start_deadline: Nanos,
-    /// How long windows of a lost node are waited for.
-    pub late_windows: Nanos,
-    /// How long requests are remembered.
-    pub remember: Nanos,
-    /// Jobs of one tenant that may wait or run.
-    pub jobs_per_tenant: usize,
-    /// Uploads of one project that are kept.
-    pub uploads_per_project: usize,
-    /// Bytes of the uploads of one project.
-    pub upload_bytes_per_project: u64,
-    /// How long an upload is kept that no waiting or running job names.
-    pub keep_uploads: Nanos,
-    /// How long the last checkpoints of a job are kept after its end.
-    pub keep_checkpoints: Nanos,
-    /// How long the outputs of a job are kept after its end.
-    pub keep_outputs: Nanos,
-}
-
-impl Settings {
-    /// How far ahead a job without a run limit is promised: [`Settings::hold_windows`], and at least what may run between
-    /// its last posted window and the cut of a loss, which would else be used and never paid.
-    #[must_use]
-    pub const fn held_ahead(&self) -> Nanos {
-        let windows = self.window.get().saturating_mul(self.hold_windows as u64);
-        let silence = self.loss_timeout.get().saturating_add(self.window.get().saturating_mul(2));
-        Nanos::new(if windows > silence { windows } else { silence })
-    }
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            loss_timeout: Nanos::from_secs(15),
-            window: Nanos::from_secs(10),
-            hold_windows: 6,
-            prepare_deadline: Nanos::from_secs(120),
-            stop_deadline: Nanos::from_secs(60),
-            ship_deadline: Nanos::from_secs(300),
-            start_deadline: Nanos::from_secs(300),
-            late_windows: Nanos::from_secs(24 * 3600),
-            remember: Nanos::from_secs(7 * 24 * 3600),
-            jobs_per_tenant: 200_000,
-            uploads_per_project: 10_000,
-            upload_bytes_per_project: 64 << 30,
-            keep_uploads: Nanos::from_secs(7 * 24 * 3600),
-            keep_checkpoints: Nanos::from_secs(7 * 24 * 3600),
-            keep_outputs: Nanos::from_secs(30 * 24 * 3600),
-        }
-    }
-}
 
 /// The working set. [`crate::step`] is the only code that changes it.
 #[derive(Debug, Clone, Default)]
@@ -107,6 +42,7 @@ pub struct State {
     pub(crate) uploads: Table<(ProjectId, Digest), Upload>,
     pub(crate) discards: Table<(SiteId, Digest), Discard>,
     pub(crate) budgets: Table<String, Budget>,
+    pub(crate) quotas: Quotas,
     pub(crate) books: Books,
     pub(crate) prices: Option<PriceBook>,
     pub(crate) requests: BTreeMap<RequestKey, Request>,
@@ -129,6 +65,8 @@ pub struct State {
     pub(crate) uses: BTreeMap<(ProjectId, Digest), usize>,
     /// Discards of each site by when they are due.
     pub(crate) due: BTreeSet<(SiteId, Timestamp, Digest)>,
+    /// Models, endpoints and their requests.
+    pub(crate) serving: Serving,
     pub(crate) marks: Marks,
     /// What the running step has produced so far.
     pub(crate) out: Output,
@@ -157,13 +95,16 @@ impl State {
     #[must_use]
     pub fn load(snapshot: Snapshot, settings: Settings, now: Timestamp) -> Self {
         let rows = snapshot.rows;
+        let books = Books::from_rows(rows.accounts, rows.holds);
         let mut state = Self {
             settings,
-            books: Books::from_rows(rows.accounts, rows.holds),
+            quotas: Quotas::load(rows.quotas, &books),
+            books,
             prices: rows.prices.into_iter().max_by_key(|book| book.version),
             requests: rows.requests.into_iter().map(|request| (request.key, request)).collect(),
             counters: rows.counters.unwrap_or_default(),
             last_event: snapshot.last_event,
+            serving: Serving::load(rows.models, rows.endpoints, rows.inference),
             ..Self::default()
         };
         rows.tenants.into_iter().for_each(|row| state.tenants.load(row.id, row));
@@ -190,11 +131,15 @@ impl State {
         }
         for job in rows.jobs {
             state.count_uses(&job);
+            state.serving.job(&job);
             *state.jobs_of.entry(job.tenant).or_default() += 1;
             state.marks.job(&job);
             state.jobs.load(job.id, job);
         }
-        for attempt in rows.attempts {
+        let kept: Vec<_> = state.models().filter_map(|row| Some((row.project, row.keeps()?.digest))).collect();
+        kept.into_iter().for_each(|(project, digest)| state.keep_upload(project, digest));
+        for mut attempt in rows.attempts {
+            state.count_loaded(&mut attempt);
             state.attempts_of.entry(attempt.job).or_default().insert(attempt.id);
             state.marks.attempt(&attempt);
             state.attempts.load(attempt.id, attempt);
@@ -424,10 +369,14 @@ impl State {
             discards: self.discards.take_dirty(),
             prices: out.prices,
             budgets: self.budgets.take_dirty(),
+            quotas: self.quotas.rows.take_dirty(),
             accounts,
             holds,
             transfers: out.transfers,
             orders: out.orders,
+            models: self.serving.models.take_dirty(),
+            endpoints: self.serving.endpoints.take_dirty(),
+            inference: self.serving.requests.take_dirty(),
             events: out.events,
             requests: out.requests,
             counters: out.counters.then_some(self.counters),
@@ -444,6 +393,7 @@ impl State {
         }
         self.forget(&over);
         self.forget_deleted(&rows);
+        self.serving.forget(&rows);
         rows
     }
 
@@ -454,6 +404,9 @@ impl State {
         rows.migrations.iter().for_each(|row| self.marks.migration(row));
         for secret in rows.secrets.iter().filter(|row| row.deleted) {
             self.secrets.evict(&secret.id);
+        }
+        for quota in rows.quotas.iter().filter(|row| row.deleted) {
+            self.quotas.rows.evict(&quota.key);
         }
         if !(rows.sites.is_empty() && rows.projects.is_empty()) {
             return self.mark_copying(None);
@@ -538,6 +491,7 @@ impl State {
         let held = |lease: &&Lease| matches!(lease.state, LeaseState::Held | LeaseState::Ending);
         deltas.extend(self.leases.values().filter(held).map(|lease| Delta::Lease(lease.view())));
         deltas.extend(self.books.accounts().filter(|account| account.key.is_limited()).cloned().map(Delta::Account));
+        deltas.extend(self.quotas().map(|row| Delta::Quota(self.quota_view(row))));
         deltas.extend(self.prices.clone().map(Delta::Prices));
         deltas.extend(self.jobs.values().filter_map(|job| self.wanted(job, now)).map(Delta::Job));
         deltas.push(Delta::Now(now));
@@ -553,13 +507,16 @@ impl State {
             LeaseState::Freed | LeaseState::Settled => Delta::LeaseGone(lease.id),
         }));
         deltas.extend(rows.accounts.iter().filter(|account| account.key.is_limited()).cloned().map(Delta::Account));
+        deltas.extend(rows.quotas.iter().map(|row| Delta::Quota(self.quota_view(row))));
         deltas.extend(rows.prices.iter().cloned().map(Delta::Prices));
         deltas.extend(rows.jobs.iter().map(|job| match self.jobs.get(&job.id).and_then(|job| self.wanted(job, now)) {
             Some(view) => Delta::Job(view),
             None => Delta::JobGone(job.id),
         }));
-        let retold = rows.retold.iter().filter_map(|id| self.wanted(self.jobs.get(id)?, now));
-        deltas.extend(retold.map(Delta::Job));
+        deltas.extend(rows.retold.iter().map(|id| match self.jobs.get(id).and_then(|job| self.wanted(job, now)) {
+            Some(view) => Delta::Job(view),
+            None => Delta::JobGone(*id),
+        }));
         if !deltas.is_empty() {
             deltas.push(Delta::Now(now));
         }

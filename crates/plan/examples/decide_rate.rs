@@ -5,8 +5,8 @@
 
 use std::time::{Duration, Instant};
 
-use sluice_ledger::{Account, AccountKey, Price, PriceBook, Rate};
-use sluice_plan::{Delta, DeviceView, JobView, LeaseView, Limits, NodeView, Placement, Purpose, World};
+use sluice_ledger::{Account, AccountKey, Price, PriceBook, QuotaKey, QuotaLimits, Rate};
+use sluice_plan::{Delta, DeviceView, JobView, LeaseView, Limits, NodeView, Placement, Purpose, QuotaView, World};
 use sluice_types::{
     Bytes, CoreMilli, Credits, DeviceRef, IsolationClass, JobId, LeaseId, MilliGpu, Nanos, NodeId, PriceVersion,
     ProjectId, SiteId, TaskResources, TenantId, Timestamp,
@@ -61,15 +61,22 @@ fn job(id: u64) -> JobView {
         state_at: Vec::new(),
         hold_time: Nanos::from_secs(3600),
         budgets: Vec::new(),
+        firm: false,
     }
 }
 
 fn accounts() -> impl Iterator<Item = Account> {
     (1..=TENANTS).flat_map(|raw| {
         let tenant = TenantId::from_raw(raw);
-        let keys = [AccountKey::Funds(tenant), AccountKey::Quota(tenant, "h200".parse().unwrap())];
+        let keys = [AccountKey::Funds(tenant), AccountKey::Entitled(tenant, None, "h200".parse().unwrap())];
         keys.map(|key| Account { credits_posted: 1 << 50, ..Account::empty(key) })
     })
+}
+
+fn quota(tenant: TenantId) -> QuotaView {
+    let key = QuotaKey { tenant, site: None, class: "h200".parse().unwrap() };
+    let limits = Some(QuotaLimits { nominal: 1 << 40, ..QuotaLimits::default() });
+    QuotaView { key, site_name: None, limits }
 }
 
 fn prices() -> PriceBook {
@@ -83,6 +90,7 @@ fn world(nodes: u64) -> World {
     let mut world = World::new();
     world.apply(&Delta::Prices(prices()));
     accounts().for_each(|account| world.apply(&Delta::Account(account)));
+    (1..=TENANTS).for_each(|raw| world.apply(&Delta::Quota(quota(TenantId::from_raw(raw)))));
     (1..=nodes).for_each(|id| world.apply(&Delta::Node(node(id))));
     world
 }
@@ -92,7 +100,7 @@ fn committed(placement: &Placement, balances: &mut [Account], next_lease: &mut u
     let job = job(placement.job.raw());
     let at = 2 * usize::try_from(job.tenant.raw() - 1).unwrap();
     balances[at].debits_pending += placement.hold.units();
-    balances[at + 1].debits_pending += i64::from(job.resources.milli.get());
+    balances[at + 1].debits_pending += placement.tasks.iter().map(|task| i64::from(task.billed.get())).sum::<i64>();
     let mut deltas = vec![Delta::JobGone(placement.job)];
     for task in &placement.tasks {
         *next_lease += 1;

@@ -15,16 +15,17 @@
 use std::cmp::Reverse;
 use std::sync::Arc;
 
-use sluice_ledger::AccountKey;
+use sluice_ledger::{AccountKey, QuotaKey};
 use sluice_types::{Bytes, CoreMilli, JobId, MilliGpu, TaskResources};
 
 use crate::fit::{count, gain};
 use crate::inventory::Spot;
-use crate::judge::ever;
+use crate::judge::{Block, ever};
 use crate::purse::Gift;
+use crate::quota::{self, More};
 use crate::round::Round;
 use crate::terms::Terms;
-use crate::view::{Change, ChangeKind, Explanation, JobView, Purpose};
+use crate::view::{Change, ChangeKind, Explanation, JobView};
 use crate::want::{Order, Want};
 use crate::world::{World, ahead};
 
@@ -69,7 +70,8 @@ impl World {
         let ahead = ahead(&self.queue, want.tenant, order);
         if waiting.flying {
             let message = "a placement of it is being committed".to_owned();
-            return Some(Explanation { reason: None, message, changes: Vec::new(), ahead, never: false });
+            let changes = Vec::new();
+            return Some(Explanation { reason: None, message, changes, ahead, never: false, quota: None });
         }
         self.inventory.flush();
         let round = std::mem::take(&mut self.round);
@@ -97,6 +99,7 @@ impl World {
                 changes: Vec::new(),
                 ahead: 0,
                 never: true,
+                quota: None,
             }),
         }
     }
@@ -117,6 +120,7 @@ impl World {
         self.rewind(rehearsal);
         if block.is_some() {
             changes.extend(self.more_money(question));
+            changes.extend(self.more_quota(question));
             changes.extend(self.open_nodes(question));
         }
         changes.sort_by_key(|change| change.kind);
@@ -126,6 +130,10 @@ impl World {
             changes,
             ahead,
             never: block.as_ref().is_some_and(crate::judge::Block::is_forever),
+            quota: match block {
+                Some(Block::Quota(short)) => Some(short),
+                _ => None,
+            },
         }
     }
 
@@ -221,11 +229,37 @@ impl World {
         let funds = self.enough(AccountKey::Funds(want.tenant), question);
         let known: Vec<AccountKey> = want.budgets().filter(|key| self.purse.knows(key)).cloned().collect();
         let budget = known.into_iter().filter_map(|key| self.enough(key, question)).min();
-        let quota = Some(want.quota_key().clone())
-            .filter(|key| want.purpose == Purpose::Run && self.purse.knows(key))
-            .and_then(|key| self.enough(key, question));
-        let kinds = [ChangeKind::MoreFunds, ChangeKind::MoreBudget, ChangeKind::MoreQuota];
-        kinds.into_iter().zip([funds, budget, quota]).filter_map(|(kind, amount)| change(kind, amount?)).collect()
+        let kinds = [ChangeKind::MoreFunds, ChangeKind::MoreBudget];
+        kinds.into_iter().zip([funds, budget]).filter_map(|(kind, amount)| change(kind, amount?)).collect()
+    }
+
+    /// The least amounts by which one limit of one quota would have to be higher.
+    fn more_quota(&mut self, question: &mut Question) -> Vec<Change> {
+        let want = Arc::clone(&question.want);
+        let sites: Vec<_> = Terms::of(&want, &self.inventory, &self.purse).sites.into_keys().collect();
+        let keys = self.quotas.keys(&want, sites.into_iter());
+        let kinds = [(More::Nominal, ChangeKind::MoreQuota), (More::Borrow, ChangeKind::MoreBorrowing)];
+        let mut changes = Vec::new();
+        for (more, kind) in kinds {
+            // A quota over all sites borrows from nobody.
+            let of = keys.iter().filter(|key| more == More::Nominal || key.site.is_some());
+            let least = of.filter_map(|key| self.enough_quota(key, more, question)).min();
+            changes.extend(least.and_then(|amount| change(kind, i128::from(amount))));
+        }
+        changes
+    }
+
+    fn enough_quota(&mut self, key: &QuotaKey, more: More, question: &mut Question) -> Option<i64> {
+        let mut amount = 0i64;
+        loop {
+            self.quotas.gift = Some(quota::Gift { key: key.clone(), more, amount, next: None });
+            let admitted = self.rehearsal_admits(question);
+            let next = self.quotas.gift.take().and_then(|gift| gift.next);
+            if admitted? {
+                return Some(amount);
+            }
+            amount = amount.checked_add(next?)?;
+        }
     }
 
     /// The least amount that the account would have to have more.
@@ -349,6 +383,7 @@ fn less(want: &Want, kind: ChangeKind, amount: u64) -> Want {
         ChangeKind::MoreFunds
         | ChangeKind::MoreBudget
         | ChangeKind::MoreQuota
+        | ChangeKind::MoreBorrowing
         | ChangeKind::OtherSite
         | ChangeKind::OpenNodes => {}
     }

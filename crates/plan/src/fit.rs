@@ -55,6 +55,13 @@ pub(crate) struct Choice {
     pub(crate) picks: Vec<Pick>,
 }
 
+impl Choice {
+    /// Thousandths of quota that all tasks take together.
+    pub(crate) fn charge(&self) -> i64 {
+        self.picks.iter().fold(0i64, |sum, pick| sum.saturating_add(pick.offer.charge))
+    }
+}
+
 /// The best device for one task among a site's offers, cheapest first.
 fn best<'a>(inventory: &Inventory, offers: &'a [Offer], turn: u64) -> Option<(Score, Spot, &'a Offer)> {
     let mut best: Option<(Score, Spot, &Offer)> = None;

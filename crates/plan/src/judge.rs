@@ -1,7 +1,8 @@
 //! Why a job waits: the first constraint, in a fixed order, that alone keeps it from being placed.
 //!
 //! The order: UNKNOWN_CLASS, NEVER_FITS, NO_ALLOWED_SITE, CHECKPOINT_UNREACHABLE, NODES_UNAVAILABLE, NO_PRICE,
-//! QUOTA_EXCEEDED, then BUDGET_EXHAUSTED and INSUFFICIENT_FUNDS against the cheapest devices that are open, then
+//! QUOTA_EXCEEDED where the tenant's own limits bind, then BUDGET_EXHAUSTED and INSUFFICIENT_FUNDS against the cheapest
+//! devices that are open, then QUOTA_LENT, or QUOTA_EXCEEDED where others' borrowing alone is in the way, then
 //! NO_FREE_SHARE, NO_FREE_MEMORY, NO_FREE_CORES or GANG_DOES_NOT_FIT, then money again against the cheapest devices
 //! that are free now, then BEHIND_OTHERS. Each question is asked only of sites that passed those before it. What others
 //! hold is never named: amounts are the caller's own request and the part of it that is missing.
@@ -9,15 +10,17 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use sluice_ledger::AccountKey;
+use sluice_ledger::{AccountKey, QuotaLevel};
 use sluice_types::{Bytes, Credits, DeviceClassName, MilliGpu, Reason, SiteId, TaskResources};
 
+use crate::cover::Cover;
 use crate::fit::count;
 use crate::inventory::Inventory;
 use crate::purse::Purse;
+use crate::quota::is_lent;
 use crate::room::{Room, least_cost, rooms};
 use crate::terms::{Offer, Terms};
-use crate::view::Purpose;
+use crate::view::QuotaShortage;
 use crate::want::Want;
 
 /// A constraint that binds.
@@ -37,11 +40,7 @@ pub(crate) enum Block {
     CheckpointUnreachable,
     NodesUnavailable,
     NoPrice(DeviceClassName),
-    Quota {
-        class: DeviceClassName,
-        asked: i64,
-        missing: i128,
-    },
+    Quota(QuotaShortage),
     Budget {
         key: AccountKey,
         hold: i64,
@@ -76,7 +75,10 @@ impl Block {
             Self::CheckpointUnreachable => Reason::CheckpointUnreachable,
             Self::NodesUnavailable => Reason::NodesUnavailable,
             Self::NoPrice(_) => Reason::NoPrice,
-            Self::Quota { .. } => Reason::QuotaExceeded,
+            Self::Quota(short) => match short.level {
+                QuotaLevel::Lent => Reason::QuotaLent,
+                QuotaLevel::Pool | QuotaLevel::Limit | QuotaLevel::Nominal | QuotaLevel::None => Reason::QuotaExceeded,
+            },
             Self::Budget { .. } => Reason::BudgetExhausted,
             Self::Funds { .. } => Reason::InsufficientFunds,
             Self::NoFreeShare { .. } => Reason::NoFreeShare,
@@ -125,9 +127,7 @@ impl fmt::Display for Block {
             }
             Self::NodesUnavailable => f.write_str("the nodes that could hold it are closed or their devices unhealthy"),
             Self::NoPrice(class) => write!(f, "class `{class}` has no price where it could run"),
-            Self::Quota { class, asked, missing } => {
-                write!(f, "it takes {asked}m of the quota of class `{class}`, which lacks {missing}m")
-            }
+            Self::Quota(short) => short.fmt(f),
             Self::Budget { key, hold, missing } => {
                 write!(f, "it holds {}, and ", Credits::new(*hold))?;
                 match key {
@@ -188,7 +188,16 @@ pub(crate) fn ever(inventory: &Inventory, want: &Want) -> Result<BTreeMap<SiteId
 }
 
 /// Judges everything up to the first question about what is free: the least hold that open devices would cost.
-pub(crate) fn afford(inventory: &Inventory, purse: &mut Purse, want: &Want, terms: &Terms) -> Result<(), Block> {
+///
+/// # Errors
+/// The constraint that binds. Where none does, what is lent to others of the tenant's quota at one of the sites.
+pub(crate) fn afford(
+    inventory: &Inventory,
+    purse: &mut Purse,
+    want: &Want,
+    terms: &Terms,
+    cover: &Cover,
+) -> Result<Option<QuotaShortage>, Block> {
     let mut sites = ever(inventory, want)?;
     sites.retain(|site, _| want.has_state_at(*site));
     if sites.is_empty() {
@@ -202,22 +211,16 @@ pub(crate) fn afford(inventory: &Inventory, purse: &mut Purse, want: &Want, term
     let Some(least) = sites.iter().filter_map(cost).min() else {
         return Err(Block::NoPrice(want.task.class.clone()));
     };
-    quota(purse, want)?;
-    covers(purse, want, least)
-}
-
-/// Whether the quota, where there is one, covers the want.
-pub(crate) fn quota(purse: &mut Purse, want: &Want) -> Result<(), Block> {
-    if want.purpose == Purpose::Migrate {
-        return Ok(());
+    let priced = || sites.keys().filter(|site| terms.sites.contains_key(site));
+    let short = cover.least(|site| sites.contains_key(&site)).cloned();
+    let binds = short.clone().filter(|_| priced().all(|site| cover.short.contains_key(site)));
+    if let Some(short) = binds.clone().filter(|short| !short.level.is_others()) {
+        return Err(Block::Quota(short));
     }
-    let key = want.quota_key();
-    if !purse.knows(key) {
-        return Ok(());
-    }
-    match purse.lacks(key, want.quota()) {
-        0 => Ok(()),
-        missing => Err(Block::Quota { class: want.task.class.clone(), asked: want.quota(), missing }),
+    covers(purse, want, least)?;
+    match binds {
+        Some(short) => Err(Block::Quota(short)),
+        None => Ok(short.filter(is_lent)),
     }
 }
 

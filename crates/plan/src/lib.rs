@@ -18,6 +18,7 @@
 //! The writer revalidates every placement against the versions that it carries before it commits, so a plan made from
 //! an older world can be refused but never oversells.
 
+mod cover;
 mod explain;
 mod fit;
 mod hash;
@@ -27,6 +28,7 @@ mod keep;
 mod offer;
 mod pool;
 mod purse;
+mod quota;
 mod room;
 mod round;
 mod terms;
@@ -39,6 +41,6 @@ pub use round::Limits;
 
 pub use view::{
     Change, ChangeKind, Delta, DeviceView, Explanation, Footprint, JobView, LeaseView, NodeView, Placement, Plan,
-    Purpose, TaskPlacement, Verdict, footprint,
+    Purpose, QuotaShortage, QuotaView, TaskPlacement, Verdict, charge, footprint,
 };
 pub use world::World;

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use sluice_ledger::{Account, AccountKey, PriceBook};
 
 use crate::hash::Lookup;
-use crate::view::Purpose;
 use crate::want::Want;
 
 /// A question of the kind "what if this account had more?".
@@ -93,14 +92,11 @@ impl Purse {
         lacking
     }
 
-    /// Promises (or, with a negative amount, takes back) what a placement of `want` holds.
-    pub(crate) fn promise(&mut self, want: &Want, hold: i128, quota: i128) {
+    /// Promises (or, with a negative amount, takes back) the money that a placement of `want` holds.
+    pub(crate) fn promise(&mut self, want: &Want, hold: i128) {
         self.add(&AccountKey::Funds(want.tenant), hold);
         for key in want.budgets() {
             self.add(key, hold);
-        }
-        if want.purpose == Purpose::Run {
-            self.add(want.quota_key(), quota);
         }
     }
 

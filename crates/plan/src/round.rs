@@ -12,7 +12,8 @@ use sluice_types::{JobId, PriceVersion, Reason, TenantId};
 
 use crate::fit::{Choice, cheapest};
 use crate::inventory::Spot;
-use crate::judge::{Block, afford, covers, quota, room};
+use crate::judge::{Block, afford, covers, room};
+use crate::quota::is_lent;
 use crate::terms::Terms;
 use crate::view::{Placement, Plan, TaskPlacement, Verdict};
 use crate::want::{Order, Want};
@@ -124,7 +125,13 @@ impl World {
         if want.tasks == 0 || want.task.milli.get() == 0 {
             return Err(Miss::Room);
         }
-        quota(&mut self.purse, want).map_err(Miss::Money)?;
+        let cover = self.cover(want, terms, job);
+        let terms = cover.terms.as_ref().unwrap_or(terms);
+        if terms.sites.is_empty()
+            && let Some(short) = cover.least(|_| true)
+        {
+            return Err(Miss::Money(Block::Quota(short.clone())));
+        }
         let choice = cheapest(&mut self.inventory, terms, want, job).ok_or(Miss::Room)?;
         covers(&mut self.purse, want, choice.cost).map_err(Miss::Money)?;
         Ok(choice)
@@ -132,9 +139,14 @@ impl World {
 
     /// The constraint that binds a want that [`World::seek`] missed.
     pub(crate) fn diagnose(&mut self, want: &Want, terms: &Terms, job: JobId, miss: Miss) -> Block {
-        if let Err(block) = afford(&self.inventory, &mut self.purse, want, terms) {
-            return block;
+        let cover = self.cover(want, terms, job);
+        match afford(&self.inventory, &mut self.purse, want, terms, &cover) {
+            Err(block) => return block,
+            // What is its tenant's own is called back, rather than that it waits for room at another site.
+            Ok(Some(lent)) if matches!(miss, Miss::Room) => return Block::Quota(lent),
+            Ok(_) => {}
         }
+        let terms = cover.terms.as_ref().unwrap_or(terms);
         if self.round.kept.is_empty() {
             return match miss {
                 Miss::Room => room(&self.inventory, want, terms),
@@ -181,6 +193,7 @@ impl World {
             self.inventory.note_placed(pick.offer.pool);
         }
         self.take_off(job, choice);
+        self.quotas.unclaim(job);
         placement
     }
 
@@ -195,7 +208,22 @@ impl World {
             self.round.blocked.push(at);
             self.keep_or_rest(at, want, terms);
         }
+        self.keep_claims(job, at, &block);
         block
+    }
+
+    /// What is called back for a lender is kept for it until it is placed, also while it waits for room; not while it waits
+    /// for money, or for what nobody can be called back for.
+    fn keep_claims(&mut self, job: JobId, at: u32, block: &Block) {
+        match block {
+            Block::Quota(short) if is_lent(short) => {
+                let waiting = self.queue.shape(at).queue.len();
+                self.quotas.claim(short, job, at, waiting);
+            }
+            block if block.waits_for_room() => {}
+            // Others may have been kept out by it: another round.
+            _ => self.round.untold |= self.quotas.unclaim(job),
+        }
     }
 
     /// Tells the shape's jobs why they wait, where that is news to them; returns how many were looked at.

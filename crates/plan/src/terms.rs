@@ -7,7 +7,7 @@ use sluice_types::{IsolationClass, MilliGpu, SiteId};
 
 use crate::inventory::Inventory;
 use crate::purse::Purse;
-use crate::view::{Footprint, footprint};
+use crate::view::{Footprint, charge, footprint};
 use crate::want::Want;
 
 /// One pool as it looks to one want.
@@ -19,6 +19,8 @@ pub(crate) struct Offer {
     pub(crate) billed: MilliGpu,
     /// The quoted ceiling of one task in credits; `i64::MAX` where it leaves the ledger's range.
     pub(crate) cost: i64,
+    /// Thousandths of quota that one task takes.
+    pub(crate) charge: i64,
 }
 
 /// All priced offers at the sites where a want may run, cheapest first within a site.
@@ -65,5 +67,6 @@ fn offer(want: &Want, inventory: &Inventory, purse: &Purse, at: u32) -> Option<O
     let billed = pool.device.billed(&want.task);
     let terms = RatingTerms { billed, host_cores: want.task.host_cores, host_memory: want.task.host_memory, rate };
     let cost = quote(&terms, want.hold_time).map_or(i64::MAX, |credits| credits.units());
-    Some(Offer { pool: at, need: footprint(&want.task, &pool.device), isolation, billed, cost })
+    let charge = charge(&want.task, &pool.device);
+    Some(Offer { pool: at, need: footprint(&want.task, &pool.device), isolation, billed, cost, charge })
 }

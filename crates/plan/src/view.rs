@@ -1,10 +1,10 @@
 //! What goes into the scheduler and what comes out.
 
 use serde::{Deserialize, Serialize};
-use sluice_ledger::{Account, PriceBook, billed_milli};
+use sluice_ledger::{Account, PriceBook, QuotaKey, QuotaLevel, QuotaLimits, billed_milli};
 use sluice_types::{
-    Bytes, CoreMilli, Credits, DeviceClassName, DeviceRef, IsolationClass, JobId, LeaseId, MilliGpu, Nanos, NodeId,
-    PriceVersion, ProjectId, Reason, SiteId, TaskResources, TenantId, Timestamp,
+    Bytes, CoreMilli, Credits, DeviceClassName, DeviceRef, IsolationClass, JobId, LeaseId, MilliGpu, Name, Nanos,
+    NodeId, PriceVersion, ProjectId, Reason, SiteId, TaskResources, TenantId, Timestamp,
 };
 
 /// One device of a node.
@@ -89,6 +89,19 @@ pub struct JobView {
     pub hold_time: Nanos,
     /// Periods of the budgets that cover it, with the accounts' keys in `accounts`.
     pub budgets: Vec<sluice_ledger::AccountKey>,
+    /// It may hold nothing but its tenant's nominal quota.
+    pub firm: bool,
+}
+
+/// A quota as it is now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuotaView {
+    /// Which.
+    pub key: QuotaKey,
+    /// What its site is called; `None` = over all sites.
+    pub site_name: Option<Name>,
+    /// What it allows; `None` = it is gone.
+    pub limits: Option<QuotaLimits>,
 }
 
 /// A committed change.
@@ -106,8 +119,10 @@ pub enum Delta {
     Job(JobView),
     /// A job waits no more.
     JobGone(JobId),
-    /// A balance changed.
+    /// A balance changed; what is held of quotas is told by their accounts.
     Account(Account),
+    /// A quota was set or taken away.
+    Quota(QuotaView),
     /// A new edition of the price book.
     Prices(PriceBook),
     /// When the others were committed: how long devices have been kept for a job is measured by it.
@@ -182,8 +197,10 @@ pub enum ChangeKind {
     MoreFunds,
     /// So many credits more in the budget.
     MoreBudget,
-    /// So many thousandths more quota of the class.
+    /// So many thousandths more nominal quota of the class.
     MoreQuota,
+    /// So many thousandths more that its tenant may borrow.
+    MoreBorrowing,
     /// Allow one more site: amount is the site's id number.
     OtherSite,
     /// Open so many closed nodes.
@@ -212,6 +229,31 @@ pub struct Explanation {
     pub ahead: u32,
     /// No device that exists, empty and open, could ever hold a task, or all of them the gang.
     pub never: bool,
+    /// The quota that binds, where one does.
+    pub quota: Option<QuotaShortage>,
+}
+
+/// Which quota keeps a job out, and what it lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QuotaShortage {
+    /// Which.
+    pub key: QuotaKey,
+    /// What its site is called; `None` = over all sites.
+    pub site_name: Option<Name>,
+    /// Which of its bounds.
+    pub level: QuotaLevel,
+    /// Thousandths that the job takes.
+    pub asked: i64,
+    /// Thousandths that the bound lacks.
+    pub missing: i64,
+}
+
+/// The thousandths of quota that `task` takes on `device`: the larger of what it takes of its share and of its memory, so
+/// that nobody holds a device by asking for little of the one and all of the other.
+#[must_use]
+pub fn charge(task: &TaskResources, device: &DeviceView) -> i64 {
+    let print = footprint(task, device);
+    i64::from(billed_milli(print.milli, print.memory, device.memory).get())
 }
 
 /// What a task takes of a device and of its host.

@@ -24,9 +24,9 @@ pub(crate) struct Want {
     pub(crate) sites: Vec<SiteId>,
     pub(crate) state_at: Vec<SiteId>,
     pub(crate) hold_time: Nanos,
+    /// It may hold nothing but its tenant's nominal quota.
+    pub(crate) firm: bool,
     budgets: Vec<AccountKey>,
-    /// The account that [`Want::quota`] is taken from.
-    quota_key: AccountKey,
 }
 
 impl Want {
@@ -39,8 +39,8 @@ impl Want {
             sites: job.sites.clone(),
             state_at: job.state_at.clone(),
             hold_time: job.hold_time,
+            firm: job.firm,
             budgets: job.budgets.clone(),
-            quota_key: AccountKey::Quota(job.tenant, job.resources.class.clone()),
         }
     }
 
@@ -49,19 +49,9 @@ impl Want {
         self.budgets.iter().enumerate().filter(|(at, key)| !self.budgets[..*at].contains(key)).map(|(_, key)| key)
     }
 
-    /// The quota of the class, where there is one.
-    pub(crate) const fn quota_key(&self) -> &AccountKey {
-        &self.quota_key
-    }
-
-    /// Thousandths of quota that all tasks take together.
-    pub(crate) fn quota(&self) -> i64 {
-        i64::from(self.tasks).saturating_mul(i64::from(self.task.milli.get()))
-    }
-
     /// Whether both ask for the same, whatever pays for it and wherever it has been.
     fn asks_as(&self, other: &Self) -> bool {
-        let part = |want: &Self| (want.tenant, want.purpose, want.tasks);
+        let part = |want: &Self| (want.tenant, want.purpose, want.tasks, want.firm);
         part(self) == part(other) && self.task == other.task && self.sites == other.sites
     }
 

@@ -8,11 +8,12 @@ use std::collections::HashSet;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
-use sluice_types::{DeviceRef, JobId, TaskResources, Timestamp};
+use sluice_types::{DeviceRef, JobId, SiteId, TaskResources, Timestamp};
 
 use crate::hash::{Lookup, MixHasher};
 use crate::inventory::{Claim, Inventory};
 use crate::purse::Purse;
+use crate::quota::Quotas;
 use crate::round::Round;
 use crate::terms::Terms;
 use crate::view::{Delta, Footprint, JobView};
@@ -26,6 +27,8 @@ pub(crate) struct Flight {
     /// Slots of the nodes of its tasks, by rank.
     nodes: Vec<u32>,
     hold: i64,
+    site: SiteId,
+    charge: i64,
 }
 
 /// What the scheduler knows, advanced by committed deltas.
@@ -37,6 +40,7 @@ pub struct World {
     pub(crate) inventory: Inventory,
     pub(crate) queue: Queue,
     pub(crate) purse: Purse,
+    pub(crate) quotas: Quotas,
     pub(crate) flights: Lookup<JobId, Flight>,
     pub(crate) round: Round,
     pub(crate) patience: u32,
@@ -49,7 +53,10 @@ pub struct World {
 /// scheduler's own memory and do not count.
 impl PartialEq for World {
     fn eq(&self, other: &Self) -> bool {
-        self.inventory == other.inventory && self.queue == other.queue && self.purse == other.purse
+        self.inventory == other.inventory
+            && self.queue == other.queue
+            && self.purse == other.purse
+            && self.quotas == other.quotas
     }
 }
 
@@ -76,6 +83,7 @@ impl World {
             inventory: Inventory::default(),
             queue: Queue::default(),
             purse: Purse::default(),
+            quotas: Quotas::default(),
             flights: Lookup::default(),
             round: Round::default(),
             patience,
@@ -99,8 +107,14 @@ impl World {
             Delta::JobGone(job) => {
                 self.land(*job);
                 self.queue.remove(*job);
+                self.quotas.unclaim(*job);
             }
-            Delta::Account(account) => self.purse.set_account(account),
+            Delta::Account(account) => {
+                if !self.quotas.set_account(account) {
+                    self.purse.set_account(account);
+                }
+            }
+            Delta::Quota(quota) => self.quotas.set(quota),
             Delta::Prices(prices) => self.purse.set_prices(prices),
             Delta::Now(now) => self.now = self.now.max(*now),
         }
@@ -165,9 +179,11 @@ impl World {
         for (rank, pick) in (0u32..).zip(&choice.picks) {
             self.inventory.claim(pick.at, Claim::Flight(job, rank), Arc::clone(&want.task));
         }
-        self.purse.promise(&want, i128::from(choice.cost), i128::from(want.quota()));
+        let charge = choice.charge();
+        self.purse.promise(&want, i128::from(choice.cost));
+        self.quotas.promise(&want, choice.site, charge, false);
         let nodes = choice.picks.iter().map(|pick| pick.at.node).collect();
-        self.flights.insert(job, Flight { version, want, nodes, hold: choice.cost });
+        self.flights.insert(job, Flight { version, want, nodes, hold: choice.cost, site: choice.site, charge });
     }
 
     /// Gives back what a placement in flight reserved; whether there was one.
@@ -176,7 +192,8 @@ impl World {
         for (rank, node) in (0u32..).zip(&flight.nodes) {
             self.inventory.release(*node, Claim::Flight(job, rank));
         }
-        self.purse.promise(&flight.want, -i128::from(flight.hold), -i128::from(flight.want.quota()));
+        self.purse.promise(&flight.want, -i128::from(flight.hold));
+        self.quotas.promise(&flight.want, flight.site, flight.charge, true);
         true
     }
 

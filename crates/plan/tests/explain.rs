@@ -8,8 +8,8 @@ mod common;
 use std::collections::{BTreeMap, BTreeSet};
 
 use common::{Dice, Rows, book, funds, gpu, job, lease, node, price, small};
-use sluice_ledger::AccountKey;
-use sluice_plan::{ChangeKind, Delta, Explanation, JobView, Limits, NodeView, Purpose, World};
+use sluice_ledger::{AccountKey, QuotaKey, QuotaLimits};
+use sluice_plan::{ChangeKind, Delta, Explanation, JobView, Limits, NodeView, Purpose, QuotaView, World};
 use sluice_types::{Bytes, CoreMilli, JobId, MilliGpu, Reason, SiteId};
 
 const PATIENCE: u32 = 2;
@@ -66,6 +66,26 @@ impl Case {
         self.admits(job, &[delta])
     }
 
+    /// The job's quotas where there are some: its own, and where its cohort has only others', the one that it lacks.
+    fn quotas_of(&self, job: &JobView) -> Vec<QuotaView> {
+        let class = &job.resources.class;
+        let mut views = BTreeMap::new();
+        for view in self.rows.quotas.values().filter(|view| view.key.class == *class) {
+            let of = view.key.site.is_some() || job.purpose == Purpose::Run;
+            let shared = view.key.site.is_some() || view.key.tenant == job.tenant;
+            if of && shared {
+                let key = QuotaKey { tenant: job.tenant, ..view.key.clone() };
+                let own = self.rows.quotas.get(&key).cloned();
+                views.insert(key.clone(), own.unwrap_or(QuotaView { key, limits: None, ..view.clone() }));
+            }
+        }
+        views.into_values().collect()
+    }
+
+    fn with_quota(&self, job: JobId, view: QuotaView, limits: QuotaLimits) -> bool {
+        self.admits(job, &[Delta::Quota(QuotaView { limits: Some(limits), ..view })])
+    }
+
     /// Whether so much of a kind, alone, admits the job.
     fn enough(&self, job: &JobView, kind: ChangeKind, amount: i64) -> bool {
         let small = u32::try_from(amount).unwrap_or(0);
@@ -88,11 +108,16 @@ impl Case {
                 let known = job.budgets.iter().filter(|key| self.rows.accounts.contains_key(key));
                 known.into_iter().any(|key| self.with_money(job.id, key, amount))
             }
-            ChangeKind::MoreQuota => {
-                let key = AccountKey::Quota(job.tenant, job.resources.class.clone());
-                job.purpose == Purpose::Run
-                    && self.rows.accounts.contains_key(&key)
-                    && self.with_money(job.id, &key, amount)
+            ChangeKind::MoreQuota => self.quotas_of(job).into_iter().any(|view| {
+                let limits = view.limits.unwrap_or_default();
+                self.with_quota(job.id, view, QuotaLimits { nominal: limits.nominal + amount, ..limits })
+            }),
+            ChangeKind::MoreBorrowing => {
+                let known = |view: &QuotaView| view.limits.is_some() && view.key.site.is_some();
+                self.quotas_of(job).into_iter().filter(known).any(|view| {
+                    let limits = view.limits.unwrap_or_default();
+                    self.with_quota(job.id, view, QuotaLimits { borrow: limits.borrow + amount, ..limits })
+                })
             }
             ChangeKind::OtherSite => {
                 let site = SiteId::from_raw(amount as u64);
@@ -128,29 +153,20 @@ impl Case {
             ChangeKind::LessHostMemory => task.host_memory.get() as i64,
             ChangeKind::FewerTasks => i64::from(job.tasks) - 1,
             ChangeKind::MoreFunds | ChangeKind::MoreBudget => MOST_MONEY,
-            ChangeKind::MoreQuota => MOST_QUOTA,
+            ChangeKind::MoreQuota | ChangeKind::MoreBorrowing => MOST_QUOTA,
             ChangeKind::OtherSite => 3,
             ChangeKind::OpenNodes => self.rows.nodes.values().filter(|node| !node.open).count() as i64,
         }
     }
 
-    /// Amounts worth trying: all of them, or, for quota in thousandths, all sums that requests can differ by.
-    fn amounts(&self, job: &JobView, kind: ChangeKind, below: i64) -> Vec<i64> {
-        if kind != ChangeKind::MoreQuota {
+    /// Amounts worth trying: all of them, or, for quota in thousandths, a sample and what is just too little.
+    fn amounts(&self, kind: ChangeKind, below: i64) -> Vec<i64> {
+        if !matches!(kind, ChangeKind::MoreQuota | ChangeKind::MoreBorrowing) {
             return (1..below).collect();
         }
-        // Between sums of requests nothing can change: an approval flips where available = a sum of asked quotas.
-        let key = AccountKey::Quota(job.tenant, job.resources.class.clone());
-        let Some(available) = self.rows.available(&key) else { return Vec::new() };
-        let same = |other: &&JobView| {
-            other.tenant == job.tenant && other.resources.class == job.resources.class && other.purpose == Purpose::Run
-        };
-        let mut sums = BTreeSet::from([0i64]);
-        for other in self.rows.jobs.values().filter(same) {
-            let asked = i64::from(other.tasks) * i64::from(other.resources.milli.get());
-            sums = sums.iter().flat_map(|sum| [*sum, sum + asked]).collect();
-        }
-        sums.into_iter().map(|sum| sum - available).filter(|amount| (1..below).contains(amount)).collect()
+        let mut amounts: BTreeSet<i64> = (1..=24).map(|part| below * part / 25).collect();
+        amounts.extend([1, below - 2, below - 1]);
+        amounts.into_iter().filter(|amount| (1..below).contains(amount)).collect()
     }
 }
 
@@ -161,7 +177,7 @@ fn tiny(dice: &mut Dice, id: u64) -> JobView {
     tiny
 }
 
-const KINDS: [ChangeKind; 10] = [
+const KINDS: [ChangeKind; 11] = [
     ChangeKind::LessMilli,
     ChangeKind::LessMemory,
     ChangeKind::LessHostCores,
@@ -170,6 +186,7 @@ const KINDS: [ChangeKind; 10] = [
     ChangeKind::MoreFunds,
     ChangeKind::MoreBudget,
     ChangeKind::MoreQuota,
+    ChangeKind::MoreBorrowing,
     ChangeKind::OtherSite,
     ChangeKind::OpenNodes,
 ];
@@ -234,7 +251,7 @@ fn check(seed: u64, every: u64, seen: &mut Seen) {
             };
             // What can never run on empty, open devices gets no room from money or nodes.
             let hopeless = why.never && kind >= ChangeKind::MoreFunds && kind != ChangeKind::OtherSite;
-            for amount in case.amounts(&job, kind, if hopeless { below.min(2) } else { below }) {
+            for amount in case.amounts(kind, if hopeless { below.min(2) } else { below }) {
                 seen.smaller += 1;
                 assert!(
                     !case.enough(&job, kind, amount),
@@ -263,6 +280,7 @@ fn check_verdict(case: &Case, job: &JobView, why: &Explanation, seed: u64) {
         price.rate.gib_hour = sluice_types::Credits::ZERO;
     }
     open.accounts.clear();
+    open.quotas.clear();
     let stateless = JobView { state_at: Vec::new(), budgets: Vec::new(), ..job.clone() };
     open.jobs.insert(job.id, stateless.clone());
     let possible = !open.world(PATIENCE).decide(Limits::NONE).placements.is_empty();

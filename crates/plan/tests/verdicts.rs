@@ -5,6 +5,7 @@ mod common;
 
 use std::fmt::Write;
 
+use common::quota::quota;
 use common::{Rows, book, budget, core, funds, gpu, job, lease, node, price, site, tenant};
 use sluice_ledger::{AccountKey, BudgetScope};
 use sluice_plan::{Delta, JobView, Limits, Plan, Purpose, World};
@@ -28,7 +29,7 @@ fn rows() -> Rows {
         rows.apply(&delta);
     }
     rows.credit(budget(1), 2500);
-    rows.credit(AccountKey::Quota(tenant(1), "a".parse().unwrap()), 2400);
+    rows.apply(&quota(1, 0, "a", (2400, 0, 0)));
     rows
 }
 
@@ -78,7 +79,7 @@ fn cases() -> Vec<(Reason, JobView)> {
 #[test]
 fn each_constraint_is_named_when_it_binds() {
     let mut rows = rows();
-    rows.credit(AccountKey::Quota(tenant(1), "a".parse().unwrap()), -900);
+    rows.apply(&quota(1, 0, "a", (1500, 0, 0)));
     // The memory of the cpu device is half taken, and a host core of the first node.
     let memory = |job: &mut JobView| job.resources.memory = Bytes::new(1 << 29);
     rows.apply(&Delta::Lease(lease(3, 2, 0, &with(job(1, "cpu", 1, 1), memory).resources)));
@@ -100,7 +101,7 @@ fn each_constraint_is_named_when_it_binds() {
 #[test]
 fn a_migration_does_not_take_quota_a_second_time() {
     let mut rows = rows();
-    rows.credit(AccountKey::Quota(tenant(1), "a".parse().unwrap()), -2400);
+    rows.apply(&quota(1, 0, "a", (0, 0, 0)));
     for (purpose, placed) in [(Purpose::Run, 0), (Purpose::Migrate, 1)] {
         let mut world = rows.world(World::PATIENCE);
         world.apply(&Delta::Job(with(job(1, "a", 1, 100), |job| {

@@ -32,11 +32,13 @@ pub const fn code(reason: Reason) -> Code {
         | Reason::GangDoesNotFit
         | Reason::InsufficientFunds
         | Reason::BudgetExhausted
-        | Reason::QuotaExceeded => Code::ResourceExhausted,
-        Reason::Unavailable => Code::Unavailable,
+        | Reason::QuotaExceeded
+        | Reason::QuotaLent => Code::ResourceExhausted,
+        Reason::Unavailable | Reason::GatewayLost => Code::Unavailable,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
         Reason::Internal => Code::Internal,
         Reason::WrongState
+        | Reason::NotAModel
         | Reason::NeverFits
         | Reason::UnknownClass
         | Reason::NoAllowedSite
@@ -47,6 +49,9 @@ pub const fn code(reason: Reason) -> Code {
         | Reason::BehindOthers
         | Reason::SuspendedByUser
         | Reason::SuspendedForMoney
+        | Reason::QuotaReclaimed
+        | Reason::QuotaInUse
+        | Reason::ManagedElsewhere
         | Reason::ExitStatus
         | Reason::Signalled
         | Reason::OutOfMemory
@@ -67,7 +72,7 @@ pub const fn code(reason: Reason) -> Code {
 #[must_use]
 pub fn status(refusal: &Refusal) -> Status {
     let mut details = ErrorDetails::new();
-    let mut metadata = std::collections::HashMap::new();
+    let mut metadata: std::collections::HashMap<String, String> = refusal.details.clone().into_iter().collect();
     if let Some(field) = &refusal.field {
         metadata.insert("field".to_owned(), field.clone());
         details.add_bad_request_violation(field.clone(), refusal.message.clone());
@@ -78,10 +83,10 @@ pub fn status(refusal: &Refusal) -> Status {
         Reason::Overloaded | Reason::Unavailable => {
             details.set_retry_info(Some(Duration::from_millis(500)));
         }
-        Reason::QuotaExceeded | Reason::BudgetExhausted | Reason::InsufficientFunds => {
+        Reason::QuotaExceeded | Reason::QuotaLent | Reason::BudgetExhausted | Reason::InsufficientFunds => {
             details.add_quota_failure_violation(refusal.reason.as_str(), refusal.message.clone());
         }
-        Reason::WrongState | Reason::EtagMismatch => {
+        Reason::WrongState | Reason::EtagMismatch | Reason::QuotaInUse | Reason::ManagedElsewhere => {
             details.add_precondition_failure_violation(refusal.reason.as_str(), "", refusal.message.clone());
         }
         _ => {}

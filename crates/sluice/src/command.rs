@@ -109,6 +109,9 @@ pub(crate) struct UpArgs {
     /// Where the controller listens.
     #[arg(long, default_value = "127.0.0.1:7443")]
     pub(crate) listen: SocketAddr,
+    /// Where models are served over OpenAI's HTTP interface.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    pub(crate) gateway: SocketAddr,
     /// Thousandths of every core kept for the system itself.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=900))]
     pub(crate) system_milli: u32,
@@ -137,9 +140,28 @@ pub(crate) struct ControllerArgs {
     #[arg(long = "name", value_name = "NAME")]
     pub(crate) names: Vec<String>,
     #[command(flatten)]
+    pub(crate) gateway: GatewayArgs,
+    #[command(flatten)]
     pub(crate) process: ProcessArgs,
     #[command(flatten)]
     pub(crate) times: TimeArgs,
+}
+
+/// How models are served over HTTP.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GatewayArgs {
+    /// Serve models over OpenAI's HTTP interface here: with TLS, unless that is the loopback.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) gateway: Option<SocketAddr>,
+    /// Serve without limits, to show what they are for.
+    #[arg(long, hide = true)]
+    pub(crate) gateway_unlimited: bool,
+    /// Requests that one key may begin in a minute; a tenant may begin twice as many.
+    #[arg(long, default_value_t = 6_000, value_name = "COUNT")]
+    pub(crate) gateway_requests: u32,
+    /// Tokens that one key may use in a minute; a tenant may use twice as many.
+    #[arg(long, default_value_t = 4_000_000, value_name = "COUNT")]
+    pub(crate) gateway_tokens: u32,
 }
 
 /// What every role has.

@@ -75,6 +75,11 @@ async fn jobs<D: Dialect>(conn: &mut Conn<D>, rows: &mut Rows) -> Result<()> {
     let uploads = "SELECT body FROM uploads WHERE live = 1 ORDER BY project, digest";
     rows.uploads = bodies::<D, _>(conn, "uploads", uploads).await?;
     let discards = "SELECT body FROM discards WHERE live = 1 ORDER BY site, manifest";
+    rows.models = bodies::<D, _>(conn, "models", "SELECT body FROM models WHERE live = 1 ORDER BY id").await?;
+    let endpoints = "SELECT body FROM endpoints WHERE live = 1 ORDER BY id";
+    rows.endpoints = bodies::<D, _>(conn, "endpoints", endpoints).await?;
+    let inference = "SELECT body FROM inference WHERE live = 1 ORDER BY id";
+    rows.inference = bodies::<D, _>(conn, "inference", inference).await?;
     rows.discards = bodies::<D, _>(conn, "discards", discards).await?;
     Ok(())
 }
@@ -82,6 +87,8 @@ async fn jobs<D: Dialect>(conn: &mut Conn<D>, rows: &mut Rows) -> Result<()> {
 async fn money<D: Dialect>(conn: &mut Conn<D>, bounds: LoadBounds, rows: &mut Rows) -> Result<()> {
     rows.prices = bodies::<D, _>(conn, "prices", "SELECT body FROM prices ORDER BY version DESC LIMIT 1").await?;
     rows.budgets = bodies::<D, _>(conn, "budgets", "SELECT body FROM budgets ORDER BY scope").await?;
+    let quotas = "SELECT body FROM quotas WHERE live = 1 ORDER BY tenant, site, class";
+    rows.quotas = bodies::<D, _>(conn, "quotas", quotas).await?;
     let accounts = Query::new(
         "SELECT name, debits_pending, debits_posted, credits_pending, credits_posted, line FROM accounts ORDER BY name",
     )
@@ -116,6 +123,9 @@ fn last_id_text() -> String {
         "migrations",
         "holds",
         "transfers",
+        "models",
+        "endpoints",
+        "inference",
     ];
     let mut text = "SELECT max(id) FROM (SELECT coalesce(max(version), 0) AS id FROM prices".to_owned();
     for table in tables {

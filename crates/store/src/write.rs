@@ -28,10 +28,14 @@ pub(crate) fn statements(layout: Layout, rows: &Rows) -> impl Iterator<Item = Re
         windows,
         prices,
         budgets,
+        quotas,
         accounts,
         holds,
         transfers,
         orders,
+        models,
+        endpoints,
+        inference,
         events,
         requests,
         counters,
@@ -42,6 +46,9 @@ pub(crate) fn statements(layout: Layout, rows: &Rows) -> impl Iterator<Item = Re
         .chain(tables::write(layout, accounts))
         .chain(tables::write(layout, holds))
         .chain(tables::write(layout, orders))
+        .chain(tables::write(layout, models))
+        .chain(tables::write(layout, endpoints))
+        .chain(tables::write(layout, inference))
         .chain(tables::write(layout, jobs))
         .chain(tables::write(layout, attempts))
         .chain(tables::write(layout, leases))
@@ -60,6 +67,7 @@ pub(crate) fn statements(layout: Layout, rows: &Rows) -> impl Iterator<Item = Re
         .chain(tables::write(layout, tokens))
         .chain(tables::write(layout, prices))
         .chain(tables::write(layout, budgets))
+        .chain(tables::write(layout, quotas))
         .chain(tables::write(layout, counters.as_slice()))
 }
 
@@ -68,6 +76,15 @@ pub(crate) fn forget_requests(before: sluice_types::Timestamp, limit: u32) -> St
     Query::new("DELETE FROM requests WHERE (caller, id_high, id_low) IN (SELECT caller, id_high, id_low FROM requests")
         .bind(" WHERE at < ", instant(before))
         .bind(" ORDER BY at LIMIT ", limit)
+        .push(")")
+        .build()
+}
+
+/// Deletes the oldest requests to endpoints that were over before `before`.
+pub(crate) fn forget_inference(before: sluice_types::Timestamp, limit: u32) -> Statement {
+    Query::new("DELETE FROM inference WHERE id IN (SELECT id FROM inference WHERE live = 0")
+        .bind(" AND closed < ", instant(before))
+        .bind(" ORDER BY closed LIMIT ", limit)
         .push(")")
         .build()
 }

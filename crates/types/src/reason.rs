@@ -100,7 +100,15 @@ reasons! {
     /// The tenant's budget of the period does not cover the quoted ceiling.
     BudgetExhausted = "BUDGET_EXHAUSTED", "Raise the budget, wait for the next period, or ask for less.";
     /// The tenant's quota of the class does not cover the request.
-    QuotaExceeded = "QUOTA_EXCEEDED", "Wait for own jobs to end, ask for less, or ask an admin to raise the quota.";
+    QuotaExceeded = "QUOTA_EXCEEDED", "Wait for own jobs to end, ask for less, or ask a platform admin to raise the quota.";
+    /// The tenant's own quota covers the request, but others have borrowed it: it is being called back.
+    QuotaLent = "QUOTA_LENT", "Wait: what was borrowed is stopped at a checkpoint, the newest first.";
+    /// It used quota that was lowered or called back, so it was checkpointed and suspended.
+    QuotaReclaimed = "QUOTA_RECLAIMED", "Nothing: it resumes by itself when the quota covers it again; a platform admin raises it with `sluice quota set`.";
+    /// The quota would be lower than what is in use, and its policy is to refuse that.
+    QuotaInUse = "QUOTA_IN_USE", "Wait, stop work, or set it with the policy `drain`.";
+    /// Something else manages the object, and changes it as it sees fit.
+    ManagedElsewhere = "MANAGED_ELSEWHERE", "Change it where it is managed, or take it away from there: `sluice detach`.";
     /// Prices are higher than what the order may cost.
     PriceAboveLimit = "PRICE_ABOVE_LIMIT", "Ask for a new quote, or raise what it may cost at most.";
     /// The price book has no price for this class, isolation and site.
@@ -142,6 +150,10 @@ reasons! {
     MigrationTimedOut = "MIGRATION_TIMED_OUT", "Retry the migration; `sluice describe` shows the phase that was late.";
     /// A report of a holder that no longer owns the job was refused.
     StaleGeneration = "STALE_GENERATION", "Nothing: its work is fenced.";
+    /// The gateway that had the request is gone, so nothing is paid for it.
+    GatewayLost = "GATEWAY_LOST", "Send the request again.";
+    /// The file is not a model that can be served.
+    NotAModel = "NOT_A_MODEL", "Import a file in GGUF format; the detail and the import's log say what is wrong with it.";
     /// The node cannot enforce slices.
     NotEnforceable = "NOT_ENFORCEABLE", "Give the node writable cgroups, or start it with --advisory.";
 }

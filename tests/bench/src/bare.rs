@@ -42,7 +42,7 @@ impl Rehearsal {
                 RequestKey { by: world::KEY, id },
                 Digest::from_bytes([id, id].concat().try_into().unwrap_or([0; 32])),
             );
-            let caller = Caller { key: world::KEY, request: Some(request) };
+            let caller = Caller { request: Some(request), ..Caller::of(world::KEY) };
             let spec = Arc::new(world::spec(self.number));
             submits.push(Command::User(caller, UserCommand::Submit { project: world::PROJECT, name: None, spec }));
             self.number += 1;

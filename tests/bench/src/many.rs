@@ -171,7 +171,7 @@ async fn cancel(clients: &[Jobs], in_flight: usize, names: Vec<String>) -> anyho
                     let request = v1::CancelJobRequest {
                         request_id: client::uuid_text(client::request_id()?),
                         name,
-                        etag: String::new(),
+                        ..v1::CancelJobRequest::default()
                     };
                     let job = client.cancel_job(request).await?.into_inner();
                     anyhow::ensure!(is_leaving(&job), "{} is {:?} after its cancel", job.name, job.state());

@@ -71,7 +71,7 @@ pub(crate) fn rows(nodes: u64, now: Timestamp) -> Rows {
         created: now,
     };
     Rows {
-        tenants: vec![Tenant { id: TENANT, name: name("acme"), created: now }],
+        tenants: vec![Tenant { id: TENANT, name: name("acme"), manager: String::new(), created: now }],
         projects: vec![project],
         keys: vec![key],
         sites: (0..SITES).map(|number| site(number, now)).collect(),
@@ -108,6 +108,7 @@ pub(crate) fn spec(number: u64) -> JobSpec {
         network: NetworkMode::Loopback,
         sites: Vec::new(),
         labels: [("team".to_owned(), "vision".to_owned())].into(),
+        model: None,
     }
 }
 

@@ -7,6 +7,7 @@
 //! * [`checker`] is the judge. It rebuilds runs from files that jobs wrote and bills from the nodes' journals, with its own
 //!   rating, and compares both with what the API says. It reads none of the controller's tables.
 //! * [`chaos`] kills things while clients submit.
+//! * [`kube`] is a real Kubernetes control plane.
 //!
 //! Everything here needs root, bubblewrap and writable control groups; [`missing`] says what is not there.
 
@@ -19,6 +20,7 @@ mod figure;
 mod groups;
 mod join;
 mod keeper;
+pub mod kube;
 mod processes;
 pub mod proof;
 mod random;

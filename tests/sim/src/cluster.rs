@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use sluice_ledger::{Price, Rate};
+use sluice_ledger::{Price, QuotaKey, QuotaLimits, Rate};
 use sluice_lifecycle::model::{
-    Capture, CheckpointPolicy, Completion, Device, JobKind, JobSpec, JoinKind, RetryPolicy, WatchSignal,
+    Capture, CheckpointPolicy, Completion, Device, JobKind, JobSpec, JoinKind, QuotaPolicy, RetryPolicy, StoredFile,
+    WatchSignal,
 };
-use sluice_lifecycle::{Caller, Command, JoinHost, NodeReport, UserCommand};
+use sluice_lifecycle::{Caller, Command, ImportModel, JoinHost, NodeReport, SetQuota, UserCommand};
 use sluice_plan::DeviceView;
 use sluice_types::{
     Bytes, CoreMilli, Credits, Digest, IsolationClass, KeyId, MilliGpu, Name, Nanos, NetworkMode, NodeId, SiteId,
-    TaskResources, Timestamp,
+    TaskResources, TenantId, Timestamp,
 };
 
 use crate::host::Host;
@@ -29,7 +30,7 @@ pub(crate) fn name(text: &str) -> Name {
 }
 
 pub(crate) fn system() -> Caller {
-    Caller { key: KeyId::from_raw(1), request: None }
+    Caller::of(KeyId::from_raw(1))
 }
 
 fn devices(host: &Host) -> Vec<Device> {
@@ -59,6 +60,19 @@ pub(crate) fn hello(host: &Host, now: u64) -> NodeReport {
         clock: host.instant(now),
         address: String::new(),
     }
+}
+
+/// A quota over all sites.
+pub(crate) fn quota(tenant: TenantId, nominal: i64) -> SetQuota {
+    let key = QuotaKey { tenant, site: None, class: name("gpu") };
+    let limits = QuotaLimits { nominal, ..QuotaLimits::default() };
+    SetQuota { key, limits, policy: QuotaPolicy::Refuse, version: None }
+}
+
+/// A quota at a site: what is its own, what it may borrow, and what it lends.
+pub(crate) fn site_quota(tenant: TenantId, site: SiteId, (nominal, borrow, lend): (i64, i64, i64)) -> SetQuota {
+    let key = QuotaKey { tenant, site: Some(site), class: name("gpu") };
+    SetQuota { key, limits: QuotaLimits { nominal, borrow, lend }, policy: QuotaPolicy::Drain, version: None }
 }
 
 pub(crate) fn prices(device_hour: i64, sites: &[SiteId]) -> Vec<Price> {
@@ -104,6 +118,12 @@ impl Sim {
         for tenant in 0..TENANTS {
             self.add_tenant(tenant);
         }
+        // A cohort at the first site, to which all of them belong.
+        let limits = [(1500, 500, 1500), (300, 1500, 0), (0, 2000, 0), (1000, 0, 500)];
+        for ((tenant, _), limits) in self.users.tenants.clone().into_iter().zip(limits) {
+            let wanted = site_quota(tenant, self.sites[0].id, limits);
+            self.command_now(Command::User(system(), UserCommand::SetQuota(wanted)));
+        }
     }
 
     fn add_tenant(&mut self, place: usize) {
@@ -114,11 +134,12 @@ impl Sim {
         let made = self.command_now(Command::User(system(), project));
         let Ok(project) = made.object.parse() else { return };
         self.users.tenants.push((tenant, project));
+        self.add_model(place, project);
         let amount = Credits::new(if place == 3 { 3_000_000 } else { 10_000_000_000 });
         let deposit = UserCommand::Deposit { tenant, amount, note: "first".to_owned() };
         self.command_now(Command::User(system(), deposit));
         if place == 1 {
-            self.command_now(Command::User(system(), UserCommand::SetQuota(tenant, name("gpu"), 2500)));
+            self.command_now(Command::User(system(), UserCommand::SetQuota(quota(tenant, 2500))));
         }
         if place == 2 {
             let budget = UserCommand::SetBudget {
@@ -131,6 +152,24 @@ impl Sim {
             self.command_now(Command::User(system(), budget));
             self.oracle.budget_set(tenant);
         }
+    }
+
+    /// A model that its tenant may serve, once it is looked into.
+    fn add_model(&mut self, place: usize, project: sluice_types::ProjectId) {
+        let mut digest = [3u8; 32];
+        digest[0] = u8::try_from(place).unwrap_or(0);
+        let file = StoredFile { digest: Digest::from_bytes(digest), size: 1 << 20 };
+        let upload = UserCommand::RecordUpload { project, digest: file.digest, size: file.size, complete: true };
+        self.command_now(Command::User(system(), upload));
+        let resources = TaskResources {
+            class: name("cpu"),
+            milli: MilliGpu::new(200),
+            memory: Bytes::new(1 << 30),
+            host_cores: CoreMilli::ZERO,
+            host_memory: Bytes::ZERO,
+        };
+        let wanted = ImportModel { project, name: name("model"), file, requantize: String::new(), resources };
+        self.command_now(Command::User(system(), UserCommand::ImportModel(Box::new(wanted))));
     }
 
     /// A new host joins with a token and starts its agent.
@@ -276,6 +315,7 @@ impl Sim {
             network: NetworkMode::Loopback,
             sites: only,
             labels: BTreeMap::new(),
+            model: None,
         }
     }
 }

@@ -25,6 +25,12 @@ pub struct Day {
     pub jobs: usize,
     /// Rentals that users order.
     pub rents: usize,
+    /// Endpoints that users make.
+    pub endpoints: usize,
+    /// Requests to them.
+    pub asks: usize,
+    /// Quotas that are changed.
+    pub quotas: usize,
     /// Faults that are tried; some meet what is down already.
     pub faults: usize,
     /// Until when users and faults act, in hours.
@@ -39,11 +45,31 @@ pub struct Day {
 
 impl Day {
     /// The day of the runner.
-    pub const FULL: Self =
-        Self { jobs: 210, rents: 60, faults: 80, busy_hours: 20, least_hours: 24, hours: 36, hosts_per_site: 3 };
+    pub const FULL: Self = Self {
+        jobs: 210,
+        rents: 60,
+        endpoints: 8,
+        asks: 240,
+        quotas: 40,
+        faults: 80,
+        busy_hours: 20,
+        least_hours: 24,
+        hours: 36,
+        hosts_per_site: 3,
+    };
     /// A shorter one, for tests.
-    pub const SMALL: Self =
-        Self { jobs: 50, rents: 14, faults: 32, busy_hours: 5, least_hours: 7, hours: 20, hosts_per_site: 2 };
+    pub const SMALL: Self = Self {
+        jobs: 50,
+        rents: 14,
+        endpoints: 5,
+        asks: 80,
+        quotas: 16,
+        faults: 32,
+        busy_hours: 5,
+        least_hours: 7,
+        hours: 20,
+        hosts_per_site: 2,
+    };
 
     /// The same without faults.
     #[must_use]

@@ -1,10 +1,10 @@
 //! Users: they submit, change their mind, retry by request id, and remember every answer they got.
 
-use sluice_lifecycle::model::{Job, JobState, RequestKey};
-use sluice_lifecycle::{Answer, Caller, Command, Refusal, UserCommand};
+use sluice_lifecycle::model::{Job, JobState, QuotaPolicy, RequestKey};
+use sluice_lifecycle::{Answer, Caller, Command, Refusal, SetQuota, UserCommand};
 use sluice_types::{Credits, Digest, JobId, KeyId, ProjectId, Reason, TenantId};
 
-use crate::cluster::{DEVICE_MEMORY, name, prices};
+use crate::cluster::{DEVICE_MEMORY, prices, quota, site_quota};
 use crate::controller::Reply;
 use crate::params::{HOUR, MILLI, MINUTE, SECOND};
 use crate::sim::{Event, Sim};
@@ -15,6 +15,14 @@ pub(crate) enum Act {
     Submit,
     /// Orders capacity to begin now.
     Rent,
+    /// Serves a model.
+    Serve,
+    /// Changes an endpoint.
+    Reserve,
+    /// Serves no more.
+    Unserve,
+    /// Asks an endpoint.
+    Ask,
     /// Gives back what runs.
     Release,
     Cancel,
@@ -57,7 +65,7 @@ fn caller(request: usize) -> Caller {
     let mut digest = [1u8; 32];
     digest[..8].copy_from_slice(&(request as u64 + 1).to_be_bytes());
     let key = KeyId::from_raw(9);
-    Caller { key, request: Some((RequestKey { by: key, id }, Digest::from_bytes(digest))) }
+    Caller { request: Some((RequestKey { by: key, id }, Digest::from_bytes(digest))), ..Caller::of(key) }
 }
 
 impl Sim {
@@ -76,6 +84,9 @@ impl Sim {
         let kinds = [
             (Act::Rent, self.day.rents),
             (Act::Release, self.day.rents / 3),
+            (Act::Serve, self.day.endpoints),
+            (Act::Reserve, self.day.endpoints),
+            (Act::Unserve, self.day.endpoints / 3),
             (Act::Cancel, self.day.jobs / 8),
             (Act::Suspend, self.day.jobs / 5),
             (Act::Resume, self.day.jobs / 3),
@@ -84,7 +95,7 @@ impl Sim {
             (Act::Prices, 8),
             (Act::Cordon { draining: false }, 8),
             (Act::Cordon { draining: true }, 5),
-            (Act::Quota, 6),
+            (Act::Quota, self.day.quotas),
             (Act::Budget, 6),
         ];
         for (act, count) in kinds {
@@ -98,10 +109,25 @@ impl Sim {
                 self.agenda.plan(at, Event::User(act));
             }
         }
+        self.plan_asks(end);
         let mut at = end + 10 * MINUTE;
         while at < self.day.hours * HOUR {
             self.agenda.plan(at, Event::User(Act::Settle));
             at += 30 * MINUTE;
+        }
+    }
+
+    /// Requests come in bursts, with hours between them in which nobody asks.
+    fn plan_asks(&mut self, end: u64) {
+        let mut left = self.day.asks;
+        while left > 0 {
+            let burst = usize::try_from(self.dice.range(1, 20)).unwrap_or(1).min(left);
+            left -= burst;
+            let begin = self.dice.range(20 * MINUTE, end);
+            for _ in 0..burst {
+                let at = begin + self.dice.range(0, 5 * MINUTE);
+                self.agenda.plan(at, Event::User(Act::Ask));
+            }
         }
     }
 
@@ -115,6 +141,10 @@ impl Sim {
             Act::Rent => return self.rent(),
             Act::Release => self.rented(|job| job.state == JobState::Running),
             Act::Settle => return self.settle(),
+            Act::Ask => return self.ask(),
+            Act::Serve => self.new_endpoint(),
+            Act::Reserve => self.changed_endpoint(),
+            Act::Unserve => self.ended_endpoint(),
             Act::Cordon { draining } => return self.cordon(draining),
             Act::Cancel => recent.map(|job| UserCommand::Cancel(job, None)),
             Act::Suspend => recent.map(|job| UserCommand::Suspend(job, None)),
@@ -130,10 +160,7 @@ impl Sim {
                 let hour = self.dice.range(1_000_000, 4_000_000);
                 Some(UserCommand::SetPrices(prices(i64::try_from(hour).unwrap_or(1), &sites)))
             }
-            Act::Quota => self.users.tenants.get(1).map(|pair| {
-                let milli = i64::try_from(self.dice.range(1000, 4000)).unwrap_or(0);
-                UserCommand::SetQuota(pair.0, name("gpu"), milli)
-            }),
+            Act::Quota => self.quota(),
             Act::Budget => self.users.tenants.get(2).map(|pair| UserCommand::SetBudget {
                 tenant: pair.0,
                 project: None,
@@ -147,6 +174,28 @@ impl Sim {
         }
     }
 
+    /// A change of a quota: of the one over all sites, or of a member of the first site's cohort, which lends more or less,
+    /// borrows more or less, or goes away for a while.
+    fn quota(&mut self) -> Option<UserCommand> {
+        let milli = |sim: &mut Self, most| i64::try_from(sim.dice.range(0, most)).unwrap_or(0);
+        if self.dice.chance(200) {
+            let (tenant, _) = *self.users.tenants.get(1)?;
+            let nominal = 1000 + milli(self, 3000);
+            let policy = if self.dice.chance(500) { QuotaPolicy::Drain } else { QuotaPolicy::Refuse };
+            return Some(UserCommand::SetQuota(SetQuota { policy, ..quota(tenant, nominal) }));
+        }
+        let (tenant, _) = *self.dice.pick(&self.users.tenants)?;
+        let site = self.sites.first()?.id;
+        if self.dice.chance(100) {
+            return Some(UserCommand::DeleteQuota(site_quota(tenant, site, (0, 0, 0)).key, None));
+        }
+        let nominal = milli(self, 2000);
+        let lend = if self.dice.chance(700) { nominal } else { nominal / 2 };
+        let borrow = if self.dice.chance(600) { milli(self, 2500) } else { 0 };
+        let policy = if self.dice.chance(700) { QuotaPolicy::Drain } else { QuotaPolicy::Refuse };
+        Some(UserCommand::SetQuota(SetQuota { policy, ..site_quota(tenant, site, (nominal, borrow, lend)) }))
+    }
+
     /// Jobs in a state, as a list through the API shows them.
     fn listed(&self, state: JobState) -> Vec<JobId> {
         self.controller.store.jobs.values().filter(|job| job.state == state).map(|job| job.id).collect()
@@ -158,7 +207,9 @@ impl Sim {
     }
 
     fn migration(&mut self) -> Option<UserCommand> {
-        let jobs = self.listed(JobState::Running);
+        let mut jobs = self.listed(JobState::Running);
+        let store = &self.controller.store;
+        jobs.retain(|job| store.jobs.get(job).is_some_and(|job| !job.spec.kind.uses_model()));
         let job = *self.dice.pick(&jobs)?;
         let to = self.dice.index(self.sites.len());
         Some(UserCommand::Migrate(job, self.sites[to].id, None))
@@ -183,7 +234,7 @@ impl Sim {
         let agreed = self.dice.chance(500).then(|| self.dice.range(200_000, 3_000_000) * hours);
         let limit = agreed.and_then(|amount| i64::try_from(amount).ok()).map(Credits::new);
         let legs = vec![std::sync::Arc::new(spec)];
-        let command = UserCommand::CreateOrder { project, name: None, legs, limit };
+        let command = UserCommand::CreateOrder { project, name: None, legs, limit, home: None, begins_at: None };
         self.request(command, Some(self.jobs.len() - 1));
     }
 
@@ -216,7 +267,10 @@ impl Sim {
             self.request(UserCommand::Deposit { tenant, amount, note: "settle".to_owned() }, None);
         }
         if let Some((tenant, _)) = self.users.tenants.get(1).copied() {
-            self.request(UserCommand::SetQuota(tenant, name("gpu"), 100_000), None);
+            self.request(UserCommand::SetQuota(quota(tenant, 100_000)), None);
+        }
+        for (tenant, _) in self.users.tenants.clone() {
+            self.request(UserCommand::SetQuota(site_quota(tenant, self.sites[0].id, (100_000, 0, 0))), None);
         }
         if let Some((tenant, _)) = self.users.tenants.get(2).copied() {
             let budget = UserCommand::SetBudget {
@@ -227,6 +281,9 @@ impl Sim {
                 policy: sluice_lifecycle::model::BudgetPolicy::Suspend,
             };
             self.request(budget, None);
+        }
+        for endpoint in self.active_endpoints() {
+            self.request(UserCommand::DeleteEndpoint(endpoint), None);
         }
         // A rental without an end is given back, and so is one that would cost more than was agreed.
         let over = |job: &&Job| {

@@ -29,7 +29,7 @@ const ALLOWED: [&str; 16] = [
 const EXCEPTIONS: [(&str, &str); 0] = [];
 
 /// Packages that must not come in, with what we use instead.
-const BANNED: [(&str, &str); 14] = [
+const BANNED: [(&str, &str); 13] = [
     ("aws-lc-rs", "ring is the one TLS provider"),
     ("aws-lc-sys", "ring is the one TLS provider"),
     ("openssl", "rustls with ring"),
@@ -43,7 +43,6 @@ const BANNED: [(&str, &str); 14] = [
     ("simd-json", "serde_json is the one JSON library"),
     ("sonic-rs", "serde_json is the one JSON library"),
     ("serde_yaml", "serde-saphyr reads YAML"),
-    ("k8s-openapi", "not before there is a kube room"),
 ];
 
 /// Licences and bans that are broken, one line each.

@@ -161,18 +161,69 @@ pub struct CreditLineArgs {
 pub enum QuotaCommand {
     /// List a tenant's quotas
     List(TenantArg),
-    /// Set a tenant's quota of a class
-    Set {
+    /// Set a tenant's quota of a class, at a site or over all sites
+    Set(QuotaSetArgs),
+    /// Take a tenant's quota of a class away
+    Delete {
         /// The tenant
         #[arg(value_name = "TENANT")]
         tenant: String,
         /// The device class
         #[arg(value_name = "CLASS")]
         class: String,
-        /// Devices it may hold at once, for example 4 or 2500m
-        #[arg(value_name = "SHARE")]
-        share: sluice_types::MilliGpu,
+        /// The site; without it, the quota over all sites
+        #[arg(long, value_name = "SITE")]
+        site: Option<String>,
+        /// Whether to ask first
+        #[command(flatten)]
+        yes: Yes,
     },
+}
+
+/// `quota set`
+#[derive(Debug, Clone, Args)]
+pub struct QuotaSetArgs {
+    /// The tenant
+    #[arg(value_name = "TENANT")]
+    pub tenant: String,
+    /// The device class
+    #[arg(value_name = "CLASS")]
+    pub class: String,
+    /// Devices that are its own, for example 4 or 2500m
+    #[arg(value_name = "SHARE")]
+    pub share: sluice_types::MilliGpu,
+    /// At this site; without it, over all sites together
+    #[arg(long, value_name = "SITE")]
+    pub site: Option<String>,
+    /// Devices beyond its own that it may borrow from the site's other tenants
+    #[arg(long, value_name = "SHARE", default_value = "0m", requires = "site")]
+    pub borrow: sluice_types::MilliGpu,
+    /// Devices of its own that they may borrow while it does not use them
+    #[arg(long, value_name = "SHARE", default_value = "0m", requires = "site")]
+    pub lend: sluice_types::MilliGpu,
+    /// What happens to work that it does not cover any more
+    #[arg(long, value_enum, default_value_t = QuotaLowering::Refuse, value_name = "POLICY")]
+    pub policy: QuotaLowering,
+}
+
+/// What a lower quota does to work that it does not cover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum QuotaLowering {
+    /// The quota stays as it is
+    Refuse,
+    /// The newest work is suspended at a checkpoint, and resumes when the quota covers it again
+    Drain,
+}
+
+/// `detach`
+#[derive(Debug, Clone, Args)]
+pub struct DetachArgs {
+    /// A job, tenants/TENANT, or tenants/TENANT/quotas/SITE/CLASS
+    #[arg(value_name = "NAME")]
+    pub name: String,
+    /// Whether to ask first
+    #[command(flatten)]
+    pub yes: Yes,
 }
 
 /// What a budget does when it ends.

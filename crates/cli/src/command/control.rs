@@ -19,7 +19,7 @@ pub(super) async fn cancel(at: &Invocation, args: CancelArgs) -> Result<(), CliE
     at.console.confirm(args.yes, &format!("End for good: {}", ids.join(", ")))?;
     let mut ended = Vec::new();
     for name in names {
-        let request = v1::CancelJobRequest { request_id: new_request_id()?, name, etag: String::new() };
+        let request = v1::CancelJobRequest { request_id: new_request_id()?, name, ..Default::default() };
         let job = at.api.unary("cancel the job", request, async |r| at.api.jobs().cancel_job(r).await).await?;
         at.console.note(&format!("{} is {}", leaf(&job.name), state_word(&job)));
         ended.push(job);
@@ -37,14 +37,14 @@ pub(super) async fn cancel(at: &Invocation, args: CancelArgs) -> Result<(), CliE
 
 pub(super) async fn suspend(at: &Invocation, args: JobWaitArgs) -> Result<(), CliError> {
     let name = at.job(&args.job).await?;
-    let request = v1::SuspendJobRequest { request_id: new_request_id()?, name, etag: String::new() };
+    let request = v1::SuspendJobRequest { request_id: new_request_id()?, name, ..Default::default() };
     let job = at.api.unary("suspend the job", request, async |r| at.api.jobs().suspend_job(r).await).await?;
     told(at, job, &args.wait, Waiting::State("SUSPENDED".into())).await
 }
 
 pub(super) async fn resume(at: &Invocation, args: JobWaitArgs) -> Result<(), CliError> {
     let name = at.job(&args.job).await?;
-    let request = v1::ResumeJobRequest { request_id: new_request_id()?, name, etag: String::new() };
+    let request = v1::ResumeJobRequest { request_id: new_request_id()?, name, ..Default::default() };
     let job = at.api.unary("resume the job", request, async |r| at.api.jobs().resume_job(r).await).await?;
     told(at, job, &args.wait, Waiting::State("RUNNING".into())).await
 }
@@ -52,7 +52,7 @@ pub(super) async fn resume(at: &Invocation, args: JobWaitArgs) -> Result<(), Cli
 pub(super) async fn migrate(at: &Invocation, args: MigrateArgs) -> Result<(), CliError> {
     let to_site = site(&args.to)?;
     let name = at.job(&args.job).await?;
-    let request = v1::MigrateJobRequest { request_id: new_request_id()?, name, to_site, etag: String::new() };
+    let request = v1::MigrateJobRequest { request_id: new_request_id()?, name, to_site, ..Default::default() };
     let job = at.api.unary("migrate the job", request, async |r| at.api.jobs().migrate_job(r).await).await?;
     let migration = job.migration.clone().unwrap_or_default();
     told(at, job, &args.wait, Waiting::Moved(migration.id)).await

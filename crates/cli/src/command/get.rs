@@ -3,7 +3,7 @@
 use sluice_proto::v1;
 
 use super::watch::{Told, Watch, state_word};
-use super::{Invocation, fleet, money, rent, tenants};
+use super::{Invocation, fleet, money, quota, rent, tenants};
 use crate::args::{GetArgs, JobFilter, Kind, ListArgs};
 use crate::connect::read_pages;
 use crate::error::CliError;
@@ -56,7 +56,7 @@ pub(super) async fn get(at: &Invocation, args: GetArgs) -> Result<(), CliError> 
         Kind::Projects => tenants::list_projects(at, name, limit).await,
         Kind::Keys => tenants::list_keys(at, tenant(name, &at.scope)?, limit).await,
         Kind::Secrets => tenants::list_secrets(at, limit).await,
-        Kind::Quotas => money::list_quotas(at, name).await,
+        Kind::Quotas => quota::list_quotas(at, name).await,
         Kind::Budgets => money::list_budgets(at, name).await,
         Kind::Prices => money::prices(at, name).await,
         Kind::Checkpoints => checkpoints(at, job()?, limit).await,

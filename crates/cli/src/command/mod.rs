@@ -7,7 +7,9 @@ mod get;
 mod logs;
 mod money;
 mod outputs;
+mod quota;
 mod rent;
+mod serving;
 mod session;
 mod submit;
 mod tenants;
@@ -65,6 +67,9 @@ pub(crate) async fn perform(at: &Invocation, command: UserCommand) -> Result<(),
         UserCommand::Shell(args) => Box::pin(session::shell(at, args)).await,
         UserCommand::Exec(args) => Box::pin(session::exec(at, args)).await,
         UserCommand::PortForward(args) => Box::pin(session::port_forward(at, args)).await,
+        UserCommand::Model(command) => Box::pin(serving::model(at, command)).await,
+        UserCommand::Serve(args) => Box::pin(serving::serve(at, args)).await,
+        UserCommand::Endpoint(command) => Box::pin(serving::endpoint(at, command)).await,
         UserCommand::Cp(args) => Box::pin(outputs::cp(at, args)).await,
         UserCommand::Cancel(args) => Box::pin(control::cancel(at, args)).await,
         UserCommand::Suspend(args) => Box::pin(control::suspend(at, args)).await,
@@ -81,7 +86,8 @@ pub(crate) async fn perform(at: &Invocation, command: UserCommand) -> Result<(),
         UserCommand::Deposit(args) => Box::pin(money::deposit(at, args)).await,
         UserCommand::Balance(args) => Box::pin(money::balance(at, args.tenant.as_deref())).await,
         UserCommand::CreditLine(args) => Box::pin(money::credit_line(at, args)).await,
-        UserCommand::Quota(command) => Box::pin(money::quota(at, command)).await,
+        UserCommand::Quota(command) => Box::pin(quota::quota(at, command)).await,
+        UserCommand::Detach(args) => Box::pin(quota::detach(at, args)).await,
         UserCommand::Budget(command) => Box::pin(money::budget(at, command)).await,
         UserCommand::Tenant(command) => Box::pin(tenants::tenant(at, command)).await,
         UserCommand::Project(command) => Box::pin(tenants::project(at, command)).await,

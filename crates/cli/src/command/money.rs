@@ -1,4 +1,4 @@
-//! `price`, `deposit`, `balance`, `credit-line`, `quota`, `budget`, `usage`, `receipt` and the lists behind `get`.
+//! `price`, `deposit`, `balance`, `credit-line`, `budget`, `usage`, `receipt` and the lists behind `get`.
 
 use serde::Deserialize;
 use sluice_proto::v1;
@@ -6,7 +6,7 @@ use sluice_types::{Credits, IsolationClass};
 
 use super::Invocation;
 use super::get::print_listing;
-use crate::args::{BudgetCommand, BudgetEnd, CreditLineArgs, DepositArgs, PriceCommand, PriceSetArgs, QuotaCommand};
+use crate::args::{BudgetCommand, BudgetEnd, CreditLineArgs, DepositArgs, PriceCommand, PriceSetArgs};
 use crate::connect::read_pages;
 use crate::context::read_bounded;
 use crate::error::CliError;
@@ -14,7 +14,7 @@ use crate::jobfile::{Text, parse, read_stdin};
 use crate::output::{Format, Width, document};
 use crate::reference::{label, tenant, tenant_or_project};
 use crate::request_id::new_request_id;
-use crate::view::{BalanceView, BudgetView, PriceBookView, QuotaView, ReceiptView, TransferView, WindowView};
+use crate::view::{BalanceView, BudgetView, PriceBookView, ReceiptView, TransferView, WindowView};
 
 /// The most prices in a book.
 const MOST_PRICES: usize = 1000;
@@ -176,6 +176,7 @@ pub(super) async fn credit_line(at: &Invocation, args: CreditLineArgs) -> Result
         request_id: new_request_id()?,
         tenant: tenant(Some(&args.tenant), &at.scope)?,
         amount_credits: args.amount.units(),
+        ..Default::default()
     };
     let balance =
         at.api.unary("set the credit line", request, async |r| at.api.money().set_credit_line(r).await).await?;
@@ -186,27 +187,6 @@ pub(super) async fn balance(at: &Invocation, of: Option<&str>) -> Result<(), Cli
     let request = v1::GetBalanceRequest { tenant: tenant(of, &at.scope)? };
     let balance = at.api.unary("read the balance", request, async |r| at.api.money().get_balance(r).await).await?;
     at.console.one(&BalanceView::from(&balance))
-}
-
-pub(super) async fn quota(at: &Invocation, command: QuotaCommand) -> Result<(), CliError> {
-    let (of, class, share) = match command {
-        QuotaCommand::List(args) => return list_quotas(at, args.tenant.as_deref()).await,
-        QuotaCommand::Set { tenant, class, share } => (tenant, class, share),
-    };
-    let request = v1::SetQuotaRequest {
-        request_id: new_request_id()?,
-        tenant: tenant(Some(&of), &at.scope)?,
-        device_class: label("CLASS", &class)?.to_owned(),
-        nominal_milli: i64::from(share.get()),
-    };
-    let quota = at.api.unary("set the quota", request, async |r| at.api.money().set_quota(r).await).await?;
-    at.console.one(&QuotaView::from(&quota))
-}
-
-pub(super) async fn list_quotas(at: &Invocation, of: Option<&str>) -> Result<(), CliError> {
-    let request = v1::ListQuotasRequest { tenant: tenant(of, &at.scope)? };
-    let answer = at.api.unary("list the quotas", request, async |r| at.api.money().list_quotas(r).await).await?;
-    at.console.list(&answer.quotas.iter().map(QuotaView::from).collect::<Vec<_>>())
 }
 
 pub(super) async fn budget(at: &Invocation, command: BudgetCommand) -> Result<(), CliError> {

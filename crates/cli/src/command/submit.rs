@@ -102,6 +102,7 @@ async fn send(at: &Invocation, flags: &JobFlags, mode: Mode) -> Result<v1::Job, 
         spec: Some(spec),
         validate_only: mode == Mode::DryRun,
         wait_for_decision: mode == Mode::Submit,
+        manager: String::new(),
     };
     at.api.unary("submit the job", request, async |r| at.api.jobs().submit_job(r).await).await
 }

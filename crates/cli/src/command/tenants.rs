@@ -28,7 +28,12 @@ pub(super) async fn tenant(at: &Invocation, command: TenantCommand) -> Result<()
         TenantCommand::List { limit } => return list_tenants(at, limit.get()).await,
         TenantCommand::Create { tenant, dry_run } => {
             let tenant_id = label("TENANT", tenant.strip_prefix("tenants/").unwrap_or(&tenant))?.to_owned();
-            let request = v1::CreateTenantRequest { request_id: new_request_id()?, tenant_id, validate_only: dry_run };
+            let request = v1::CreateTenantRequest {
+                request_id: new_request_id()?,
+                tenant_id,
+                validate_only: dry_run,
+                ..Default::default()
+            };
             at.api.unary("create the tenant", request, async |r| at.api.tenants().create_tenant(r).await).await?
         }
         TenantCommand::Get(args) => {

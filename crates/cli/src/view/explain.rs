@@ -77,6 +77,29 @@ pub(crate) struct ExplanationView {
     pub(crate) message: String,
     pub(crate) changes: Vec<ChangeView>,
     pub(crate) ahead: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) quota: Option<ShortageView>,
+}
+
+/// The quota that binds.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ShortageView {
+    pub(crate) quota: String,
+    pub(crate) level: String,
+    pub(crate) asked_milli: i64,
+    pub(crate) missing_milli: i64,
+}
+
+impl From<&v1::QuotaShortage> for ShortageView {
+    fn from(short: &v1::QuotaShortage) -> Self {
+        Self {
+            quota: short.quota.clone(),
+            level: short.level.clone(),
+            asked_milli: short.asked_milli,
+            missing_milli: short.missing_milli,
+        }
+    }
 }
 
 /// A change that would admit it.
@@ -93,7 +116,7 @@ impl ChangeView {
         let size = |value: i64| Bytes::new(value.unsigned_abs()).to_string();
         let sign = if self.amount < 0 { "-" } else { "" };
         match self.what.as_str() {
-            "milli" | "host_core_milli" | "quota" => milli(self.amount),
+            "milli" | "host_core_milli" | "quota" | "borrow" => milli(self.amount),
             "memory_bytes" | "host_memory_bytes" => format!("{sign}{}", size(self.amount)),
             "funds" | "budget" => Credits::new(self.amount).to_string(),
             _ => self.amount.to_string(),
@@ -111,6 +134,7 @@ impl ExplanationView {
             message: answer.message.clone(),
             changes: answer.changes.iter().map(change).collect(),
             ahead: answer.ahead,
+            quota: answer.quota.as_ref().map(ShortageView::from),
         }
     }
 
@@ -124,6 +148,11 @@ impl ExplanationView {
         let known = reason.parse::<Reason>().ok();
         if let Some(known) = known {
             text.push_str(&format!("  {}\n", known.meaning().trim()));
+        }
+        if let Some(short) = &self.quota {
+            let (asked, missing) = (milli(short.asked_milli), milli(short.missing_milli));
+            let line = format!("Quota {}: level {}, asked {asked}, missing {missing}", short.quota, short.level);
+            text.push_str(&format!("{}\n", printable(&line)));
         }
         text.push_str(&format!("Ahead of it in your tenant: {}\n", self.ahead));
         if self.changes.is_empty() {

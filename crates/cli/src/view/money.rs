@@ -1,4 +1,4 @@
-//! Balances, prices, quotas, budgets, windows, receipts and ledger entries.
+//! Balances, prices, budgets, windows, receipts and ledger entries.
 
 use serde::Serialize;
 use sluice_proto::v1;
@@ -129,43 +129,6 @@ impl From<&v1::PriceBook> for PriceBookView {
             create_time: time(book.create_time.as_ref()),
             prices: book.prices.iter().map(PriceView::from).collect(),
         }
-    }
-}
-
-/// A tenant's entitlement.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub(crate) struct QuotaView {
-    pub(crate) tenant: String,
-    pub(crate) device_class: String,
-    pub(crate) nominal_milli: i64,
-    pub(crate) used_milli: i64,
-}
-
-impl From<&v1::Quota> for QuotaView {
-    fn from(quota: &v1::Quota) -> Self {
-        Self {
-            tenant: quota.tenant.clone(),
-            device_class: quota.device_class.clone(),
-            nominal_milli: quota.nominal_milli,
-            used_milli: quota.used_milli,
-        }
-    }
-}
-
-impl View for QuotaView {
-    const KIND: &'static str = "Quota";
-    const PLURAL: &'static str = "quotas";
-    const COLUMNS: &'static [Column] =
-        &[Column::new("TENANT"), Column::new("CLASS"), Column::new("USED").right(), Column::new("QUOTA").right()];
-
-    fn name(&self) -> String {
-        format!("{}/quotas/{}", self.tenant, self.device_class)
-    }
-
-    fn cells(&self, _now: jiff::Timestamp) -> Vec<String> {
-        let (used, nominal) = (milli(self.used_milli), milli(self.nominal_milli));
-        vec![leaf(&self.tenant).to_owned(), self.device_class.clone(), used, nominal]
     }
 }
 

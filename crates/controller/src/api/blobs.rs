@@ -104,7 +104,7 @@ impl Api {
         size: u64,
         complete: bool,
     ) -> Result<bool, Status> {
-        let caller = Caller { key: who.key.id, request: None };
+        let caller = Caller::of(who.key.id);
         let command = Command::User(caller, UserCommand::RecordUpload { project, digest, size, complete });
         let answer = self.writer.submit(command).await.map_err(|refusal| status(&refusal))?;
         Ok(answer.replayed)

@@ -55,7 +55,7 @@ impl Api {
         let preview = sluice_lifecycle::draft(&project, name.clone(), Arc::clone(&spec), who.key.id, self.clock.now());
         if message.validate_only {
             // What a submit is told by the writer itself.
-            let caller = Caller { key: who.key.id, request: None };
+            let caller = Caller::of(who.key.id);
             let check = UserCommand::Validate(project.id, Arc::clone(&spec));
             self.writer.submit(Command::User(caller, check)).await.map_err(refused)?;
         }
@@ -78,7 +78,8 @@ impl Api {
         }
         let means = digest("sluice.v1.JobService/SubmitJob", &message);
         let waits = message.wait_for_decision;
-        let caller = who.caller(&message.request_id, means)?;
+        let mut caller = who.caller(&message.request_id, means)?;
+        message.manager.clone_into(&mut caller.manager);
         let draft = self.draft(who, message, Some(&caller)).await?;
         let command = Command::User(caller, draft.command);
         if !waits {
@@ -110,8 +111,7 @@ impl Api {
     async fn change_job<M: prost::Message>(
         &self,
         mutation: Mutation<'_, M>,
-        name: &str,
-        etag: &str,
+        (name, etag, manager): (&str, &str, &str),
         command: impl FnOnce(JobId, Option<u64>) -> UserCommand,
     ) -> Result<Response<v1::Job>, Status> {
         let job = self.job(mutation.who, "name", name).await?;
@@ -119,7 +119,7 @@ impl Api {
             "" => None,
             text => Some(text.parse().map_err(|_| refuse_field("etag", "an etag from a job that you read"))?),
         };
-        let answer = self.change(mutation, command(job.id, version)).await?;
+        let answer = self.change_as(mutation, manager, command(job.id, version)).await?;
         let row = match answer.job {
             Some(job) => *job,
             None => self.store.get_job(job.id).await.map_err(store_status)?.ok_or_else(|| not_found("job"))?,
@@ -252,7 +252,7 @@ impl JobService for Api {
         let who = self.who(&request, method)?;
         let message = request.into_inner();
         let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
-        self.change_job(mutation, &message.name, &message.etag, UserCommand::Cancel).await
+        self.change_job(mutation, (&message.name, &message.etag, &message.manager), UserCommand::Cancel).await
     }
 
     async fn suspend_job(&self, request: Request<v1::SuspendJobRequest>) -> Result<Response<v1::Job>, Status> {
@@ -260,7 +260,7 @@ impl JobService for Api {
         let who = self.who(&request, method)?;
         let message = request.into_inner();
         let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
-        self.change_job(mutation, &message.name, &message.etag, UserCommand::Suspend).await
+        self.change_job(mutation, (&message.name, &message.etag, &message.manager), UserCommand::Suspend).await
     }
 
     async fn resume_job(&self, request: Request<v1::ResumeJobRequest>) -> Result<Response<v1::Job>, Status> {
@@ -268,7 +268,7 @@ impl JobService for Api {
         let who = self.who(&request, method)?;
         let message = request.into_inner();
         let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
-        self.change_job(mutation, &message.name, &message.etag, UserCommand::Resume).await
+        self.change_job(mutation, (&message.name, &message.etag, &message.manager), UserCommand::Resume).await
     }
 
     async fn migrate_job(&self, request: Request<v1::MigrateJobRequest>) -> Result<Response<v1::Job>, Status> {
@@ -278,7 +278,7 @@ impl JobService for Api {
         let site = self.site("to_site", &message.to_site)?.id;
         let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
         let command = |job, version| UserCommand::Migrate(job, site, version);
-        self.change_job(mutation, &message.name, &message.etag, command).await
+        self.change_job(mutation, (&message.name, &message.etag, &message.manager), command).await
     }
 
     async fn explain_job(
@@ -293,7 +293,8 @@ impl JobService for Api {
             return Ok(Response::new(v1::ExplainJobResponse { reason, message, ..v1::ExplainJobResponse::default() }));
         };
         let directory = self.directory.read();
-        Ok(Response::new(explained(explanation, &job, &*directory)))
+        let tenant = directory.tenant_path(job.tenant);
+        Ok(Response::new(explained(explanation, &job, &tenant, &*directory)))
     }
 
     async fn list_events(
@@ -365,7 +366,7 @@ fn refusal(status: &Status) -> v1::Refusal {
     v1::Refusal { reason, message: status.message().to_owned(), field: field.unwrap_or_default() }
 }
 
-fn explained(explanation: Explanation, job: &Job, sites: &impl SiteNames) -> v1::ExplainJobResponse {
+fn explained(explanation: Explanation, job: &Job, tenant: &str, sites: &impl SiteNames) -> v1::ExplainJobResponse {
     let memory = job.spec.resources.memory.get();
     // What would not be taken at submit is no advice.
     let possible = |change: &&Change| {
@@ -382,6 +383,16 @@ fn explained(explanation: Explanation, job: &Job, sites: &impl SiteNames) -> v1:
         message,
         changes: explanation.changes.iter().filter(possible).map(|change| described(change, sites)).collect(),
         ahead: explanation.ahead,
+        quota: explanation.quota.map(|short| v1::QuotaShortage {
+            quota: format!(
+                "{tenant}/quotas/{}/{}",
+                short.site_name.as_ref().map_or("-", sluice_types::Name::as_str),
+                short.key.class
+            ),
+            level: short.level.as_str().to_owned(),
+            asked_milli: short.asked,
+            missing_milli: short.missing,
+        }),
     }
 }
 
@@ -397,7 +408,8 @@ fn described(change: &Change, sites: &impl SiteNames) -> v1::Change {
         ChangeKind::FewerTasks => ("tasks", format!("ask for {amount} tasks fewer")),
         ChangeKind::MoreFunds => ("funds", format!("deposit {}", sluice_types::Credits::new(amount))),
         ChangeKind::MoreBudget => ("budget", format!("raise the budget by {}", sluice_types::Credits::new(amount))),
-        ChangeKind::MoreQuota => ("quota", format!("raise the quota by {amount}m")),
+        ChangeKind::MoreQuota => ("quota", format!("a platform admin raises its tenant's nominal quota by {amount}m")),
+        ChangeKind::MoreBorrowing => ("borrow", format!("a platform admin lets its tenant borrow {amount}m more")),
         ChangeKind::OtherSite => {
             let site = u64::try_from(amount).map(SiteId::from_raw).map(|site| sites.name(site)).unwrap_or_default();
             ("site", format!("allow the site {site}"))

@@ -2,12 +2,15 @@
 //! request into a command or a query, and answers from committed rows.
 
 mod blobs;
+mod endpoints;
 mod fleet;
 mod jobs;
+mod models;
 mod money;
 mod names;
 mod orders;
 mod page;
+mod quotas;
 mod receipt;
 mod sessions;
 mod show;
@@ -92,7 +95,18 @@ impl Api {
         mutation: Mutation<'_, M>,
         command: UserCommand,
     ) -> Result<Answer, Status> {
-        let caller = mutation.who.caller(mutation.request_id, digest(mutation.method, mutation.message))?;
+        self.change_as(mutation, "", command).await
+    }
+
+    /// The same for a manager; empty = none.
+    pub(crate) async fn change_as<M: prost::Message>(
+        &self,
+        mutation: Mutation<'_, M>,
+        manager: &str,
+        command: UserCommand,
+    ) -> Result<Answer, Status> {
+        let mut caller = mutation.who.caller(mutation.request_id, digest(mutation.method, mutation.message))?;
+        manager.clone_into(&mut caller.manager);
         let answer = self.writer.submit(Command::User(caller, command)).await;
         answer.map_err(|refusal| status(&refusal))
     }

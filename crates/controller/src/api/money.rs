@@ -1,6 +1,6 @@
 //! `MoneyService`.
 
-use sluice_ledger::{AccountKey, BudgetScope};
+use sluice_ledger::{AccountKey, BudgetScope, Transfer};
 use sluice_lifecycle::UserCommand;
 use sluice_lifecycle::model::{Budget, BudgetPolicy, Window};
 use sluice_proto::convert;
@@ -13,10 +13,10 @@ use tonic::{Request, Response, Status};
 
 use super::names::Parent;
 use super::{Api, Mutation, not_found, page, refused, store_status};
+use crate::principal::Principal;
 
 const MAX_NOTE: usize = 256;
 const MAX_BUDGETS: u32 = 1000;
-const MAX_QUOTAS: u32 = 1000;
 /// Every instant that a row can have.
 const ALL_TIME: std::ops::Range<Timestamp> = Timestamp::from_nanos(0)..Timestamp::from_nanos(u64::MAX >> 1);
 
@@ -78,7 +78,7 @@ impl MoneyService for Api {
         let tenant = self.tenant(&who, "tenant", &message.tenant)?;
         let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
         let command = UserCommand::SetCreditLine(tenant.id, Credits::new(message.amount_credits));
-        self.change(mutation, command).await?;
+        self.change_as(mutation, &message.manager, command).await?;
         self.balance(&tenant).await
     }
 
@@ -116,20 +116,19 @@ impl MoneyService for Api {
         let method = "sluice.v1.MoneyService/SetQuota";
         let who = self.who(&request, method)?;
         let message = request.into_inner();
-        let tenant = self.tenant(&who, "tenant", &message.tenant)?;
-        let class = Self::fresh_name("device_class", &message.device_class)?;
-        let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
-        let command = UserCommand::SetQuota(tenant.id, class.clone(), message.nominal_milli);
-        self.change(mutation, command).await?;
-        let key = AccountKey::Quota(tenant.id, class);
-        let account = self.store.accounts(&[key]).await.map_err(store_status)?.into_iter().next();
-        let account = account.ok_or_else(|| not_found("quota"))?;
-        Ok(Response::new(v1::Quota {
-            tenant: message.tenant,
-            device_class: message.device_class,
-            nominal_milli: account.balance(),
-            used_milli: account.debits_pending,
-        }))
+        Ok(Response::new(self.put_quota(&who, method, message).await?))
+    }
+
+    async fn delete_quota(&self, request: Request<v1::DeleteQuotaRequest>) -> Result<Response<v1::Quota>, Status> {
+        let method = "sluice.v1.MoneyService/DeleteQuota";
+        let who = self.who(&request, method)?;
+        Ok(Response::new(self.drop_quota(&who, method, request.into_inner()).await?))
+    }
+
+    async fn get_quota(&self, request: Request<v1::GetQuotaRequest>) -> Result<Response<v1::Quota>, Status> {
+        let who = self.who(&request, "sluice.v1.MoneyService/GetQuota")?;
+        let key = self.quota_key(&who, "name", &request.into_inner().name)?;
+        Ok(Response::new(self.read_quota(&key).await?))
     }
 
     async fn list_quotas(
@@ -137,21 +136,8 @@ impl MoneyService for Api {
         request: Request<v1::ListQuotasRequest>,
     ) -> Result<Response<v1::ListQuotasResponse>, Status> {
         let who = self.who(&request, "sluice.v1.MoneyService/ListQuotas")?;
-        let message = request.into_inner();
-        let tenant = self.tenant(&who, "tenant", &message.tenant)?;
-        // By name, quotas come after budgets, of which each period leaves one: they are asked for from where they begin.
-        let page = Page::after(AccountKey::Platform, MAX_QUOTAS);
-        let rows = self.store.accounts_of(tenant.id, page).await.map_err(store_status)?;
-        let quotas = rows.iter().filter_map(|account| match &account.key {
-            AccountKey::Quota(_, class) => Some(v1::Quota {
-                tenant: message.tenant.clone(),
-                device_class: class.to_string(),
-                nominal_milli: account.balance(),
-                used_milli: account.debits_pending,
-            }),
-            _ => None,
-        });
-        Ok(Response::new(v1::ListQuotasResponse { quotas: quotas.collect() }))
+        let tenant = self.tenant(&who, "tenant", &request.into_inner().tenant)?;
+        Ok(Response::new(v1::ListQuotasResponse { quotas: self.read_quotas(tenant.id).await? }))
     }
 
     async fn set_budget(&self, request: Request<v1::SetBudgetRequest>) -> Result<Response<v1::Budget>, Status> {
@@ -241,7 +227,7 @@ impl MoneyService for Api {
         let keys: Vec<_> = std::iter::once(funds.clone()).chain(others).collect();
         let rows = self.store.transfers_of(&keys, page).await.map_err(store_status)?;
         let next_page_token = self.next_token("transfers", page::last(&rows, page.limit, |row| row.id));
-        let transfers = rows.iter().map(convert::transfer).collect();
+        let transfers = rows.iter().map(|row| shown_transfer(&who, row)).collect();
         Ok(Response::new(v1::ListTransfersResponse { transfers, next_page_token }))
     }
 }
@@ -286,4 +272,17 @@ impl std::str::FromStr for Place {
         let sequence = parts.next().and_then(|part| part.parse().ok()).ok_or(())?;
         Ok(Self(WindowPlace { at: Timestamp::from_nanos(at), lease, sequence }))
     }
+}
+
+/// What is paid for requests to an endpoint goes from one tenant to another: neither learns which.
+fn shown_transfer(who: &Principal, row: &Transfer) -> v1::LedgerTransfer {
+    let mut shown = convert::transfer(row);
+    let hidden = |key: &AccountKey| matches!(key, AccountKey::Funds(tenant) if !who.sees_tenant(*tenant));
+    if hidden(&row.debit) {
+        shown.debit = "funds/-".to_owned();
+    }
+    if hidden(&row.credit) {
+        shown.credit = "funds/-".to_owned();
+    }
+    shown
 }

@@ -1,8 +1,8 @@
 //! `TenantService`.
 
 use sluice_identity::secret_digest;
-use sluice_lifecycle::UserCommand;
 use sluice_lifecycle::model::{Key, Project, Role, Tenant};
+use sluice_lifecycle::{Managed, UserCommand};
 use sluice_proto::convert::{self, timestamp};
 use sluice_proto::error::{refuse, refuse_field};
 use sluice_proto::v1;
@@ -23,6 +23,7 @@ impl Api {
             name: format!("tenants/{}", row.name),
             id: row.id.to_string(),
             create_time: Some(timestamp(row.created)),
+            manager: row.manager.clone(),
         }
     }
 
@@ -71,7 +72,7 @@ impl TenantService for Api {
             return Ok(Response::new(v1::Tenant { name: format!("tenants/{name}"), ..v1::Tenant::default() }));
         }
         let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
-        let answer = self.change(mutation, UserCommand::CreateTenant(name)).await?;
+        let answer = self.change_as(mutation, &message.manager, UserCommand::CreateTenant(name)).await?;
         let id: TenantId = answer.object.parse().map_err(|_| not_found("tenant"))?;
         let row = self.store.get_tenant(id).await.map_err(store_status)?.ok_or_else(|| not_found("tenant"))?;
         Ok(Response::new(Self::show_tenant(&row)))
@@ -99,6 +100,29 @@ impl TenantService for Api {
         let next_page_token = self.next_token("tenants", last);
         let tenants = rows.iter().map(Self::show_tenant).collect();
         Ok(Response::new(v1::ListTenantsResponse { tenants, next_page_token }))
+    }
+
+    async fn set_manager(
+        &self,
+        request: Request<v1::SetManagerRequest>,
+    ) -> Result<Response<v1::SetManagerResponse>, Status> {
+        let method = "sluice.v1.TenantService/SetManager";
+        let who = self.who(&request, method)?;
+        let message = request.into_inner();
+        let object = if message.name.contains("/quotas/") {
+            Managed::Quota(self.quota_key(&who, "name", &message.name)?)
+        } else if message.name.contains("/jobs/") {
+            Managed::Job(self.job(&who, "name", &message.name).await?.id)
+        } else {
+            Managed::Tenant(self.tenant(&who, "name", &message.name)?.id)
+        };
+        if !who.is_platform() && !matches!(object, Managed::Job(_)) {
+            return Err(refuse(Reason::PermissionDenied, "only platform admins hand over tenants and quotas"));
+        }
+        let (manager, detach) = (message.manager.clone(), message.detach);
+        let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
+        self.change_as(mutation, &message.current, UserCommand::SetManager { object, manager, detach }).await?;
+        Ok(Response::new(v1::SetManagerResponse { name: message.name, manager: message.manager }))
     }
 
     async fn create_project(

@@ -34,6 +34,7 @@ impl Door {
     /// The same by another clock.
     pub(crate) async fn open_at(folder: tempfile::TempDir, lifetimes: Lifetimes, clock: Arc<dyn Clock>) -> Self {
         let config = ControllerConfig {
+            gateway: None,
             data: folder.path().to_owned(),
             database: Self::database(&folder),
             listen: "127.0.0.1:0".parse().unwrap(),
@@ -97,7 +98,7 @@ pub(crate) async fn tenant(door: &Door, name: &str) -> (String, MetadataValue<As
     let request_id =
         |step: u8| format!("{}-e89b-42d3-a456-4266141740{step:02}", &blake3::hash(name.as_bytes()).to_hex()[..8]);
     let create =
-        v1::CreateTenantRequest { request_id: request_id(1), tenant_id: name.to_owned(), validate_only: false };
+        v1::CreateTenantRequest { request_id: request_id(1), tenant_id: name.to_owned(), ..Default::default() };
     tenants.create_tenant(with(create, &door.key)).await.unwrap();
     let parent = format!("tenants/{name}");
     let create = v1::CreateProjectRequest {

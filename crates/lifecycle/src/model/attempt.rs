@@ -50,6 +50,8 @@ pub enum StopCause {
     Suspend,
     /// A renewal of its hold failed.
     SuspendForMoney,
+    /// Its tenant's quota does not cover it any more.
+    SuspendForQuota,
     /// It moves to another site.
     Migrate,
     /// Its node is drained or the system stops: it queues again.
@@ -67,6 +69,9 @@ pub struct StopOrder {
     /// where it is held, and where nothing has to be agreed on.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub stop_step: Option<u64>,
+    /// Past its deadline the attempt is stopped as it is, whatever the order's cause: what it holds is wanted back.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub must: bool,
 }
 
 /// Where a task stands on its node, as the node proved it.
@@ -170,7 +175,10 @@ pub struct Attempt {
     /// Holds on budgets, at most one per scope.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub budgets: Vec<BudgetHold>,
-    /// Hold on the tenant's quota.
+    /// Thousandths of quota that all its tasks take, until it ends.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub charge: i64,
+    /// A hold of its own on a quota of the time before quotas had sites.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub quota: Option<HoldId>,
     /// The holds are closed.
@@ -357,6 +365,13 @@ impl Checkpoint {
         let mut parts = self.parts.values();
         let first = parts.next().map(|part| part.sealed.clone()).unwrap_or_default();
         parts.fold(first, |sites, part| sites.into_iter().filter(|site| part.sealed.contains(site)).collect())
+    }
+
+    /// It was written by another job, and this one begins with it: no attempt has this generation. Its parts are kept by
+    /// both for as long as either needs them.
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        self.generation == Generation::ZERO
     }
 
     /// All bytes of the job's state.

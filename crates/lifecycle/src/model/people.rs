@@ -10,6 +10,9 @@ pub struct Tenant {
     pub id: TenantId,
     /// Its unique name.
     pub name: Name,
+    /// Who manages it; empty = nobody.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub manager: String,
     /// When it was created.
     pub created: Timestamp,
 }

@@ -122,6 +122,9 @@ impl Step<'_> {
             self.failed(job, &end);
         } else {
             self.drop_migration(job.id, Reason::WrongState);
+            if job.spec.kind == JobKind::Replica {
+                return self.replica_ended(job, Reason::ExitStatus, "it ended without being told");
+            }
             self.finish_job(job.id, JobState::Succeeded, None, String::new(), "node");
         }
     }
@@ -142,6 +145,7 @@ impl Step<'_> {
         let (state, reason, what) = match kind {
             Some(StopCause::Suspend) => suspend(Reason::SuspendedByUser),
             Some(StopCause::SuspendForMoney) => suspend(Reason::SuspendedForMoney),
+            Some(StopCause::SuspendForQuota) => suspend(Reason::QuotaReclaimed),
             Some(StopCause::Migrate) => return self.ship(job.id),
             Some(StopCause::Requeue) | None => return self.queue_again(job.id, None, "stopped at a checkpoint"),
         };
@@ -165,6 +169,9 @@ impl Step<'_> {
         if job.spec.kind == JobKind::Rental && reason == Reason::RunLimit {
             let message = "its time is over".to_owned();
             return self.finish_job(job.id, JobState::Succeeded, Some(reason), message, "node");
+        }
+        if job.spec.kind == JobKind::Replica {
+            return self.replica_ended(job, reason, &end.message);
         }
         let failures = job.failures + 1;
         if let Some(row) = self.state.jobs.get_mut(&job.id) {
@@ -261,6 +268,7 @@ impl Step<'_> {
             }
         }
         // Quota is a right to hold; a fenced attempt holds nothing that its tenant could use.
+        self.give_back_quota(id);
         if let Some(hold) = quota {
             self.void_hold(hold, format!("end/{id}/quota"));
         }

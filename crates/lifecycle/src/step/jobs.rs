@@ -32,7 +32,8 @@ impl Step<'_> {
             Some(name) => name,
             None => id.to_string().parse().expect("invariant: an id's text is a name"),
         };
-        let job = new_job(id, (tenant, project), name, spec, caller.key, self.now);
+        let mut job = new_job(id, (tenant, project), name, spec, caller.key, self.now);
+        job.manager = caller.manager.clone();
         self.state.event(&job, self.now, Happened::new("Submitted", "", &caller.key.to_string()));
         let answer = Answer { object: id.to_string(), job: Some(Box::new(job.clone())), ..Answer::default() };
         self.enlist(job);
@@ -42,6 +43,7 @@ impl Step<'_> {
     /// Takes a new job into the working set.
     pub(super) fn enlist(&mut self, job: Job) {
         self.state.count_uses(&job);
+        self.state.serving.job(&job);
         *self.state.jobs_of.entry(job.tenant).or_default() += 1;
         self.state.jobs.insert(job.id, job);
     }
@@ -49,7 +51,9 @@ impl Step<'_> {
     /// Everything that a submit depends on. Also used to validate without submitting.
     pub(super) fn check_submit(&self, project: ProjectId, spec: &JobSpec, kind: JobKind) -> Result<TenantId, Refusal> {
         if spec.kind != kind {
-            return Err(Refusal::field("spec.kind", "batch jobs are submitted, rentals are ordered"));
+            let message =
+                "batch jobs are submitted, rentals are ordered; endpoints and models make their jobs themselves";
+            return Err(Refusal::field("spec.kind", message));
         }
         let tenant = self.state.check_spec(project, spec)?;
         let count = self.state.jobs_of.get(&tenant).copied().unwrap_or(0);
@@ -66,11 +70,17 @@ impl Step<'_> {
     }
 
     pub(super) fn cancel(&mut self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Answer, Refusal> {
-        let job = self.known_job(id, version)?;
-        let actor = caller.key.to_string();
+        self.own_job(caller, id, version)?;
+        self.stop_job(id, &caller.key.to_string())?;
+        Ok(self.job_answer(id))
+    }
+
+    /// Ends a job for good.
+    pub(super) fn stop_job(&mut self, id: JobId, actor: &str) -> Result<(), Refusal> {
+        let job = self.known_job(id, None)?;
         match job.state {
             JobState::Pending | JobState::Suspended => {
-                self.finish_job(id, JobState::Cancelled, None, String::new(), &actor);
+                self.finish_job(id, JobState::Cancelled, None, String::new(), actor);
             }
             JobState::Cancelling => {}
             state if state.is_terminal() => return Err(wrong_state("cancel", state)),
@@ -78,20 +88,24 @@ impl Step<'_> {
                 self.drop_migration(id, Reason::WrongState);
                 let Some(attempt) = job.current else {
                     // Between two attempts of a move nothing runs, so nobody would ever report an end.
-                    self.finish_job(id, JobState::Cancelled, None, String::new(), &actor);
-                    return Ok(self.job_answer(id));
+                    self.finish_job(id, JobState::Cancelled, None, String::new(), actor);
+                    return Ok(());
                 };
                 self.set_goal(attempt, Goal::Stop, None);
-                self.set_state(id, JobState::Cancelling, None, String::new(), Happened::new("Cancelling", "", &actor));
+                self.set_state(id, JobState::Cancelling, None, String::new(), Happened::new("Cancelling", "", actor));
             }
         }
-        Ok(self.job_answer(id))
+        Ok(())
     }
 
     pub(super) fn suspend(&mut self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Answer, Refusal> {
-        let job = self.known_job(id, version)?;
+        let job = self.own_job(caller, id, version)?;
         let actor = caller.key.to_string();
         let reason = Some(Reason::SuspendedByUser);
+        if job.spec.kind.uses_model() {
+            let message = "the job is its endpoint's or its model's: change that instead";
+            return Err(Refusal::new(Reason::WrongState, message));
+        }
         match job.state {
             JobState::Pending => {
                 let what = Happened::new("Suspended", "", &actor).because(reason);
@@ -107,6 +121,15 @@ impl Step<'_> {
                 let what = Happened::new("Suspending", "", &actor).because(reason);
                 self.set_state(id, JobState::Suspending, reason, String::new(), what);
             }
+            // What would resume by itself stays suspended from here on.
+            JobState::Suspended | JobState::Suspending if job.reason == Some(Reason::QuotaReclaimed) => {
+                if let Some(row) = job.current.and_then(|id| self.state.attempts.get_mut(&id)) {
+                    row.order = row.order.map(|order| StopOrder { kind: StopCause::Suspend, ..order });
+                }
+                let kind = if job.state == JobState::Suspended { "Suspended" } else { "Suspending" };
+                let what = Happened::new(kind, "", &actor).because(reason);
+                self.set_state(id, job.state, reason, String::new(), what);
+            }
             JobState::Suspended | JobState::Suspending => {}
             state => return Err(wrong_state("suspend", state)),
         }
@@ -114,7 +137,7 @@ impl Step<'_> {
     }
 
     pub(super) fn resume(&mut self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Answer, Refusal> {
-        let job = self.known_job(id, version)?;
+        let job = self.own_job(caller, id, version)?;
         match job.state {
             JobState::Suspended => {
                 let actor = caller.key.to_string();
@@ -134,7 +157,7 @@ impl Step<'_> {
         to: SiteId,
         version: Option<u64>,
     ) -> Result<Answer, Refusal> {
-        let job = self.known_job(id, version)?;
+        let job = self.own_job(caller, id, version)?;
         if !self.state.sites.contains(&to) {
             return Err(Refusal::not_found("site"));
         }
@@ -209,6 +232,13 @@ impl Step<'_> {
         Ok(job.clone())
     }
 
+    /// The same, if the caller may change it.
+    fn own_job(&self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Job, Refusal> {
+        let job = self.known_job(id, version)?;
+        self.check_manager(caller, &job.manager, &id.to_string())?;
+        Ok(job)
+    }
+
     fn job_answer(&self, id: JobId) -> Answer {
         let job = self.state.jobs.get(&id).cloned().map(Box::new);
         Answer { object: id.to_string(), job, ..Answer::default() }
@@ -217,7 +247,7 @@ impl Step<'_> {
     /// Tells an attempt to stop at a checkpoint.
     pub(super) fn order(&mut self, attempt: sluice_types::AttemptId, kind: StopCause) {
         let deadline = self.now.after(self.state.settings.stop_deadline);
-        self.set_goal(attempt, Goal::Checkpoint, Some(StopOrder { kind, deadline, stop_step: None }));
+        self.set_goal(attempt, Goal::Checkpoint, Some(StopOrder { kind, deadline, stop_step: None, must: false }));
     }
 
     /// Takes back the order to stop at a checkpoint. A gang that has lost tasks to the order cannot go on without them: the
@@ -226,7 +256,11 @@ impl Step<'_> {
         let Some(row) = self.state.attempts.get(&attempt) else { return };
         if row.tasks.iter().filter_map(|task| task.end.as_ref()).any(|end| end.at_checkpoint) {
             let deadline = self.now.after(self.state.settings.stop_deadline);
-            self.set_goal(attempt, Goal::Stop, Some(StopOrder { kind: StopCause::Requeue, deadline, stop_step: None }));
+            self.set_goal(
+                attempt,
+                Goal::Stop,
+                Some(StopOrder { kind: StopCause::Requeue, deadline, stop_step: None, must: false }),
+            );
         } else {
             self.set_goal(attempt, Goal::Run, None);
         }
@@ -263,6 +297,9 @@ impl Step<'_> {
         }
         let job = row.clone();
         self.state.event(&job, now, what);
+        if state.is_terminal() && job.spec.kind == JobKind::Import {
+            self.import_over(&job);
+        }
     }
 
     pub(super) fn site_name(&self, site: SiteId) -> String {
@@ -306,6 +343,8 @@ pub(super) fn new_job(
         credited: Credits::ZERO,
         run_time: Nanos::ZERO,
         purchase: None,
+        manager: String::new(),
+        endpoint: None,
         by,
         created: now,
         started: None,
@@ -365,5 +404,6 @@ pub fn draft_view(job: &Job, project: &Project) -> JobView {
         state_at: Vec::new(),
         hold_time: Nanos::from_secs(1),
         budgets: Vec::new(),
+        firm: job.spec.kind.is_firm(),
     }
 }

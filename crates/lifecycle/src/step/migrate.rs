@@ -50,34 +50,19 @@ impl Step<'_> {
         if self.state.attempts.get(&target).is_none_or(|row| row.state == AttemptState::Ended) {
             return self.abort_migration(job, Reason::StartFailed);
         }
-        let quota = self.move_quota(&migration);
         let left = self.state.jobs.get(&job).and_then(|row| Some(row.spec.max_run_time?.minus(row.run_time)));
         let Some(row) = self.state.attempts.get_mut(&target) else { return };
         row.run_limit = left;
         (row.goal, row.resume, row.state) = (Goal::Run, Some(checkpoint), AttemptState::Assigned);
-        row.quota = row.quota.or(quota);
         row.revision += 1;
         let generation = row.generation;
         if let Some(row) = self.state.jobs.get_mut(&job) {
             (row.generation, row.current) = (generation, Some(target));
             row.attempts += 1;
         }
+        // Where another job took the room over all sites meanwhile, the move is not stopped for it.
+        self.own_quota(target);
         self.set_phase(job, MigrationPhase::Starting, self.state.settings.start_deadline);
-    }
-
-    /// The quota hold goes over with the job. The source's was given back when it ended, so the target takes its own;
-    /// where another job took the room meanwhile, the move is not stopped for it.
-    fn move_quota(&mut self, migration: &Migration) -> Option<sluice_types::HoldId> {
-        let job = self.state.jobs.get(&migration.job)?;
-        let class = job.spec.resources.class.clone();
-        let milli = i64::from(job.spec.tasks) * i64::from(job.spec.resources.milli.get());
-        let free = sluice_ledger::AccountKey::Quota(job.tenant, class.clone());
-        let used = sluice_ledger::AccountKey::InUse(job.tenant, class);
-        if !self.state.books.knows(&free) {
-            return None;
-        }
-        let hold = sluice_types::HoldId::from_raw(self.id());
-        self.open_hold(hold, (free, used), milli, format!("hold/{}/quota", migration.id)).ok().map(|()| hold)
     }
 
     /// Gives a migration up: the target is released, the job goes on or queues again.

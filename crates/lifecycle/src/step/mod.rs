@@ -7,19 +7,25 @@
 mod blobs;
 mod budget;
 mod end;
+mod endpoints;
 mod fleet;
 mod jobs;
+mod manager;
 mod migrate;
+mod models;
 mod money;
 mod orders;
 mod people;
 mod place;
+mod quota;
 mod report;
+mod requests;
 mod seal;
 mod tick;
 mod windows;
 
 pub use jobs::{draft, draft_view};
+pub(crate) use quota::{is_reclaimed, waits_for_lent};
 
 use sluice_ledger::{AccountKey, LedgerError, Transfer};
 use sluice_types::{HoldId, Reason, Timestamp, TransferId};
@@ -59,6 +65,13 @@ impl Step<'_> {
             Command::Forgotten { site, manifests } => self.forgotten(site, &manifests),
             Command::VaultAddress { site, address } => self.vault_address(site, address),
             Command::VaultAway { site } => self.vault_away(site),
+            Command::ModelChecked(model, found) => self.model_checked(model, found),
+            Command::EndpointLoad { endpoint, queued, running } => self.endpoint_load(endpoint, queued, running),
+            Command::OpenRequest(request) => self.open_request(request),
+            Command::SettleRequest { id, prompt_tokens, completion_tokens, cached_tokens } => {
+                self.settle_request(id, prompt_tokens, completion_tokens, cached_tokens)
+            }
+            Command::VoidRequest(id, reason) => self.void_request(id, reason),
             Command::Plan(plan) => self.plan(plan),
             Command::Tick => self.tick(),
             Command::Quiesce => self.quiesce(),
@@ -80,6 +93,7 @@ impl Step<'_> {
             };
             return Ok(Answer { object, replayed: true, ..Answer::default() });
         }
+        manager::check_name(&caller.manager)?;
         let answer = self.dispatch(caller, command)?;
         if let Some((key, digest)) = caller.request {
             let outcome = match answer.object.is_empty() {
@@ -95,7 +109,7 @@ impl Step<'_> {
 
     fn dispatch(&mut self, caller: &Caller, command: UserCommand) -> Result<Answer, Refusal> {
         match command {
-            UserCommand::CreateTenant(name) => self.create_tenant(name),
+            UserCommand::CreateTenant(name) => self.create_tenant(caller, name),
             UserCommand::CreateProject(tenant, name) => self.create_project(tenant, name),
             UserCommand::UpdateProject { project, networks, sites } => self.update_project(project, networks, sites),
             UserCommand::CreateKey { tenant, project, role, hash } => self.create_key(tenant, project, role, hash),
@@ -106,9 +120,11 @@ impl Step<'_> {
                 self.record_upload(project, digest, size, complete)
             }
             UserCommand::Deposit { tenant, amount, note } => self.deposit(tenant, amount, &note),
-            UserCommand::SetCreditLine(tenant, amount) => self.set_credit_line(tenant, amount),
+            UserCommand::SetCreditLine(tenant, amount) => self.set_credit_line(caller, tenant, amount),
             UserCommand::SetPrices(prices) => self.set_prices(prices),
-            UserCommand::SetQuota(tenant, class, milli) => self.set_quota(tenant, class, milli),
+            UserCommand::SetQuota(wanted) => self.set_quota(caller, wanted),
+            UserCommand::DeleteQuota(key, version) => self.delete_quota(caller, &key, version),
+            UserCommand::SetManager { object, manager, detach } => self.set_manager(caller, &object, manager, detach),
             UserCommand::SetBudget { tenant, project, amount, period_seconds, policy } => {
                 self.set_budget(tenant, project, amount, period_seconds, policy)
             }
@@ -121,10 +137,15 @@ impl Step<'_> {
             }
             UserCommand::Submit { project, name, spec } => self.submit(caller, project, name, spec),
             UserCommand::Validate(project, spec) => self.validate(caller, project, spec),
-            UserCommand::CreateOrder { project, name, legs, limit } => {
-                self.create_order(caller, project, name, &legs, limit)
+            UserCommand::CreateOrder { project, name, legs, limit, home, begins_at } => {
+                self.create_order(caller, (project, name), &legs, limit, home.map(|home| *home), begins_at)
             }
             UserCommand::ReleaseOrder(order, legs) => self.release_order(caller, order, &legs),
+            UserCommand::ImportModel(model) => self.import_model(caller, *model),
+            UserCommand::DeleteModel(model) => self.delete_model(caller, model),
+            UserCommand::CreateEndpoint(endpoint) => self.create_endpoint(caller, *endpoint),
+            UserCommand::UpdateEndpoint(endpoint, version, change) => self.update_endpoint(endpoint, version, change),
+            UserCommand::DeleteEndpoint(endpoint) => self.delete_endpoint(endpoint),
             UserCommand::Cancel(job, version) => self.cancel(caller, job, version),
             UserCommand::Suspend(job, version) => self.suspend(caller, job, version),
             UserCommand::Resume(job, version) => self.resume(caller, job, version),
@@ -198,7 +219,6 @@ pub(crate) fn money_refusal(error: &LedgerError) -> Refusal {
         LedgerError::Insufficient { account, missing, .. } => {
             let (reason, what) = match account {
                 AccountKey::Budget(..) => (Reason::BudgetExhausted, "the budget"),
-                AccountKey::Quota(..) => (Reason::QuotaExceeded, "the quota"),
                 _ => (Reason::InsufficientFunds, "the funds"),
             };
             Refusal::new(reason, format!("{what} lacks {missing}"))

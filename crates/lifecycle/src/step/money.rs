@@ -1,10 +1,10 @@
-//! Deposits, credit lines, prices and quotas.
+//! Deposits, credit lines and prices.
 
 use sluice_ledger::{AccountKey, Price, PriceBook};
-use sluice_types::{Credits, DeviceClassName, PriceVersion, Reason, TenantId};
+use sluice_types::{Credits, PriceVersion, TenantId};
 
 use super::{Step, money_refusal};
-use crate::command::{Answer, Refusal};
+use crate::command::{Answer, Caller, Refusal};
 
 const MAX_PRICES: usize = 1000;
 /// Ten million of the currency in one deposit, line or budget: more is a slip, and the bound keeps every sum in range.
@@ -25,8 +25,14 @@ impl Step<'_> {
         Ok(Answer { object: tenant.to_string(), ..Answer::default() })
     }
 
-    pub(super) fn set_credit_line(&mut self, tenant: TenantId, amount: Credits) -> Result<Answer, Refusal> {
+    pub(super) fn set_credit_line(
+        &mut self,
+        caller: &Caller,
+        tenant: TenantId,
+        amount: Credits,
+    ) -> Result<Answer, Refusal> {
         self.known_tenant(tenant)?;
+        self.check_manager_of_tenant(caller, tenant)?;
         if amount < Credits::ZERO || amount > MAX_AMOUNT {
             return Err(Refusal::field("amount_credits", "a credit line is 0 to 10000000 of the currency"));
         }
@@ -56,31 +62,5 @@ impl Step<'_> {
         self.state.prices = Some(book.clone());
         self.state.out.prices.push(book.clone());
         Ok(Answer { object: book.version.to_string(), ..Answer::default() })
-    }
-
-    pub(super) fn set_quota(
-        &mut self,
-        tenant: TenantId,
-        class: DeviceClassName,
-        milli: i64,
-    ) -> Result<Answer, Refusal> {
-        self.known_tenant(tenant)?;
-        if !(0..=1_000_000_000_000).contains(&milli) {
-            return Err(Refusal::field("nominal_milli", "a quota is 0 to 10^12 thousandths"));
-        }
-        let account = AccountKey::Quota(tenant, class.clone());
-        let standing = self.state.books.account(&account);
-        let change = milli - standing.balance();
-        let cause = format!("quota/{}", self.id());
-        if change < 0 && -change > standing.available() {
-            let message = format!("{} thousandths are in use: lower it to at least that", standing.debits_pending);
-            return Err(Refusal::new(Reason::WrongState, message));
-        }
-        let sides = match change >= 0 {
-            true => (AccountKey::Capacity, account),
-            false => (account, AccountKey::Capacity),
-        };
-        self.transfer(sides, change.abs(), cause).map_err(|error| money_refusal(&error))?;
-        Ok(Answer { object: tenant.to_string(), ..Answer::default() })
     }
 }

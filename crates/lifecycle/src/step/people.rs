@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use sluice_types::{Digest, KeyId, Name, NetworkMode, ProjectId, Reason, SecretId, SiteId, TenantId};
 
 use super::Step;
-use crate::command::{Answer, Refusal};
+use crate::command::{Answer, Caller, Refusal};
 use crate::model::{Job, Key, Project, Role, Secret, Tenant};
 use crate::state::State;
 
@@ -22,13 +22,13 @@ fn made(id: impl ToString) -> Answer {
 }
 
 impl Step<'_> {
-    pub(super) fn create_tenant(&mut self, name: Name) -> Result<Answer, Refusal> {
+    pub(super) fn create_tenant(&mut self, caller: &Caller, name: Name) -> Result<Answer, Refusal> {
         if self.state.tenants.values().any(|tenant| tenant.name == name) {
             return Err(Refusal::new(Reason::AlreadyExists, format!("tenant {name} exists already")));
         }
         bounded(self.state.tenants.len(), MAX_TENANTS, "tenants")?;
         let id = TenantId::from_raw(self.id());
-        self.state.tenants.insert(id, Tenant { id, name, created: self.now });
+        self.state.tenants.insert(id, Tenant { id, name, manager: caller.manager.clone(), created: self.now });
         Ok(made(id))
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use sluice_ledger::{AccountKey, Rate, RatingTerms, Remainder, quote};
+use sluice_ledger::{AccountKey, QuotaKey, Rate, RatingTerms, Remainder, quote};
 use sluice_plan::{Footprint, Placement, Plan, Purpose, Verdict, footprint};
 use sluice_types::{AttemptId, BootId, Credits, DeviceRef, HoldId, LeaseId, MilliGpu, Nanos, NodeId, NodeInstant};
 
@@ -22,7 +22,8 @@ struct Accepted {
     /// Funds, then budgets: account pairs and the amount of each.
     money: Credits,
     budgets: Vec<AccountKey>,
-    quota: Option<(AccountKey, AccountKey, i64)>,
+    /// Thousandths of quota.
+    charge: i64,
     free_preparation: bool,
 }
 
@@ -126,7 +127,8 @@ impl Step<'_> {
         if !available(&AccountKey::Funds(job.tenant)) || !budgets.iter().all(|key| books.knows(key) && available(key)) {
             return None;
         }
-        let quota = self.quota(job, wanted.purpose)?;
+        let charge = self.charge(job, placement)?;
+        self.check_quota(job, wanted.purpose, placement, charge)?;
         let platform = |id| self.state.migrations.get(id).is_some_and(|row| row.cause == MigrationCause::Platform);
         let moved = wanted.purpose == Purpose::Migrate && job.migration.as_ref().is_some_and(platform);
         // Nobody can work in a rental before it runs, and its quote is for the time that it was asked for.
@@ -137,7 +139,7 @@ impl Step<'_> {
             terms,
             money: quoted,
             budgets,
-            quota,
+            charge,
             free_preparation: free,
         })
     }
@@ -202,17 +204,25 @@ impl Step<'_> {
         terms.collect()
     }
 
-    /// The quota to hold: `None` where it lacks, `Some(None)` where there is no limit or it is held already.
-    #[allow(clippy::option_option)]
-    fn quota(&self, job: &Job, purpose: Purpose) -> Option<Option<(AccountKey, AccountKey, i64)>> {
-        let class = &job.spec.resources.class;
-        let account = AccountKey::Quota(job.tenant, class.clone());
-        if purpose == Purpose::Migrate || !self.state.books.knows(&account) {
-            return Some(None);
-        }
-        let milli = i64::from(job.spec.tasks) * i64::from(job.spec.resources.milli.get());
-        let enough = self.state.books.available(&account) >= milli;
-        enough.then(|| Some((account, AccountKey::InUse(job.tenant, class.clone()), milli)))
+    /// Thousandths of quota that a placement takes.
+    fn charge(&self, job: &Job, placement: &Placement) -> Option<i64> {
+        let charges = placement.tasks.iter().map(|task| {
+            let device = self.state.nodes.get(&task.device.node)?.devices.get(usize::from(task.device.index))?;
+            Some(sluice_plan::charge(&job.spec.resources, &device.view))
+        });
+        charges.sum()
+    }
+
+    /// Whether quotas cover a placement: at its site, and over all sites unless the job only moves.
+    fn check_quota(&self, job: &Job, purpose: Purpose, placement: &Placement, charge: i64) -> Option<()> {
+        let more = crate::quotas::ask(job, charge);
+        let places = [Some(placement.site), None].into_iter().take(if purpose == Purpose::Run { 2 } else { 1 });
+        let covered = |site| {
+            let key = QuotaKey { tenant: job.tenant, site, class: job.spec.resources.class.clone() };
+            let cohort = self.state.cohort(&key.cohort());
+            cohort.is_none_or(|cohort| cohort.shortage(job.tenant, more, 0).is_none())
+        };
+        places.into_iter().all(covered).then_some(())
     }
 
     /// Writes attempt, leases and holds. False, with nothing changed, where the ledger cannot take the holds.
@@ -232,7 +242,7 @@ impl Step<'_> {
                 end: None,
             })
             .collect();
-        let Some((funds, budgets, quota)) = self.hold_all(id, placement, &accepted) else { return false };
+        let Some((funds, budgets)) = self.hold_all(id, placement, &accepted) else { return false };
         let run = accepted.purpose == Purpose::Run;
         let attempt = Attempt {
             id,
@@ -247,7 +257,8 @@ impl Step<'_> {
             resume: self.state.resumable_at(job, placement.site),
             funds,
             budgets,
-            quota,
+            charge: accepted.charge,
+            quota: None,
             settled: false,
             run_limit: job.spec.max_run_time.map(|limit| limit.minus(job.run_time)),
             created: self.now,
@@ -269,6 +280,7 @@ impl Step<'_> {
                 (row.generation, row.current) = (generation, Some(id));
             }
         }
+        self.hold_quota(id);
         self.placed(job, id, placement, run);
         true
     }
@@ -288,14 +300,14 @@ impl Step<'_> {
         self.set_state(job.id, JobState::Migrating, None, String::new(), what);
     }
 
-    /// All holds of an attempt, or none. Revalidation saw that the accounts cover them; what can still be refused is a sum
+    /// All holds of money of an attempt, or none. Revalidation saw that the accounts cover them; what can still be refused is a sum
     /// that leaves the ledger's range.
     fn hold_all(
         &mut self,
         attempt: AttemptId,
         placement: &Placement,
         accepted: &Accepted,
-    ) -> Option<(HoldId, Vec<BudgetHold>, Option<HoldId>)> {
+    ) -> Option<(HoldId, Vec<BudgetHold>)> {
         let amount = accepted.money.units();
         let sides = (AccountKey::Funds(accepted.job.tenant), AccountKey::Revenue(placement.site));
         let mut wanted = vec![(sides, amount, format!("hold/{attempt}"))];
@@ -303,10 +315,6 @@ impl Step<'_> {
             let AccountKey::Budget(scope, period) = key else { continue };
             let sides = (key.clone(), AccountKey::Spent(*scope, *period));
             wanted.push((sides, amount, format!("hold/{attempt}/budget/{scope}")));
-        }
-        let money = wanted.len();
-        if let Some((free, used, milli)) = accepted.quota.clone() {
-            wanted.push(((free, used), milli, format!("hold/{attempt}/quota")));
         }
         let mut holds = Vec::with_capacity(wanted.len());
         for (sides, amount, cause) in wanted {
@@ -317,13 +325,12 @@ impl Step<'_> {
             }
             holds.push(hold);
         }
-        let quota = holds.split_off(money).pop();
         let funds = holds.remove(0);
         let budgets = accepted.budgets.iter().zip(holds).filter_map(|(key, hold)| match *key {
             AccountKey::Budget(scope, period) => Some(BudgetHold { hold, scope, period }),
             _ => None,
         });
-        Some((funds, budgets.collect(), quota))
+        Some((funds, budgets.collect()))
     }
 
     #[allow(clippy::too_many_arguments)]

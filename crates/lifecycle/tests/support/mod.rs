@@ -2,6 +2,8 @@
 //! A whole device costs 100 units per window of 10 seconds.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test uses its part; a test fails by panicking")]
 
+mod quota;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_ledger::{Account, AccountKey, Price, Rate};
@@ -35,6 +37,8 @@ pub(crate) struct Bench {
     journals: BTreeMap<NodeId, u64>,
     /// Of every transfer: the store takes none twice.
     causes: BTreeSet<String>,
+    /// All rows that were written, in order.
+    written: Rows,
 }
 
 impl Bench {
@@ -56,6 +60,7 @@ impl Bench {
             world: World::new(),
             journals: BTreeMap::new(),
             causes: BTreeSet::new(),
+            written: Rows::default(),
         };
         for site in 0..2u8 {
             let made = bench.user(UserCommand::CreateSite(format!("site-{site}").parse().unwrap())).unwrap();
@@ -103,8 +108,51 @@ impl Bench {
         for delta in self.state.deltas(&rows, self.now) {
             self.world.apply(&delta);
         }
+        quota::judge(&self.state);
+        self.written.append(rows.clone());
         self.rows = rows;
         answers.remove(0)
+    }
+
+    /// The writer starts anew from what was written, changed as wanted: the working set, its world and its judge are as before.
+    pub(crate) fn restart_with(&mut self, change: impl FnOnce(&mut Rows)) {
+        fn last<K: Ord, R: Clone>(rows: &[R], key: impl Fn(&R) -> K) -> Vec<R> {
+            rows.iter().map(|row| (key(row), row.clone())).collect::<BTreeMap<_, _>>().into_values().collect()
+        }
+        let all = &self.written;
+        let mut rows = Rows {
+            tenants: last(&all.tenants, |row| row.id),
+            projects: last(&all.projects, |row| row.id),
+            sites: last(&all.sites, |row| row.id),
+            nodes: last(&all.nodes, |row| row.id),
+            jobs: last(&all.jobs, |row| row.id),
+            attempts: last(&all.attempts, |row| row.id),
+            leases: last(&all.leases, |row| row.id),
+            checkpoints: last(&all.checkpoints, |row| row.id).into_iter().filter(|row| !row.retired).collect(),
+            migrations: last(&all.migrations, |row| row.id),
+            windows: last(&all.windows, |row| (row.lease, row.sequence)),
+            prices: all.prices.clone(),
+            budgets: last(&all.budgets, |row| row.scope.clone()),
+            quotas: last(&all.quotas, |row| row.key.clone()),
+            accounts: last(&all.accounts, |row| row.key.clone()),
+            holds: last(&all.holds, |row| row.id),
+            counters: all.counters,
+            ..Rows::default()
+        };
+        rows.jobs.retain(|row| self.state.job(row.id).is_some());
+        let known = |job| self.state.job(job).is_some();
+        rows.attempts.retain(|row| known(row.job));
+        rows.leases.retain(|row| known(row.job));
+        rows.checkpoints.retain(|row| known(row.job));
+        rows.migrations.retain(|row| known(row.job));
+        rows.windows.retain(|row| known(row.job));
+        change(&mut rows);
+        let last_event = self.state.last_event();
+        let settings = self.state.settings().clone();
+        self.state = State::load(Snapshot { rows, last_id: 0, last_event }, settings, self.now);
+        quota::judge(&self.state);
+        self.world = World::new();
+        self.state.world(self.now).iter().for_each(|delta| self.world.apply(delta));
     }
 
     /// The world that was advanced step by step is the one that a restart would build.
@@ -146,7 +194,7 @@ impl Bench {
     }
 
     pub(crate) fn user(&mut self, command: UserCommand) -> Result<Answer, Refusal> {
-        self.command(Command::User(Caller { key: KeyId::from_raw(1), request: None }, command))
+        self.command(Command::User(Caller::of(KeyId::from_raw(1)), command))
     }
 
     /// Time passes for the writer, with every node alive.
@@ -186,9 +234,24 @@ impl Bench {
         self.submit_spec(spec(limit.map(Nanos::from_secs)))
     }
 
-    fn submit_spec(&mut self, spec: JobSpec) -> JobId {
-        let command = UserCommand::Submit { project: self.project, name: None, spec: std::sync::Arc::new(spec) };
+    pub(crate) fn submit_spec(&mut self, spec: JobSpec) -> JobId {
+        self.submit_to(self.project, spec)
+    }
+
+    /// Submits a job of another project.
+    pub(crate) fn submit_to(&mut self, project: ProjectId, spec: JobSpec) -> JobId {
+        let command = UserCommand::Submit { project, name: None, spec: std::sync::Arc::new(spec) };
         self.user(command).unwrap().object.parse().unwrap()
+    }
+
+    /// A tenant with money and one project.
+    pub(crate) fn add_tenant(&mut self, name: &str) -> (TenantId, ProjectId) {
+        let made = self.user(UserCommand::CreateTenant(name.parse().unwrap())).unwrap();
+        let tenant: TenantId = made.object.parse().unwrap();
+        let made = self.user(UserCommand::CreateProject(tenant, "main".parse().unwrap())).unwrap();
+        let deposit = UserCommand::Deposit { tenant, amount: Credits::new(1_000_000), note: String::new() };
+        self.user(deposit).unwrap();
+        (tenant, made.object.parse().unwrap())
     }
 
     /// Submits a job, has it placed and lets it run.
@@ -205,13 +268,19 @@ impl Bench {
         self.placed_and_running(job)
     }
 
-    fn placed_and_running(&mut self, job: JobId) -> JobId {
+    pub(crate) fn placed_and_running(&mut self, job: JobId) -> JobId {
         self.plan();
+        self.running(job);
+        job
+    }
+
+    /// The job's only task runs.
+    pub(crate) fn running(&mut self, job: JobId) -> TaskKey {
         let key = self.task(job);
         let started = self.clock();
         self.node_of(key, NodeReport::Running { key, started, step: 0, metrics: BTreeMap::new(), held: None });
         assert_eq!(self.job(job).state.as_str(), "running");
-        job
+        key
     }
 
     pub(crate) fn job(&self, id: JobId) -> Job {
@@ -354,5 +423,6 @@ pub(crate) fn spec(limit: Option<Nanos>) -> JobSpec {
         network: NetworkMode::Loopback,
         sites: Vec::new(),
         labels: BTreeMap::new(),
+        model: None,
     }
 }

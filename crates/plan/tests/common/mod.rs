@@ -1,10 +1,12 @@
 //! Rows of small worlds, a seeded die to make them, and the writer's side of the conversation.
 #![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
+pub mod quota;
+
 use std::collections::BTreeMap;
 
-use sluice_ledger::{Account, AccountKey, BudgetScope, Price, PriceBook, Rate};
-use sluice_plan::{Delta, DeviceView, JobView, LeaseView, NodeView, Placement, Purpose, World};
+use sluice_ledger::{Account, AccountKey, BudgetScope, Price, PriceBook, QuotaKey, Rate};
+use sluice_plan::{Delta, DeviceView, JobView, LeaseView, NodeView, Placement, Purpose, QuotaView, World};
 use sluice_types::{
     Bytes, CoreMilli, Credits, DeviceClassName, DeviceRef, IsolationClass, JobId, LeaseId, MilliGpu, Nanos, NodeId,
     PriceVersion, ProjectId, SiteId, TaskResources, TenantId, Timestamp,
@@ -53,6 +55,7 @@ pub struct Rows {
     pub jobs: BTreeMap<JobId, JobView>,
     pub accounts: BTreeMap<AccountKey, Account>,
     pub prices: Option<PriceBook>,
+    pub quotas: BTreeMap<QuotaKey, QuotaView>,
 }
 
 impl Rows {
@@ -66,6 +69,8 @@ impl Rows {
             Delta::JobGone(job) => drop(self.jobs.remove(&job)),
             Delta::Account(account) => drop(self.accounts.insert(account.key.clone(), account)),
             Delta::Prices(prices) => self.prices = Some(prices),
+            Delta::Quota(quota) if quota.limits.is_none() => drop(self.quotas.remove(&quota.key)),
+            Delta::Quota(quota) => drop(self.quotas.insert(quota.key.clone(), quota)),
             // Not a fact that worlds are compared by.
             Delta::Now(_) => {}
         }
@@ -76,6 +81,7 @@ impl Rows {
         deltas.extend(self.leases.values().cloned().map(Delta::Lease));
         deltas.extend(self.jobs.values().cloned().map(Delta::Job));
         deltas.extend(self.accounts.values().cloned().map(Delta::Account));
+        deltas.extend(self.quotas.values().cloned().map(Delta::Quota));
         deltas.extend(self.prices.clone().map(Delta::Prices));
         deltas
     }
@@ -121,10 +127,7 @@ impl Rows {
         budgets.dedup();
         let mut debits = vec![(AccountKey::Funds(job.tenant), placement.hold.units())];
         debits.extend(budgets.into_iter().map(|key| (key, placement.hold.units())));
-        if job.purpose == Purpose::Run {
-            let milli = i64::from(job.tasks) * i64::from(job.resources.milli.get());
-            debits.push((AccountKey::Quota(job.tenant, job.resources.class.clone()), milli));
-        }
+        deltas.extend(self.hold_quota(&job, placement));
         for (key, amount) in debits {
             if let Some(account) = self.accounts.get_mut(&key) {
                 account.debits_pending += amount;
@@ -218,6 +221,7 @@ pub fn job(id: u64, name: &str, tasks: u32, milli: u32) -> JobView {
         state_at: Vec::new(),
         hold_time: Nanos::from_secs(3600),
         budgets: Vec::new(),
+        firm: false,
     }
 }
 
@@ -259,10 +263,8 @@ pub fn small(dice: &mut Dice, jobs: u64) -> Rows {
             rows.credit(key, dice.roll(0, 40) as i64);
         }
     }
-    for (raw, name) in [(1, "a"), (1, "cpu"), (2, "a"), (2, "b")] {
-        if dice.once_in(4) {
-            rows.credit(AccountKey::Quota(tenant(raw), class(name)), dice.roll(0, 3000) as i64);
-        }
+    for delta in quota::any_quotas(dice) {
+        rows.apply(&delta);
     }
     for id in 1..=jobs {
         let job = any_job(dice, id);
@@ -367,5 +369,6 @@ pub fn any_job(dice: &mut Dice, id: u64) -> JobView {
     if dice.once_in(3) {
         view.budgets.push(project_budget(raw));
     }
+    view.firm = view.purpose == Purpose::Run && dice.once_in(6);
     view
 }

@@ -59,6 +59,8 @@ pub fn job(job: &Job, parts: JobParts<'_>, sites: &impl SiteNames) -> v1::Job {
         run_time: Some(duration(job.run_time)),
         migration: parts.migration,
         losses: job.losses,
+        manager: job.manager.clone(),
+        endpoint: job.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
     }
 }
 

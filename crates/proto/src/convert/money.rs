@@ -2,7 +2,7 @@
 
 use sluice_ledger::{Account, Price, PriceBook, Rate, Transfer, TransferKind};
 use sluice_lifecycle::Refusal;
-use sluice_lifecycle::model::{Budget, BudgetPolicy, Lease, Window};
+use sluice_lifecycle::model::{Budget, BudgetPolicy, Lease, Quota, QuotaPolicy, Window};
 use sluice_types::Credits;
 
 use super::{SiteNames, isolation, isolation_back, parse, timestamp};
@@ -77,6 +77,54 @@ pub fn budget(row: &Budget, scope: String, remaining: i64) -> v1::Budget {
         period_seconds: row.period_seconds,
         policy: policy.into(),
         remaining_credits: remaining,
+    }
+}
+
+/// What is used of a quota, in thousandths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct QuotaStanding {
+    /// All that its tenant holds.
+    pub used: i64,
+    /// Of it, what may not borrow.
+    pub firm: i64,
+    /// Of it, what is beyond the nominal.
+    pub borrowed: i64,
+    /// What others have borrowed of what it lends.
+    pub lent: i64,
+    /// What more could be held now.
+    pub available: i64,
+    /// Of what is used, what was told to stop for want of quota.
+    pub stopping: i64,
+}
+
+/// A quota for the wire. Its tenant and site are named as resources.
+#[must_use]
+pub fn quota(row: &Quota, tenant: &str, site: Option<&str>, standing: QuotaStanding) -> v1::Quota {
+    let policy = match row.policy {
+        QuotaPolicy::Refuse => v1::QuotaPolicy::Refuse,
+        QuotaPolicy::Drain => v1::QuotaPolicy::Drain,
+    };
+    let class = row.key.class.to_string();
+    v1::Quota {
+        tenant: format!("tenants/{tenant}"),
+        name: format!("tenants/{tenant}/quotas/{}/{class}", site.unwrap_or("-")),
+        device_class: class,
+        site: site.map(|site| format!("sites/{site}")).unwrap_or_default(),
+        nominal_milli: row.limits.nominal,
+        borrow_milli: row.limits.borrow,
+        lend_milli: row.limits.lend,
+        policy: policy.into(),
+        used_milli: standing.used,
+        borrowed_milli: standing.borrowed,
+        lent_milli: standing.lent,
+        firm_milli: standing.firm,
+        available_milli: standing.available,
+        stopping_milli: standing.stopping,
+        manager: row.manager.clone(),
+        etag: row.version.to_string(),
+        create_time: Some(timestamp(row.created)),
+        update_time: Some(timestamp(row.updated)),
+        deleted: row.deleted,
     }
 }
 

@@ -93,7 +93,7 @@ pub(crate) async fn first_time(layout: &Layout, admin: &Admin) -> anyhow::Result
     let message = v1::CreateTenantRequest {
         request_id: admin.request_id("tenant"),
         tenant_id: "default".to_owned(),
-        validate_only: false,
+        ..v1::CreateTenantRequest::default()
     };
     made(tenants.create_tenant(admin.request(message)).await).context("cannot make the tenant")?;
     let message = v1::CreateProjectRequest {

@@ -1,10 +1,10 @@
-//! Windows, prices, budgets, requests, counters, and the ledger: accounts, holds and transfers.
+//! Windows, prices, budgets, quotas, requests, counters, and the ledger: accounts, holds and transfers.
 
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
-use sluice_ledger::{Account, AccountKey, Hold, PriceBook, Transfer, TransferKind};
-use sluice_lifecycle::model::{Budget, Counters, Request, RequestKey, Window};
-use sluice_types::{HoldId, LeaseId, PriceVersion, TenantId, Timestamp, TransferId};
+use sluice_ledger::{Account, AccountKey, Hold, PriceBook, QuotaKey, Transfer, TransferKind};
+use sluice_lifecycle::model::{Budget, Counters, Quota, Request, RequestKey, Window};
+use sluice_types::{HoldId, LeaseId, PriceVersion, SiteId, TenantId, Timestamp, TransferId};
 
 use super::{OnConflict, Stored, Table};
 use crate::value::{Record, Value, body, exact, id, instant, maybe_id};
@@ -18,6 +18,7 @@ static WINDOWS: Table = Table::new(
 );
 static PRICES: Table = Table::new("prices", 1, &["version", "body"], OnConflict::Refuse);
 static BUDGETS: Table = Table::new("budgets", 1, &["scope", "tenant", "body"], OnConflict::Replace);
+static QUOTAS: Table = Table::new("quotas", 3, &["tenant", "site", "class", "live", "body"], OnConflict::Replace);
 static ACCOUNTS: Table = Table::new(
     "accounts",
     1,
@@ -87,6 +88,34 @@ impl Stored for Budget {
 
     fn put(&self, values: &mut Vec<Value>) -> Result<()> {
         values.extend([self.scope.as_str().into(), id(self.tenant.raw()), body("budgets", self)?]);
+        Ok(())
+    }
+}
+
+/// The site's number, or 0 for all: no site has it.
+pub(crate) fn site(key: &QuotaKey) -> Value {
+    id(key.site.map_or(0, SiteId::raw))
+}
+
+impl Stored for Quota {
+    type Key = QuotaKey;
+
+    fn table() -> &'static Table {
+        &QUOTAS
+    }
+
+    fn key(&self) -> QuotaKey {
+        self.key.clone()
+    }
+
+    fn put(&self, values: &mut Vec<Value>) -> Result<()> {
+        values.extend([
+            id(self.key.tenant.raw()),
+            site(&self.key),
+            self.key.class.as_str().into(),
+            (!self.deleted).into(),
+            body("quotas", self)?,
+        ]);
         Ok(())
     }
 }

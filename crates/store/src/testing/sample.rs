@@ -2,13 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use sluice_ledger::{Account, AccountKey, Books, Hold, Price, PriceBook, Rate, RatingTerms, Remainder, Transfer};
+use sluice_ledger::{
+    Account, AccountKey, Books, Hold, Price, PriceBook, QuotaKey, QuotaLimits, Rate, RatingTerms, Remainder, Transfer,
+};
 use sluice_lifecycle::Rows;
 use sluice_lifecycle::model::{
     Attempt, AttemptState, Budget, BudgetPolicy, Checkpoint, CheckpointPart, ClockPair, Counters, Device, Discard,
     Event, Goal, Job, JobKind, JobSpec, JobState, JoinKind, JoinToken, Key, Lease, LeaseState, Migration,
-    MigrationCause, MigrationPhase, Node, NodeState, Project, Request, RequestKey, RequestOutcome, RetryPolicy, Role,
-    Secret, Site, TaskRow, TaskState, Tenant, Upload, Window,
+    MigrationCause, MigrationPhase, Node, NodeState, Project, Quota, QuotaPolicy, Request, RequestKey, RequestOutcome,
+    RetryPolicy, Role, Secret, Site, TaskRow, TaskState, Tenant, Upload, Window,
 };
 use sluice_plan::DeviceView;
 use sluice_types::{
@@ -79,7 +81,7 @@ impl Sample {
     /// Tenant, project, keys, secrets, sites, nodes, tokens, prices, a budget and counters.
     pub fn world(&mut self) -> Rows {
         Rows {
-            tenants: vec![Tenant { id: self.tenant, name: name("acme"), created: self.now() }],
+            tenants: vec![self.tenant_row("acme")],
             projects: vec![self.project_row("vision")],
             keys: vec![self.key_row()],
             secrets: vec![self.secret_row("wandb")],
@@ -88,10 +90,32 @@ impl Sample {
             tokens: vec![self.token_row()],
             prices: vec![self.prices_row()],
             budgets: vec![self.budget_row()],
+            quotas: vec![self.quota_row(None), self.quota_row(Some(self.site))],
             uploads: vec![self.upload_row()],
             discards: vec![self.discard_row()],
             counters: Some(Counters { stale_reports: 3, refused_windows: 4, ..Counters::default() }),
             ..Rows::default()
+        }
+    }
+
+    /// The tenant.
+    #[must_use]
+    pub fn tenant_row(&self, text: &str) -> Tenant {
+        Tenant { id: self.tenant, name: name(text), manager: "kubernetes/7".to_owned(), created: self.now() }
+    }
+
+    /// A quota of the tenant, at a site or over all.
+    pub fn quota_row(&mut self, site: Option<SiteId>) -> Quota {
+        let limits = QuotaLimits { nominal: 4000, borrow: 1000, lend: 2000 };
+        Quota {
+            key: QuotaKey { tenant: self.tenant, site, class: name("cpu") },
+            limits,
+            policy: QuotaPolicy::Drain,
+            manager: "kubernetes/8".to_owned(),
+            version: self.mint(),
+            created: self.now(),
+            updated: self.now(),
+            deleted: false,
         }
     }
 
@@ -167,6 +191,8 @@ impl Sample {
             credited: Credits::ZERO,
             run_time: Nanos::ZERO,
             purchase: None,
+            manager: String::new(),
+            endpoint: None,
             by: KeyId::from_raw(4),
             created: self.now(),
             started: None,
@@ -202,6 +228,7 @@ impl Sample {
             resume: None,
             funds: hold,
             budgets: Vec::new(),
+            charge: 500,
             quota: None,
             settled: false,
             run_limit: Some(Nanos::from_secs(3600)),
@@ -518,5 +545,6 @@ fn spec() -> JobSpec {
         network: NetworkMode::Loopback,
         sites: Vec::new(),
         labels: BTreeMap::from([("team".to_owned(), "a/\"b\"".to_owned())]),
+        model: None,
     }
 }

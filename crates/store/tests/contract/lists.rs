@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sluice_ledger::AccountKey;
 use sluice_lifecycle::Rows;
-use sluice_lifecycle::model::{JobState, LeaseState};
+use sluice_lifecycle::model::{JobState, LeaseState, Quota};
 use sluice_store::{EventFilter, JobFilter, Page, WindowPlace, WindowScope};
 use sluice_types::{AttemptId, JobId, KeyId, ProjectId, TenantId, Timestamp};
 
@@ -217,6 +217,17 @@ pub(crate) async fn people_and_fleet_are_found(mut fixture: Fixture) {
     assert_eq!(store.prices(world.prices[0].version).await.unwrap().as_ref(), world.prices.first());
     assert_eq!(store.budgets_of(tenant, Page::first(9)).await.unwrap(), world.budgets);
     assert_eq!(store.budgets_of(tenant, Page::after(world.budgets[0].scope.clone(), 9)).await.unwrap(), []);
+    let quotas = &world.quotas;
+    assert_eq!(store.quotas_of(tenant).await.unwrap(), *quotas);
+    assert_eq!(store.get_quota(&quotas[1].key).await.unwrap().as_ref(), quotas.last());
+    let (site, class) = (world.sites[0].id, &quotas[1].key.class);
+    assert_eq!(store.quotas_at(site, class, Page::first(9)).await.unwrap(), quotas[1..]);
+    assert_eq!(store.quotas_at(site, class, Page::after(tenant, 9)).await.unwrap(), []);
+    let gone = Quota { deleted: true, ..quotas[1].clone() };
+    let rows = Rows { quotas: vec![gone], ..Rows::default() };
+    store.commit(fixture.leader, &rows).await.unwrap();
+    assert_eq!(store.quotas_of(tenant).await.unwrap(), quotas[..1]);
+    assert_eq!(store.get_quota(&quotas[1].key).await.unwrap(), None);
     assert_eq!(Some(store.counters().await.unwrap()), world.counters);
     store.ping().await.unwrap();
 }

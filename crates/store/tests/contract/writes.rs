@@ -39,6 +39,7 @@ pub(crate) async fn every_kind_of_row_comes_back_as_it_was_written(mut fixture: 
         tokens: world.tokens,
         prices: world.prices,
         budgets: world.budgets,
+        quotas: world.quotas,
         uploads: world.uploads,
         discards: world.discards,
         counters: world.counters,

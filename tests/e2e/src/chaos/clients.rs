@@ -98,6 +98,7 @@ async fn one_client(
             spec: Some(spec(number)),
             validate_only: false,
             wait_for_decision: false,
+            manager: String::new(),
         };
         let name = submit(&client, &shared, &request).await?;
         if number.is_multiple_of(ASK_AGAIN) {

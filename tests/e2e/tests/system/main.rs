@@ -7,6 +7,7 @@ mod job;
 mod migrate;
 mod outage;
 mod partition;
+mod quota;
 mod rent;
 mod retry;
 mod support;

@@ -115,7 +115,7 @@ impl Oracle {
         }
     }
 
-    /// Every placement is within quota, and holds money and budgets.
+    /// Every placement holds money and budgets.
     pub(crate) fn check_placements(&mut self, now: u64, rows: &Rows) {
         let placed = rows.attempts.iter().filter(|row| !self.attempts.contains_key(&row.id)).cloned();
         for attempt in placed.collect::<Vec<_>>() {
@@ -136,38 +136,6 @@ impl Oracle {
             if attempt.goal != Goal::Prepare {
                 self.placed_to_run.insert(attempt.id);
             }
-            if attempt.goal != Goal::Prepare && !self.quotas_moved.contains(&tenant) {
-                self.check_quota(now, tenant, &attempt, rows);
-            }
-        }
-    }
-
-    /// What a tenant's placed attempts hold together, hand-overs aside.
-    fn check_quota(
-        &mut self,
-        now: u64,
-        tenant: sluice_types::TenantId,
-        placed: &sluice_lifecycle::model::Attempt,
-        rows: &Rows,
-    ) {
-        let leases = rows.leases.iter().filter(|lease| lease.attempt == placed.id);
-        let Some(class) = leases.clone().next().map(|lease| lease.resources.class.clone()) else { return };
-        let Some(quota) = self.quotas.get(&(tenant, class.clone())).copied() else { return };
-        let fresh: i64 = leases.map(|lease| i64::from(lease.resources.milli.get())).sum();
-        let ended = |id| {
-            let now = rows.attempts.iter().find(|row| row.id == id);
-            now.or(self.attempts.get(&id)).is_none_or(|row| row.state == AttemptState::Ended)
-        };
-        let others = self.bills.values().filter(|bill| {
-            bill.row.tenant == tenant
-                && bill.row.resources.class == class
-                && bill.key.attempt != placed.id
-                && self.placed_to_run.contains(&bill.key.attempt)
-                && !ended(bill.key.attempt)
-        });
-        let others: i64 = others.map(|bill| i64::from(bill.row.resources.milli.get())).sum();
-        if fresh + others > quota {
-            self.fail(now, format!("{tenant} holds {} thousandths of {class}, its quota is {quota}", fresh + others));
         }
     }
 

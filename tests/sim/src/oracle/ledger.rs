@@ -25,8 +25,10 @@ pub(crate) struct Ledger {
 }
 
 impl Ledger {
+    /// A hold that promises something; those of quotas stay open with nothing.
     pub(crate) fn open_hold(&self) -> Option<HoldId> {
-        self.holds.keys().next().copied()
+        let quota = |debit: &AccountKey| debit.unit() == sluice_ledger::Unit::Quota;
+        self.holds.iter().find(|(_, (debit, _, left))| *left > 0 || !quota(debit)).map(|(id, _)| *id)
     }
 
     pub(crate) fn remaining(&self, hold: HoldId) -> i128 {
@@ -37,6 +39,12 @@ impl Ledger {
     pub(crate) fn available(&self, key: &AccountKey) -> i128 {
         let sums = self.accounts.get(key).copied().unwrap_or_default();
         sums.credits + sums.line - sums.debits - sums.debits_pending
+    }
+
+    /// What is promised of an account, and its line.
+    pub(crate) fn standing(&self, key: &AccountKey) -> (i128, i128) {
+        let sums = self.accounts.get(key).copied().unwrap_or_default();
+        (sums.debits_pending, sums.line)
     }
 
     pub(crate) fn is_open(&self, hold: HoldId) -> bool {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use sluice_ledger::AccountKey;
 use sluice_lifecycle::model::{Attempt, AttemptState, Job, JobKind, JobState, LeaseState};
-use sluice_types::{JobId, LeaseId, NodeId, SiteId};
+use sluice_types::{JobId, LeaseId, NodeId, Reason, SiteId};
 
 use super::Oracle;
 use crate::cluster::DEVICE_MEMORY;
@@ -57,6 +57,7 @@ pub(crate) struct Watch {
     jobs: BTreeMap<JobId, Option<Streak<(JobState, u32)>>>,
     heads: BTreeMap<JobId, Option<Streak<u64>>>,
     free: BTreeMap<JobId, Option<Streak<NodeId>>>,
+    covered: BTreeMap<JobId, Option<Streak<()>>>,
 }
 
 /// What there is to see.
@@ -81,10 +82,14 @@ impl Oracle {
     /// One look.
     pub(crate) fn look(&mut self, now: u64, sight: &Sight<'_>) {
         self.watch(now, sight);
+        if let Some(since) = self.watch.controller.as_ref().map(|streak| streak.since) {
+            self.check_idle(now, since);
+        }
         if !lasts(self.watch.controller.as_ref(), now, PLACEMENT) {
             return;
         }
         self.check_room_used(now, sight);
+        self.check_reclaimed(now, sight);
         self.check_unplaced(now, sight);
         if !lasts(self.watch.controller.as_ref(), now, PATIENCE) {
             return;
@@ -93,6 +98,45 @@ impl Oracle {
         self.check_running(now, sight);
         self.check_settling(now, sight);
         self.check_durability(now, sight);
+    }
+
+    /// What was stopped for want of quota is queued again when its quota covers it, and what a tenant lends is called back
+    /// for its own jobs.
+    fn check_reclaimed(&mut self, now: u64, sight: &Sight<'_>) {
+        let lent = |job: &Job| job.state == JobState::Pending && job.reason == Some(Reason::QuotaLent);
+        let reclaimed = |job: &Job| job.state == JobState::Suspended && job.reason == Some(Reason::QuotaReclaimed);
+        let waits: Vec<_> =
+            sight.store.jobs.values().filter(|job| lent(job)).map(|job| &job.spec.resources.class).collect();
+        let mut covered = BTreeMap::new();
+        for job in sight.store.jobs.values().filter(|job| reclaimed(job)) {
+            let class = &job.spec.resources.class;
+            let milli = super::quotas::taken(&job.spec.resources) * i64::from(job.spec.tasks);
+            let here = |host: &&Host| {
+                let site = sight.sites[host.site].id;
+                let allowed = job.spec.sites.is_empty() || job.spec.sites.contains(&site);
+                allowed && host.class == class.as_str() && self.quotas.cover(job, site, milli)
+            };
+            // Beside one that is queued already there may be no room for it.
+            let queued = sight.store.jobs.values().any(|other| {
+                other.tenant == job.tenant && matches!(other.state, JobState::Pending | JobState::Starting)
+            });
+            if !queued && !waits.contains(&class) && sight.hosts.iter().any(|host| here(&host)) {
+                covered.insert(job.id, ());
+            }
+        }
+        for job in sight.store.jobs.values() {
+            let streak = self.watch.covered.entry(job.id).or_default();
+            Streak::see(streak, now, covered.get(&job.id).copied());
+            if lasts(streak.as_ref(), now, PLACEMENT) && self.job_lasts(job.id, now, PLACEMENT) {
+                self.fail(now, format!("{} stays suspended though its quota covers it", job.id));
+            }
+        }
+        // Longer than those that are told to stop may take to do so.
+        for job in sight.store.jobs.values().filter(|job| lent(job)) {
+            if self.job_lasts(job.id, now, PATIENCE) && lasts(self.watch.controller.as_ref(), now, PATIENCE) {
+                self.fail(now, format!("{} waits for what its tenant lends, and nobody gives it back", job.id));
+            }
+        }
     }
 
     /// What was bought to begin now does not stand in line.
@@ -260,18 +304,15 @@ impl Oracle {
         }
     }
 
-    /// Funds, quota and budget cover it, however it is priced.
+    /// Funds and budget cover it, however it is priced.
     fn is_covered(&self, job: &Job, now: u64, sight: &Sight<'_>) -> bool {
         let wanted = &job.spec.resources;
         let windows = settings().window.get() * u64::from(settings().hold_windows);
         let span = i128::from(job.spec.max_run_time.map_or(windows, sluice_types::Nanos::get));
         let beside = i128::from(wanted.host_cores.get()) * 8 + i128::from(wanted.host_memory.get() >> 30) * 1_100;
         let most = span * (DEAREST + beside) / i128::from(HOUR);
-        let quota = AccountKey::Quota(job.tenant, wanted.class.clone());
-        let limited = self.quotas.contains_key(&(job.tenant, wanted.class.clone()));
         let mut budgets = sight.store.budgets.values().filter(|row| row.tenant == job.tenant);
         self.ledger.available(&AccountKey::Funds(job.tenant)) >= most
-            && (!limited || self.ledger.available(&quota) >= i128::from(wanted.milli.get()))
             && budgets.all(|row| {
                 let account = AccountKey::Budget(row.ledger_scope(), row.period(self.stamp(now)));
                 self.ledger.available(&account) >= most
@@ -286,7 +327,8 @@ impl Oracle {
             let site = sight.sites[host.site].id;
             let allowed = job.spec.sites.is_empty() || job.spec.sites.contains(&site);
             let state = head.as_ref().is_none_or(|sites| sites.contains(&site));
-            allowed && state && host.class == wanted.class.as_str() && self.has_room(host, wanted)
+            let covered = || self.quotas.cover(job, site, super::quotas::taken(wanted));
+            allowed && state && host.class == wanted.class.as_str() && self.has_room(host, wanted) && covered()
         };
         let steady = |host: &&Host| {
             let unchanged = self.watch.open.get(&host.node).and_then(Option::as_ref);

@@ -2,11 +2,11 @@
 //! holds what the system claims (the rows of each commit, and its final lists) against that.
 //!
 //! Its laws, by file: `ledger` (accounts and holds follow from transfers, nobody is overdrawn), `bills` (every window by the
-//! formula, once; cuts), `credits` (replayed and unwanted work, to the unit), `capacity` (nothing is sold twice, quotas,
-//! slices are free by proof only), `lineage` (each step once on the way to a result, no result of a fenced attempt), `moves`
+//! formula, once; cuts), `credits` (replayed and unwanted work, to the unit), `capacity` (nothing is sold twice,
+//! slices are free by proof only), `quotas` (use follows from leases; who is stopped for want of it), `lineage` (each step once on the way to a result, no result of a fenced attempt), `moves`
 //! (phases begin when the one before is over, one owner, copies are where rows say), `liveness` (nothing stays where it is
 //! while all that it waits for works), `rents` (a purchase begins at once or not at all, has its time, and costs no more than
-//! was agreed). A law is taken from the design and never from a planted bug.
+//! was agreed), `serving` (replicas within their bounds, requests paid for once). A law is taken from the design and never from a planted bug.
 
 mod bills;
 mod capacity;
@@ -15,16 +15,18 @@ mod ledger;
 mod lineage;
 mod liveness;
 mod moves;
+mod quotas;
 mod rents;
+mod serving;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_lifecycle::model::{Attempt, AttemptState, Checkpoint, Counters, MigrationPhase};
-use sluice_lifecycle::{Answer, Command, NodeReport, Refusal, Rows, State, UserCommand, WindowReport};
+use sluice_lifecycle::{Answer, Command, NodeReport, Refusal, Rows, State, WindowReport};
 use sluice_plan::World;
 use sluice_types::{
-    AttemptId, CheckpointId, DeviceClassName, Digest, Generation, JobId, LeaseId, MigrationId, NodeId, NodeInstant,
-    OrderId, SiteId, TenantId, Timestamp,
+    AttemptId, CheckpointId, Digest, Generation, JobId, LeaseId, MigrationId, NodeId, NodeInstant, OrderId, SiteId,
+    TenantId, Timestamp,
 };
 
 use crate::host::{Assignment, Host};
@@ -95,9 +97,7 @@ pub(crate) struct Oracle {
     pub(crate) nodes: BTreeMap<NodeId, NodeView>,
     pub(crate) parts: BTreeMap<Digest, Part>,
     pub(crate) launches: BTreeMap<LeaseId, Launch>,
-    quotas: BTreeMap<(TenantId, DeviceClassName), i64>,
-    /// Whose quota changed in this commit, before or behind its placements.
-    pub(crate) quotas_moved: BTreeSet<TenantId>,
+    pub(crate) quotas: quotas::Quotas,
     budgets: Vec<TenantId>,
     acknowledged: BTreeMap<JobId, usize>,
     counted: Counters,
@@ -121,6 +121,8 @@ pub(crate) struct Oracle {
     rents: BTreeMap<JobId, rents::Rent>,
     /// Orders that clients were told of.
     orders: BTreeSet<OrderId>,
+    /// Endpoints and requests to them.
+    pub(crate) serving: serving::Serving,
     /// Gangs of which a task was held so long that it went on by itself.
     let_go: BTreeSet<AttemptId>,
     /// Jobs that are shown as running and have no process, since when.
@@ -151,6 +153,7 @@ impl Oracle {
 
     pub(crate) fn crashed(&mut self) {
         self.crashes += 1;
+        self.serving.crashed();
         for view in self.nodes.values_mut() {
             let since = std::mem::take(&mut view.pairs);
             view.pairs_before_crash.extend(since);
@@ -234,6 +237,7 @@ impl Oracle {
     /// Commands that changed nothing.
     pub(crate) fn heard(&mut self, now: u64, commands: &[Command], answers: &[Result<Answer, Refusal>]) {
         self.listen(now, commands, answers, &Rows::default());
+        self.check_serving(now, commands, answers, &Rows::default());
     }
 
     /// One transaction.
@@ -257,9 +261,11 @@ impl Oracle {
         self.check_moves(now, rows, hosts);
         self.check_counters(now, rows);
         self.check_prices(now, rows);
+        self.check_serving(now, commands, answers, rows);
         for row in &rows.attempts {
             self.attempts.insert(row.id, row.clone());
         }
+        self.check_quotas(now, rows);
         for row in &rows.checkpoints {
             self.checkpoints.insert(row.id, row.clone());
         }
@@ -273,14 +279,8 @@ impl Oracle {
         for view in self.nodes.values_mut() {
             view.pair_before = view.pair;
         }
-        self.quotas_moved.clear();
         for (command, answer) in commands.iter().zip(answers) {
-            if let Command::User(_, UserCommand::SetQuota(tenant, class, milli)) = command
-                && answer.as_ref().is_ok_and(|answer| !answer.replayed)
-            {
-                self.quotas.insert((*tenant, class.clone()), *milli);
-                self.quotas_moved.insert(*tenant);
-            }
+            self.heed_quota(command, answer);
             self.heed_order(command, answer);
             let Command::Node(node, generation, report) = command else { continue };
             let view = self.nodes.entry(*node).or_default();
@@ -368,6 +368,7 @@ impl Oracle {
         self.check_lineages(now, store, programs);
         self.check_credits(now);
         self.check_rents(now, store);
+        self.check_requests(now, store);
         if let Some(open) = self.ledger.open_hold() {
             self.fail(now, format!("hold {open} is open at the end"));
         }
@@ -385,7 +386,9 @@ impl Oracle {
         }
         let mut seen: BTreeMap<Option<usize>, JobId> = BTreeMap::new();
         for job in store.jobs.values() {
-            if let Some(other) = seen.insert(program_of(&job.spec), job.id) {
+            if !job.spec.kind.uses_model()
+                && let Some(other) = seen.insert(program_of(&job.spec), job.id)
+            {
                 self.fail(now, format!("{} and {other} come from one request", job.id));
             }
             if !job.state.is_terminal() {

@@ -1,0 +1,89 @@
+//! A real Kubernetes for tests: etcd, API server and controller manager on the loopback, in a folder of their own.
+//!
+//! * [`binary`] finds the program that `scripts/kube.sh` built.
+//! * [`Cluster`] starts, kills and ends its parts, by process number.
+//! * [`Kubectl`] is what its users type.
+//! * [`refusals`] shows that what is wrong, and who may not, is refused.
+
+mod access;
+mod cluster;
+mod door;
+mod kubectl;
+pub mod refusals;
+
+pub use cluster::{Cluster, Part, down, up};
+pub use kubectl::Kubectl;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+use anyhow::Context as _;
+
+/// People and programs that the API server knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum User {
+    /// May do everything.
+    Admin,
+    /// The operator: what its ClusterRole says.
+    Operator,
+    /// An admin of quotas: what the ClusterRole sluice-quota-admin says.
+    Quotas,
+    /// Somebody who owns a namespace, by the role `admin` that Kubernetes has.
+    Alice,
+    /// Somebody who owns another one.
+    Bob,
+}
+
+impl User {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::Admin, Self::Operator, Self::Quotas, Self::Alice, Self::Bob];
+
+    /// The name that roles are bound to.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Operator => "sluice-operator",
+            Self::Quotas => "quinn",
+            Self::Alice => "alice",
+            Self::Bob => "bob",
+        }
+    }
+}
+
+/// The repository.
+pub(crate) fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The program with all parts of Kubernetes, or why there is none.
+///
+/// # Errors
+/// In words: what would have to be there.
+pub fn binary() -> Result<PathBuf, String> {
+    static FOUND: OnceLock<Result<PathBuf, String>> = OnceLock::new();
+    let find = || {
+        if let Some(path) = std::env::var_os("SLUICE_KUBE") {
+            return Ok(PathBuf::from(path));
+        }
+        let output = Command::new(repository().join("scripts/kube.sh")).arg("--cached").output();
+        let output = output.map_err(|error| format!("scripts/kube.sh cannot be started: {error}"))?;
+        let told = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        if output.status.success() { Ok(PathBuf::from(told)) } else { Err(told) }
+    };
+    FOUND.get_or_init(find).clone()
+}
+
+/// Applies the kinds, roles and policies of `deploy/kubernetes`, and waits until the API server serves the kinds.
+///
+/// # Errors
+/// They are refused.
+pub fn install(kubectl: &Kubectl) -> anyhow::Result<()> {
+    let folder = repository().join("deploy/kubernetes");
+    let folder = folder.to_str().context("a path of text")?;
+    kubectl.well(&["apply", "--server-side", "-k", folder])?;
+    let kinds = ["crd/tenants.sluice.dev", "crd/gpuquotas.sluice.dev", "crd/gpujobs.sluice.dev"];
+    kubectl.well(&[&["wait", "--for=condition=Established", "--timeout=60s"], kinds.as_slice()].concat())?;
+    Ok(())
+}
