@@ -111,7 +111,7 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn engine(model: &LlamaModel) -> Result<LlamaEngine, Failure> {
-    let options = LlamaOptions { context: 2_048, slots: 10, threads: 1 };
+    let options = LlamaOptions { context: 2_048, cache: 1 << 30, slots: 10, threads: 1 };
     Ok(LlamaEngine::new(model, &options)?)
 }
 
