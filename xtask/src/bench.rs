@@ -33,7 +33,24 @@ struct Bench {
 }
 
 /// All benches.
-const BENCHES: [Bench; 3] = [
+const BENCHES: [Bench; 4] = [
+    Bench {
+        name: "engine",
+        about: "the engine's step loop beside bare llama.cpp and beside arrival order (-- --model FILE.gguf)",
+        cargo: &[
+            "run",
+            "--release",
+            "--quiet",
+            "-p",
+            "sluice-engine",
+            "--features",
+            "llama",
+            "--example",
+            "engine_rate",
+            "--",
+        ],
+        writes_json: true,
+    },
     Bench {
         name: "plan",
         about: "decisions of the scheduler: latency by nodes and jobs",

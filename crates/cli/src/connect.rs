@@ -5,8 +5,10 @@
 
 use std::time::Duration;
 
+use sluice_proto::v1::endpoint_service_client::EndpointServiceClient;
 use sluice_proto::v1::fleet_service_client::FleetServiceClient;
 use sluice_proto::v1::job_service_client::JobServiceClient;
+use sluice_proto::v1::model_service_client::ModelServiceClient;
 use sluice_proto::v1::money_service_client::MoneyServiceClient;
 use sluice_proto::v1::order_service_client::OrderServiceClient;
 use sluice_proto::v1::session_service_client::SessionServiceClient;
@@ -179,6 +181,14 @@ impl Api {
 
     pub(crate) fn orders(&self) -> OrderServiceClient<Authed> {
         OrderServiceClient::new(self.authed()).max_decoding_message_size(LARGEST_ANSWER)
+    }
+
+    pub(crate) fn models(&self) -> ModelServiceClient<Authed> {
+        ModelServiceClient::new(self.authed()).max_decoding_message_size(LARGEST_ANSWER)
+    }
+
+    pub(crate) fn endpoints(&self) -> EndpointServiceClient<Authed> {
+        EndpointServiceClient::new(self.authed()).max_decoding_message_size(LARGEST_ANSWER)
     }
 
     pub(crate) fn sessions(&self) -> SessionServiceClient<Authed> {

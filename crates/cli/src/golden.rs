@@ -8,9 +8,9 @@ use crate::args::{Global, UserCommand, WaitFor};
 use crate::command::describe::{Description, text};
 use crate::output::{Format, Rendered, Style, View, Width, document, list, one};
 use crate::view::{
-    BalanceView, BudgetView, CheckpointView, ClassView, DeviceView, EventView, ExplanationView, JobView, KeyView,
-    NodeView, OrderView, PriceBookView, ProjectView, QuotaView, ReceiptView, SiteView, TransferView, WindowView,
-    cost_line,
+    BalanceView, BudgetView, CheckpointView, ClassView, DeviceView, EndpointView, EventView, ExplanationView,
+    InferenceRequestView, JobView, KeyView, ModelView, NodeView, OrderView, PriceBookView, ProjectView, QuotaView,
+    ReceiptView, SiteView, TransferView, WindowView, cost_line,
 };
 
 /// 2026-11-22T10:00:00Z.
@@ -414,6 +414,106 @@ pub(crate) fn parsed(line: &[&str]) -> Result<(Global, UserCommand), clap::Error
 }
 
 #[test]
+fn models_endpoints_and_requests() {
+    let info = v1::ModelInfo {
+        architecture: "llama".into(),
+        parameters: 134_515_008,
+        context: 8192,
+        quantization: "Q4_0".into(),
+        chats: true,
+        template_tokens: 31,
+        message_tokens: 5,
+    };
+    let ready = v1::Model {
+        name: "tenants/acme/projects/default/models/smol".into(),
+        id: "mdl-0000000000001".into(),
+        state: v1::ModelState::Ready.into(),
+        file: Some(v1::BlobRef { digest: "ab".repeat(32), size_bytes: 96 << 20, path: String::new() }),
+        source_digest: "cd".repeat(32),
+        requantize: "Q4_0".into(),
+        info: Some(info),
+        import_job: "tenants/acme/projects/default/jobs/job-0000000000002".into(),
+        create_time: at(0),
+        ..Default::default()
+    };
+    let failed = v1::Model {
+        state: v1::ModelState::Failed.into(),
+        reason: "NOT_A_MODEL".into(),
+        message: "no GGUF".into(),
+        info: None,
+        source_digest: String::new(),
+        ..ready.clone()
+    };
+    insta::assert_snapshot!("models", all(&[ModelView::from(&ready), ModelView::from(&failed)]));
+    let replica = v1::Replica {
+        job: "tenants/acme/projects/default/jobs/job-0000000000003".into(),
+        state: "running".into(),
+        site: "sites/a".into(),
+        ..Default::default()
+    };
+    let endpoint = v1::Endpoint {
+        name: "tenants/acme/projects/default/endpoints/chat".into(),
+        id: "ept-0000000000001".into(),
+        model: ready.name.clone(),
+        replicas: Some(v1::Replicas { min: 0, max: 2 }),
+        resources: Some(v1::TaskResources {
+            device_class: "cpu".into(),
+            milli: 500,
+            memory_bytes: 1 << 30,
+            ..Default::default()
+        }),
+        context: 8192,
+        sequences: 8,
+        public: true,
+        price: Some(v1::TokenPrice { prompt_credits: 150_000, completion_credits: 600_000 }),
+        idle: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
+        state: v1::EndpointState::Active.into(),
+        current: vec![replica],
+        totals: Some(v1::RequestTotals {
+            settled: 12,
+            voided: 1,
+            prompt_tokens: 900,
+            cached_tokens: 100,
+            completion_tokens: 4000,
+            credits: 2535,
+        }),
+        create_time: at(0),
+        ..Default::default()
+    };
+    let endpoint = EndpointView::from(&endpoint);
+    insta::assert_snapshot!("replicas", all(&endpoint.current));
+    insta::assert_snapshot!("endpoints", all(&[endpoint]));
+    let settled = v1::InferenceRequest {
+        id: "req-0000000000001".into(),
+        endpoint: "ept-0000000000001".into(),
+        owner: "acme".into(),
+        caller: "other".into(),
+        key: "key-0000000000001".into(),
+        price: Some(v1::TokenPrice { prompt_credits: 150_000, completion_credits: 600_000 }),
+        ceiling_credits: 400,
+        state: v1::InferenceRequestState::Settled.into(),
+        prompt_tokens: 75,
+        completion_tokens: 333,
+        credits: 212,
+        open_time: at(0),
+        close_time: at(3),
+        ..Default::default()
+    };
+    let voided = v1::InferenceRequest {
+        state: v1::InferenceRequestState::Voided.into(),
+        reason: "GATEWAY_LOST".into(),
+        prompt_tokens: 0,
+        completion_tokens: 0,
+        credits: 0,
+        caller: String::new(),
+        key: String::new(),
+        ..settled.clone()
+    };
+    let views = [InferenceRequestView::from(&settled), InferenceRequestView::from(&voided)];
+    insta::assert_snapshot!("inference_requests", all(&views));
+}
+
+#[test]
 fn orders() {
     let leg = v1::Leg {
         count: 2,
@@ -515,6 +615,12 @@ fn the_command_line_is_consistent() {
         &["exec", "ord-1"],
         &["port-forward", "ord-1", "0"],
         &["port-forward", "ord-1", "x:80"],
+        &["serve"],
+        &["serve", "m", "--replicas", "2..1"],
+        &["serve", "m", "--replicas", "x"],
+        &["serve", "m", "--price-prompt", "0.0000001"],
+        &["model", "import"],
+        &["endpoint", "update"],
     ] {
         assert!(parsed(line).is_err(), "{line:?}");
     }

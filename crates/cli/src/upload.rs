@@ -36,6 +36,19 @@ pub(crate) async fn pack_local(field: &str, path: &Path) -> Result<Packed, CliEr
     })
 }
 
+/// A file as it is, to be uploaded as it is.
+pub(crate) async fn hash_local(path: &Path) -> Result<Packed, CliError> {
+    let reading = |error| CliError::io(format!("read {}", path.display()), error);
+    let file = std::fs::File::open(path).map_err(reading)?;
+    let hashing = tokio::task::spawn_blocking(move || {
+        let mut hasher = blake3::Hasher::new();
+        let size = std::io::copy(&mut &file, &mut hasher)?;
+        let digest = sluice_types::Digest::from_bytes(*hasher.finalize().as_bytes());
+        Ok(Packed { file, digest, size, entries: 1 })
+    });
+    hashing.await.map_err(std::io::Error::other).and_then(|hashed| hashed).map_err(reading)
+}
+
 /// Uploads an archive; what the project has already is not sent again.
 pub(crate) async fn upload(at: &Invocation, parent: &str, packed: &Packed) -> Result<v1::BlobRef, CliError> {
     let doing = "upload the archive";

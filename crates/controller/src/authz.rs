@@ -24,6 +24,12 @@ const READERS: Access = Access::Roles(&[PlatformAdmin, TenantAdmin, Developer, V
 
 /// Every method of the API, by its gRPC path without the leading slash.
 pub const METHODS: &[(&str, Access)] = &[
+    ("sluice.v1.EndpointService/CreateEndpoint", WRITERS),
+    ("sluice.v1.EndpointService/DeleteEndpoint", WRITERS),
+    ("sluice.v1.EndpointService/GetEndpoint", READERS),
+    ("sluice.v1.EndpointService/ListEndpoints", READERS),
+    ("sluice.v1.EndpointService/ListRequests", READERS),
+    ("sluice.v1.EndpointService/UpdateEndpoint", WRITERS),
     ("sluice.v1.FleetService/CordonNode", PLATFORM),
     ("sluice.v1.FleetService/CreateJoinToken", PLATFORM),
     ("sluice.v1.FleetService/CreateSite", PLATFORM),
@@ -50,6 +56,10 @@ pub const METHODS: &[(&str, Access)] = &[
     ("sluice.v1.JobService/SuspendJob", WRITERS),
     ("sluice.v1.JobService/UploadBlob", WRITERS),
     ("sluice.v1.JobService/WatchJobs", READERS),
+    ("sluice.v1.ModelService/DeleteModel", WRITERS),
+    ("sluice.v1.ModelService/GetModel", READERS),
+    ("sluice.v1.ModelService/ImportModel", WRITERS),
+    ("sluice.v1.ModelService/ListModels", READERS),
     ("sluice.v1.MoneyService/DeleteQuota", PLATFORM),
     ("sluice.v1.MoneyService/Deposit", PLATFORM),
     ("sluice.v1.MoneyService/GetBalance", READERS),

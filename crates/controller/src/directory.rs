@@ -8,10 +8,14 @@ use sluice_lifecycle::{Rows, State};
 use sluice_proto::convert::SiteNames;
 use sluice_types::{Digest, KeyId, LeaseId, Name, NodeId, ProjectId, SiteId, TenantId};
 
+use crate::serving::Serving;
+
 /// Committed tenants, projects, keys, sites and nodes. Written by the publisher alone.
 #[derive(Debug, Default)]
 pub(crate) struct Directory {
     inner: RwLock<Inner>,
+    /// Endpoints and their replicas.
+    pub(crate) serving: Serving,
 }
 
 #[derive(Debug, Default)]
@@ -32,6 +36,7 @@ pub(crate) struct Inner {
 
 impl Directory {
     pub(crate) fn load(&self, state: &State) {
+        self.serving.load(state);
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         *inner = Inner {
             tenants: state.tenants().map(|row| (row.id, row.clone())).collect(),
@@ -47,6 +52,7 @@ impl Directory {
     }
 
     pub(crate) fn apply(&self, rows: &Rows) {
+        self.serving.apply(rows);
         let nothing = rows.tenants.is_empty()
             && rows.projects.is_empty()
             && rows.keys.is_empty()

@@ -24,7 +24,7 @@ enum Message {
     Deltas(Vec<Delta>, Vec<JobId>),
     Explain(JobId, oneshot::Sender<Option<Explanation>>),
     Offer(Box<JobView>, oneshot::Sender<Result<Offered, (Reason, String)>>),
-    Admissible(Box<JobView>, oneshot::Sender<Result<(), Explanation>>),
+    Admissible(Box<JobView>, oneshot::Sender<Result<(), Box<Explanation>>>),
     Pause,
 }
 
@@ -97,7 +97,7 @@ impl PlannerHandle {
     ///
     /// # Errors
     /// The explanation why not.
-    pub async fn admissible(&self, job: JobView) -> Result<(), Explanation> {
+    pub async fn admissible(&self, job: JobView) -> Result<(), Box<Explanation>> {
         if self.fitting.read().unwrap_or_else(PoisonError::into_inner).contains(&Ask::of(&job)) {
             return Ok(());
         }

@@ -26,6 +26,12 @@ pub(crate) fn secret_text(id: KeyId, secret: &[u8]) -> String {
     format!("{PREFIX}{id}.{}", hex::encode(secret))
 }
 
+/// The id and the secret that a text gives, where it has the form of one.
+pub(crate) fn parse_secret(text: &str) -> Option<(KeyId, Vec<u8>)> {
+    let (id, secret) = text.strip_prefix(PREFIX)?.split_once('.')?;
+    Some((id.parse().ok()?, hex::decode(secret).ok()?))
+}
+
 fn unauthenticated() -> Status {
     refuse(Reason::Unauthenticated, "the API key is missing or not known")
 }
@@ -38,9 +44,7 @@ pub(crate) fn authenticate<T>(
 ) -> Result<Principal, Status> {
     let header = request.metadata().get("authorization").ok_or_else(unauthenticated)?;
     let text = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer ")).ok_or_else(unauthenticated)?;
-    let (id, secret) = text.strip_prefix(PREFIX).and_then(|rest| rest.split_once('.')).ok_or_else(unauthenticated)?;
-    let id: KeyId = id.parse().map_err(|_| unauthenticated())?;
-    let secret = hex::decode(secret).map_err(|_| unauthenticated())?;
+    let (id, secret) = parse_secret(text).ok_or_else(unauthenticated)?;
     let hash = secret_digest(&secret);
     let key = directory.read().keys.get(&id).filter(|key| key.revoked.is_none()).cloned();
     // BLAKE3 outputs of unknown secrets tell a timing attacker nothing about the stored one.

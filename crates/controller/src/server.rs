@@ -23,6 +23,8 @@ use crate::api::{Api, ApiParts};
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::ControllerError;
+use crate::gateway::{Cluster, Door, GatewayConfig};
+use crate::importer::Importer;
 use crate::janitor::Janitor;
 use crate::link::{BlobSource, Hub, IdentityApi, NodeApi, SiteApi};
 use crate::logs::LogStore;
@@ -57,6 +59,8 @@ pub struct ControllerConfig {
     pub names: Vec<String>,
     /// Bounds and times of the state machines.
     pub settings: Settings,
+    /// How users' HTTP is served; `None` = not at all.
+    pub gateway: Option<GatewayConfig>,
     /// How long certificates live.
     pub lifetimes: Lifetimes,
 }
@@ -140,6 +144,17 @@ impl Controller {
             clock: Arc::clone(&shared.clock),
         };
         let janitor = tokio::spawn(janitor.run(stop.clone()));
+        let gateway = gateway(&config, &shared, &writer, stop.clone())?;
+        let importer = Importer {
+            directory: Arc::clone(&shared.directory),
+            store: Arc::clone(&shared.store),
+            writer: writer.clone(),
+            blobs: BlobSource { uploads: shared.uploads.clone(), hub: Arc::clone(&shared.hub) },
+            spools: Arc::clone(&shared.spools),
+            events: events.clone(),
+            clock: Arc::clone(&shared.clock),
+        };
+        let importer = tokio::spawn(importer.run(stop.clone()));
         let server = serve(&config, &shared, &writer, &planner, events, window, listener, stop.clone())?;
         Ok(Self {
             address,
@@ -153,6 +168,8 @@ impl Controller {
                 ("the planner", planning),
                 ("the server", server),
                 ("the janitor", janitor),
+                ("the gateway", gateway),
+                ("the importer", importer),
             ],
         })
     }
@@ -288,6 +305,31 @@ async fn first_admin(config: &ControllerConfig, writer: &WriterHandle) -> Result
     Ok(())
 }
 
+/// The door for users' HTTP, where there is to be one.
+fn gateway(
+    config: &ControllerConfig,
+    shared: &Shared,
+    writer: &WriterHandle,
+    stop: CancellationToken,
+) -> Result<JoinHandle<Result<(), ControllerError>>, ControllerError> {
+    let Some(wanted) = config.gateway.clone() else {
+        return Ok(tokio::spawn(async move {
+            stop.cancelled().await;
+            Ok(())
+        }));
+    };
+    let control = Cluster {
+        directory: Arc::clone(&shared.directory),
+        writer: writer.clone(),
+        hub: Arc::clone(&shared.hub),
+        clock: Arc::clone(&shared.clock),
+    };
+    let (authority, clock) = (Arc::clone(&shared.authority), Arc::clone(&shared.clock));
+    let tls = tls::config(authority, config.names.clone(), config.lifetimes.controller, clock)?;
+    let door = Door { config: wanted, control: Arc::new(control), tls, data: config.data.clone() };
+    Ok(tokio::spawn(door.run(stop)))
+}
+
 #[allow(clippy::too_many_arguments)]
 fn serve(
     config: &ControllerConfig,
@@ -358,9 +400,11 @@ fn routes(
     sites: SiteApi,
     hosts: IdentityApi,
 ) -> Result<tonic::transport::server::Router<Stack<Reasons, NoLayer>>, ControllerError> {
+    use v1::endpoint_service_server::EndpointServiceServer;
     use v1::fleet_service_server::FleetServiceServer;
     use v1::identity_service_server::IdentityServiceServer;
     use v1::job_service_server::JobServiceServer;
+    use v1::model_service_server::ModelServiceServer;
     use v1::money_service_server::MoneyServiceServer;
     use v1::node_service_server::NodeServiceServer;
     use v1::order_service_server::OrderServiceServer;
@@ -375,6 +419,8 @@ fn routes(
         health.set_serving::<TenantServiceServer<Api>>().await;
         health.set_serving::<OrderServiceServer<Api>>().await;
         health.set_serving::<SessionServiceServer<Api>>().await;
+        health.set_serving::<ModelServiceServer<Api>>().await;
+        health.set_serving::<EndpointServiceServer<Api>>().await;
     });
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(sluice_proto::DESCRIPTORS)
@@ -392,6 +438,8 @@ fn routes(
         .add_service(FleetServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(TenantServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(OrderServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(ModelServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(EndpointServiceServer::new(api.clone()).max_decoding_message_size(MAX_MESSAGE))
         .add_service(SessionServiceServer::new(api).max_decoding_message_size(MAX_SESSION_MESSAGE))
         .add_service(NodeServiceServer::new(nodes).max_decoding_message_size(MAX_MESSAGE))
         .add_service(SiteServiceServer::new(sites).max_decoding_message_size(MAX_MESSAGE))

@@ -58,6 +58,11 @@ impl Spools {
         Ok(Arc::new(Self { folder: folder.to_owned(), announced: Mutex::default() }))
     }
 
+    /// Where they are.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.folder.clone()
+    }
+
     /// Room for an upload of `size` bytes; `None` while too much is under way.
     pub(crate) fn admit(self: &Arc<Self>, tenant: TenantId, size: u64) -> Option<Room> {
         let bytes = size.max(LEAST);
@@ -101,6 +106,11 @@ impl Spool {
     pub(crate) fn new(room: Room, digest: Digest, size: u64) -> std::io::Result<Self> {
         let file = File::from_std(tempfile::tempfile_in(&room.spools.folder)?);
         Ok(Self { file, hasher: blake3::Hasher::new(), written: 0, size, digest, _room: room })
+    }
+
+    /// One that is there already: the file has these bytes, and nothing else.
+    pub(crate) fn whole(room: Room, file: std::fs::File, digest: Digest, size: u64) -> Self {
+        Self { file: File::from_std(file), hasher: blake3::Hasher::new(), written: size, size, digest, _room: room }
     }
 
     /// Takes the next bytes. False if they are more than announced.

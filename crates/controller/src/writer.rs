@@ -335,14 +335,17 @@ impl Writer {
     /// Begins to delete some of the requests that are not remembered any more.
     fn prune(&mut self) {
         let remember = self.state.settings().remember;
-        let before = Timestamp::from_nanos(self.clock.now().nanos().saturating_sub(remember.get()));
+        let now = self.clock.now();
+        let ago = |span: sluice_types::Nanos| Timestamp::from_nanos(now.nanos().saturating_sub(span.get()));
+        let (before, served) = (ago(remember), ago(self.state.settings().keep_inference));
         let (store, leader) = (Arc::clone(&self.store), self.leader);
         self.committing = Instant::now();
         self.next_pruning = self.committing + PRUNE_EVERY;
-        self.commit = Some(
-            self.committer
-                .spawn(async move { store.forget_requests(leader, before, PRUNE_AT_ONCE).await.map(Written::Pruned) }),
-        );
+        self.commit = Some(self.committer.spawn(async move {
+            let gone = store.forget_requests(leader, before, PRUNE_AT_ONCE).await?;
+            let inference = store.forget_inference(leader, served, PRUNE_AT_ONCE).await?;
+            Ok(Written::Pruned(gone.max(inference)))
+        }));
     }
 
     fn written(&mut self, written: Result<Written, StoreError>) -> Result<(), ControllerError> {

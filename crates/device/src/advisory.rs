@@ -106,6 +106,11 @@ fn tree(pid_file: &Path) -> Result<BTreeMap<u32, Stat>, DeviceError> {
     }
 }
 
+/// Whether all of them are stopped by a signal or a tracer.
+pub(crate) fn is_stopped(pid_file: &Path) -> Result<bool, DeviceError> {
+    Ok(tree(pid_file)?.values().all(|stat| matches!(stat.state, 'T' | 't')))
+}
+
 /// What the tree of processes used; zero where it has ended.
 pub(crate) fn usage(pid_file: &Path) -> Result<Usage, DeviceError> {
     let tree = tree(pid_file)?;

@@ -14,6 +14,9 @@ use crate::{DeviceError, Usage, advisory};
 /// Largest piece of memory that is charged at once, and refused whole.
 const HUGE_PAGE: u64 = 2 << 20;
 
+/// Looks at whether all have stopped, a millisecond apart, before they are let go for a moment.
+const ADVISORY_TRIES: u32 = 8;
+
 /// Where the processes of one task are held, capped and counted.
 ///
 /// A process joins by itself (or is joined by its parent) before it executes the task's program; everything it starts
@@ -220,7 +223,33 @@ impl TaskGroup {
                     Ok(frozen)
                 })
             }
-            Self::Advisory { .. } => self.signal_all(Signal::SIGSTOP),
+            Self::Advisory { pid_file } => {
+                let mut tries = 0;
+                self.wait(Duration::from_secs(1), || {
+                    // One that waits for its child to execute something cannot be stopped while the child is: they are let
+                    // go for a moment now and then.
+                    tries += 1;
+                    if tries % ADVISORY_TRIES == 0 {
+                        self.signal_all(Signal::SIGCONT)?;
+                        return Ok(false);
+                    }
+                    // One that was forked meanwhile is in the next list only.
+                    self.signal_all(Signal::SIGSTOP)?;
+                    advisory::is_stopped(pid_file)
+                })
+            }
+        }
+    }
+
+    /// Whether all processes are stopped, and none of them has gone on since it was.
+    ///
+    /// # Errors
+    /// Kernel errors.
+    pub fn is_frozen(&self) -> Result<bool, DeviceError> {
+        match self {
+            Self::V2 { path } => Ok(files::read_field(&path.join("cgroup.events"), "frozen")? == Some(1)),
+            Self::V1 { freezer, .. } => Ok(files::read(&freezer.join("freezer.state"))?.trim() == "FROZEN"),
+            Self::Advisory { pid_file } => advisory::is_stopped(pid_file),
         }
     }
 

@@ -16,6 +16,7 @@ mod books;
 mod price;
 mod quota;
 mod rating;
+mod tokens;
 mod transfer;
 
 pub use account::{Account, AccountKey, AccountKeyError, BudgetScope, Unit};
@@ -23,4 +24,5 @@ pub use books::{Books, LedgerError};
 pub use price::{Price, PriceBook};
 pub use quota::{Cohort, CohortKey, QuotaKey, QuotaLevel, QuotaLimits, QuotaUse, Shortage};
 pub use rating::{Rate, Rated, RatingError, RatingTerms, Remainder, billed_milli, quote, rate_window};
+pub use tokens::TokenPrice;
 pub use transfer::{Hold, Transfer, TransferKind};

@@ -16,8 +16,11 @@ enum Op {
 }
 
 fn limits() -> impl Strategy<Value = QuotaLimits> {
-    (0..1000i64, prop_oneof![Just(0), 0..1000i64], 0..=4i64)
-        .prop_map(|(nominal, borrow, part)| QuotaLimits { nominal, borrow, lend: nominal * part / 4 })
+    (0..1000i64, prop_oneof![Just(0), 0..1000i64], 0..=4i64).prop_map(|(nominal, borrow, part)| QuotaLimits {
+        nominal,
+        borrow,
+        lend: nominal * part / 4,
+    })
 }
 
 fn op() -> impl Strategy<Value = Op> {

@@ -4,14 +4,18 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
-use sluice_ledger::{Price, QuotaKey, QuotaLimits};
+use sluice_ledger::{Price, QuotaKey, QuotaLimits, TokenPrice};
 use sluice_plan::{JobView, Plan};
 use sluice_types::{
-    AttemptId, BootId, Bytes, CoreMilli, Credits, Digest, Generation, JobId, KeyId, LeaseId, Name, NetworkMode, NodeId,
-    NodeInstant, OrderId, ProjectId, Reason, SiteId, TenantId, Timestamp,
+    AttemptId, BootId, Bytes, CoreMilli, Credits, Digest, EndpointId, Generation, JobId, KeyId, LeaseId, ModelId, Name,
+    Nanos, NetworkMode, NodeId, NodeInstant, OrderId, ProjectId, Reason, RequestId, SiteId, TaskResources, TenantId,
+    Timestamp,
 };
 
-use crate::model::{BudgetPolicy, Device, Job, JobSpec, JoinKind, QuotaPolicy, RequestKey, Role, TaskEnd};
+use crate::model::{
+    BudgetPolicy, Checkpoint, Device, Job, JobSpec, JoinKind, ModelInfo, QuotaPolicy, ReplicaBounds, RequestKey, Role,
+    StoredFile, TaskEnd,
+};
 
 /// Who asks, so that a retry does nothing twice.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -67,6 +71,32 @@ pub enum Command {
         /// Of which site.
         site: SiteId,
     },
+    /// What the import of a model found, told by whoever read its outputs.
+    ModelChecked(ModelId, Result<ModelFound, String>),
+    /// What an endpoint has to do now, told by the gateway. In no row: not told for ten seconds, it counts as nothing.
+    EndpointLoad {
+        /// Which.
+        endpoint: EndpointId,
+        /// Requests that wait for a place at a replica.
+        queued: u32,
+        /// Requests that have one.
+        running: u32,
+    },
+    /// A request begins: what it may cost at most is held. From the gateway, which has looked at its key.
+    OpenRequest(OpenRequest),
+    /// A request is over: exactly what was delivered is paid, and the rest is free again.
+    SettleRequest {
+        /// Which.
+        id: RequestId,
+        /// Tokens of its prompt.
+        prompt_tokens: u64,
+        /// Tokens generated for it.
+        completion_tokens: u64,
+        /// Tokens of its prompt that were found in a cache.
+        cached_tokens: u64,
+    },
+    /// A request was cut by the platform: nothing is paid for it.
+    VoidRequest(RequestId, Reason),
     /// From the planner.
     Plan(Plan),
     /// Time passed: deadlines, losses, periods.
@@ -210,9 +240,23 @@ pub enum UserCommand {
         legs: Vec<Arc<JobSpec>>,
         /// What the whole may cost at most; `None` = whatever it costs.
         limit: Option<Credits>,
+        /// The files that its sandboxes begin with.
+        home: Option<Box<KeptHome>>,
+        /// Where it is to begin; later it goes on at any site that it may be at.
+        begins_at: Option<SiteId>,
     },
     /// Ends what is left of an order: these are the jobs of its legs.
     ReleaseOrder(OrderId, Vec<JobId>),
+    /// Makes a model of an upload.
+    ImportModel(Box<ImportModel>),
+    /// Deletes a model that no endpoint serves.
+    DeleteModel(ModelId),
+    /// Serves a model.
+    CreateEndpoint(Box<NewEndpoint>),
+    /// Changes an endpoint, if it is at this version.
+    UpdateEndpoint(EndpointId, Option<u64>, EndpointChange),
+    /// Ends an endpoint.
+    DeleteEndpoint(EndpointId),
     /// Ends a job.
     Cancel(JobId, Option<u64>),
     /// Suspends a job.
@@ -245,6 +289,98 @@ pub enum Managed {
     Quota(QuotaKey),
     /// A job.
     Job(JobId),
+}
+
+/// A model that somebody wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImportModel {
+    /// Whose.
+    pub project: ProjectId,
+    /// Its name.
+    pub name: Name,
+    /// The upload.
+    pub file: StoredFile,
+    /// What is made of it; empty = it is served as it is.
+    pub requantize: String,
+    /// What the import gets.
+    pub resources: TaskResources,
+}
+
+/// What an import found.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelFound {
+    /// In the file.
+    pub info: ModelInfo,
+    /// The file to serve: an upload of the project, complete.
+    pub file: StoredFile,
+}
+
+/// An endpoint that somebody wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NewEndpoint {
+    /// Whose.
+    pub project: ProjectId,
+    /// Its name.
+    pub name: Name,
+    /// What it serves.
+    pub model: ModelId,
+    /// How many replicas there may be.
+    pub replicas: ReplicaBounds,
+    /// What each replica gets.
+    pub resources: TaskResources,
+    /// Sites to choose from; empty = any that the project may use.
+    pub sites: Vec<SiteId>,
+    /// Tokens of context of each sequence; 0 = as many as the model was trained for.
+    pub context: u32,
+    /// Sequences that each replica has open at once.
+    pub sequences: u32,
+    /// Other tenants may call it.
+    pub public: bool,
+    /// What callers of other tenants pay.
+    pub price: Option<TokenPrice>,
+    /// A replica that was not needed for so long ends.
+    pub idle: Nanos,
+}
+
+/// What is changed of an endpoint; `None` stays as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EndpointChange {
+    /// How many replicas there may be.
+    pub replicas: Option<ReplicaBounds>,
+    /// Other tenants may call it.
+    pub public: Option<bool>,
+    /// What callers of other tenants pay.
+    pub price: Option<TokenPrice>,
+    /// A replica that was not needed for so long ends.
+    pub idle: Option<Nanos>,
+}
+
+/// A request that begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OpenRequest {
+    /// To which endpoint.
+    pub endpoint: EndpointId,
+    /// Who calls.
+    pub tenant: TenantId,
+    /// Which of its projects.
+    pub project: ProjectId,
+    /// With which key.
+    pub key: KeyId,
+    /// Tokens that its prompt may have.
+    pub prompt_ceiling: u64,
+    /// Tokens that may be generated.
+    pub completion_ceiling: u64,
+}
+
+/// The home folder of an order, to begin another one with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct KeptHome {
+    /// Whose.
+    pub order: OrderId,
+    /// The job of its leg.
+    pub job: JobId,
+    /// Its newest whole checkpoint as the store has it: jobs that are over are not in memory.
+    pub stored: Option<Checkpoint>,
 }
 
 /// A host joins.

@@ -11,6 +11,8 @@ mod mint;
 pub mod model;
 mod quotas;
 mod rows;
+mod serving;
+mod settings;
 mod state;
 mod step;
 mod table;
@@ -18,10 +20,12 @@ pub mod validate;
 mod view;
 
 pub use command::{
-    Answer, Caller, Command, Held, JoinHost, Managed, NodeReport, Refusal, SetQuota, TaskKey, UserCommand, WindowReport,
+    Answer, Caller, Command, EndpointChange, Held, ImportModel, JoinHost, KeptHome, Managed, ModelFound, NewEndpoint,
+    NodeReport, OpenRequest, Refusal, SetQuota, TaskKey, UserCommand, WindowReport,
 };
 pub use mint::Mint;
 pub use rows::{Rows, Snapshot};
-pub use state::{Settings, State};
+pub use settings::Settings;
+pub use state::State;
 pub use step::{draft, draft_view, step};
-pub use view::{Copy, StopStep, Wish};
+pub use view::{Copy, StopStep, Wish, common_sites};

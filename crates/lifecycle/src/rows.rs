@@ -4,8 +4,8 @@ use sluice_ledger::{Account, Hold, PriceBook, Transfer};
 use sluice_types::JobId;
 
 use crate::model::{
-    Attempt, Budget, Checkpoint, Counters, Discard, Event, Job, JoinToken, Key, Lease, Migration, Node, Order, Project,
-    Quota, Request, Secret, Site, Tenant, Upload, Window,
+    Attempt, Budget, Checkpoint, Counters, Discard, Endpoint, Event, InferenceRequest, Job, JoinToken, Key, Lease,
+    Migration, Model, Node, Order, Project, Quota, Request, Secret, Site, Tenant, Upload, Window,
 };
 
 /// Rows to be written together or not at all. All but transfers, prices, orders and events replace the row of the
@@ -56,6 +56,12 @@ pub struct Rows {
     pub transfers: Vec<Transfer>,
     /// Inserted.
     pub orders: Vec<Order>,
+    /// Replaced by id.
+    pub models: Vec<Model>,
+    /// Replaced by id.
+    pub endpoints: Vec<Endpoint>,
+    /// Replaced by id.
+    pub inference: Vec<InferenceRequest>,
     /// Inserted; the sequence is gap-free.
     pub events: Vec<Event>,
     /// Replaced by key: an id that is older than what is remembered begins anew.
@@ -100,6 +106,9 @@ impl Rows {
             holds,
             transfers,
             orders,
+            models,
+            endpoints,
+            inference,
             events,
             requests,
             counters,
@@ -127,6 +136,9 @@ impl Rows {
         self.holds.extend(holds);
         self.transfers.extend(transfers);
         self.orders.extend(orders);
+        self.models.extend(models);
+        self.endpoints.extend(endpoints);
+        self.inference.extend(inference);
         self.events.extend(events);
         self.requests.extend(requests);
         self.counters = counters.or(self.counters.take());

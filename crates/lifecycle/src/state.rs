@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use sluice_ledger::{AccountKey, Books, PriceBook, Transfer};
 use sluice_plan::{Delta, NodeView};
 use sluice_types::{
-    AttemptId, CheckpointId, Digest, JobId, KeyId, LeaseId, MigrationId, Name, Nanos, NodeId, ProjectId, Reason,
-    SecretId, SiteId, TenantId, Timestamp,
+    AttemptId, CheckpointId, Digest, JobId, KeyId, LeaseId, MigrationId, Name, NodeId, ProjectId, Reason, SecretId,
+    SiteId, TenantId, Timestamp,
 };
 
 use crate::marks::Marks;
@@ -15,76 +15,10 @@ use crate::model::{
     NodeState, Order, Project, Request, RequestKey, Secret, Site, Tenant, Upload, Window,
 };
 use crate::quotas::Quotas;
+use crate::serving::Serving;
+use crate::settings::Settings;
 use crate::table::Table;
 use crate::{Rows, Snapshot};
-
-/// Bounds and times of the state machines.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Settings {
-    /// A node silent for longer is lost.
-    pub loss_timeout: Nanos,
-    /// Length of a metering window.
-    pub window: Nanos,
-    /// Windows held for a job without a run limit.
-    pub hold_windows: u32,
-    /// How long a migration waits for a placement and preparation at the other site.
-    pub prepare_deadline: Nanos,
-    /// How long a job may take to stop at a checkpoint.
-    pub stop_deadline: Nanos,
-    /// How long the last checkpoint may take to be copied.
-    pub ship_deadline: Nanos,
-    /// How long a placed attempt may take until it runs.
-    pub start_deadline: Nanos,
-    /// How long windows of a lost node are waited for.
-    pub late_windows: Nanos,
-    /// How long requests are remembered.
-    pub remember: Nanos,
-    /// Jobs of one tenant that may wait or run.
-    pub jobs_per_tenant: usize,
-    /// Uploads of one project that are kept.
-    pub uploads_per_project: usize,
-    /// Bytes of the uploads of one project.
-    pub upload_bytes_per_project: u64,
-    /// How long an upload is kept that no waiting or running job names.
-    pub keep_uploads: Nanos,
-    /// How long the last checkpoints of a job are kept after its end.
-    pub keep_checkpoints: Nanos,
-    /// How long the outputs of a job are kept after its end.
-    pub keep_outputs: Nanos,
-}
-
-impl Settings {
-    /// How far ahead a job without a run limit is promised: [`Settings::hold_windows`], and at least what may run between
-    /// its last posted window and the cut of a loss, which would else be used and never paid.
-    #[must_use]
-    pub const fn held_ahead(&self) -> Nanos {
-        let windows = self.window.get().saturating_mul(self.hold_windows as u64);
-        let silence = self.loss_timeout.get().saturating_add(self.window.get().saturating_mul(2));
-        Nanos::new(if windows > silence { windows } else { silence })
-    }
-}
-
-impl Default for Settings {
-    fn default() -> Self {
-        Self {
-            loss_timeout: Nanos::from_secs(15),
-            window: Nanos::from_secs(10),
-            hold_windows: 6,
-            prepare_deadline: Nanos::from_secs(120),
-            stop_deadline: Nanos::from_secs(60),
-            ship_deadline: Nanos::from_secs(300),
-            start_deadline: Nanos::from_secs(300),
-            late_windows: Nanos::from_secs(24 * 3600),
-            remember: Nanos::from_secs(7 * 24 * 3600),
-            jobs_per_tenant: 200_000,
-            uploads_per_project: 10_000,
-            upload_bytes_per_project: 64 << 30,
-            keep_uploads: Nanos::from_secs(7 * 24 * 3600),
-            keep_checkpoints: Nanos::from_secs(7 * 24 * 3600),
-            keep_outputs: Nanos::from_secs(30 * 24 * 3600),
-        }
-    }
-}
 
 /// The working set. [`crate::step`] is the only code that changes it.
 #[derive(Debug, Clone, Default)]
@@ -131,6 +65,8 @@ pub struct State {
     pub(crate) uses: BTreeMap<(ProjectId, Digest), usize>,
     /// Discards of each site by when they are due.
     pub(crate) due: BTreeSet<(SiteId, Timestamp, Digest)>,
+    /// Models, endpoints and their requests.
+    pub(crate) serving: Serving,
     pub(crate) marks: Marks,
     /// What the running step has produced so far.
     pub(crate) out: Output,
@@ -168,6 +104,7 @@ impl State {
             requests: rows.requests.into_iter().map(|request| (request.key, request)).collect(),
             counters: rows.counters.unwrap_or_default(),
             last_event: snapshot.last_event,
+            serving: Serving::load(rows.models, rows.endpoints, rows.inference),
             ..Self::default()
         };
         rows.tenants.into_iter().for_each(|row| state.tenants.load(row.id, row));
@@ -194,10 +131,13 @@ impl State {
         }
         for job in rows.jobs {
             state.count_uses(&job);
+            state.serving.job(&job);
             *state.jobs_of.entry(job.tenant).or_default() += 1;
             state.marks.job(&job);
             state.jobs.load(job.id, job);
         }
+        let kept: Vec<_> = state.models().filter_map(|row| Some((row.project, row.keeps()?.digest))).collect();
+        kept.into_iter().for_each(|(project, digest)| state.keep_upload(project, digest));
         for mut attempt in rows.attempts {
             state.count_loaded(&mut attempt);
             state.attempts_of.entry(attempt.job).or_default().insert(attempt.id);
@@ -434,6 +374,9 @@ impl State {
             holds,
             transfers: out.transfers,
             orders: out.orders,
+            models: self.serving.models.take_dirty(),
+            endpoints: self.serving.endpoints.take_dirty(),
+            inference: self.serving.requests.take_dirty(),
             events: out.events,
             requests: out.requests,
             counters: out.counters.then_some(self.counters),
@@ -450,6 +393,7 @@ impl State {
         }
         self.forget(&over);
         self.forget_deleted(&rows);
+        self.serving.forget(&rows);
         rows
     }
 
@@ -569,8 +513,10 @@ impl State {
             Some(view) => Delta::Job(view),
             None => Delta::JobGone(job.id),
         }));
-        let retold = rows.retold.iter().filter_map(|id| self.wanted(self.jobs.get(id)?, now));
-        deltas.extend(retold.map(Delta::Job));
+        deltas.extend(rows.retold.iter().map(|id| match self.jobs.get(id).and_then(|job| self.wanted(job, now)) {
+            Some(view) => Delta::Job(view),
+            None => Delta::JobGone(*id),
+        }));
         if !deltas.is_empty() {
             deltas.push(Delta::Now(now));
         }

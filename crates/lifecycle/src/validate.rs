@@ -28,6 +28,7 @@ pub const MAX_SITES: usize = 64;
 /// A [`Refusal`] with the field's path below the request.
 pub fn spec(spec: &JobSpec) -> Result<(), Refusal> {
     command(spec)?;
+    model(spec)?;
     resources(spec)?;
     if spec.inputs.len() > MAX_REFERENCES {
         return Err(Refusal::field("spec.inputs", format!("at most {MAX_REFERENCES} inputs")));
@@ -65,7 +66,13 @@ fn command(spec: &JobSpec) -> Result<(), Refusal> {
         JobKind::Rental if !spec.command.is_empty() => {
             return Err(Refusal::field("spec.command", "a rental has none: its sessions run programs"));
         }
-        JobKind::Batch | JobKind::Rental => {}
+        JobKind::Replica | JobKind::Import if !spec.command.is_empty() => {
+            return Err(Refusal::field(
+                "spec.command",
+                "a replica or an import has none: what it runs is the system's",
+            ));
+        }
+        JobKind::Batch | JobKind::Rental | JobKind::Replica | JobKind::Import => {}
     }
     let bytes: usize = spec.command.iter().map(String::len).sum();
     if spec.command.len() > MAX_ARGUMENTS || bytes > MAX_COMMAND_BYTES {
@@ -89,6 +96,40 @@ fn command(spec: &JobSpec) -> Result<(), Refusal> {
     let fits = |text: &String| text.len() <= 63 && !text.chars().any(char::is_control);
     if spec.labels.len() > MAX_LABELS || !spec.labels.iter().all(|(key, value)| fits(key) && fits(value)) {
         return Err(Refusal::field("spec.labels", format!("at most {MAX_LABELS} labels of 63 bytes")));
+    }
+    Ok(())
+}
+
+/// Sequences that one replica may have open.
+pub const MAX_SEQUENCES: u32 = 256;
+/// Tokens of context of one sequence.
+pub const MAX_CONTEXT: u32 = 1 << 20;
+/// What a model can be re-quantised to.
+pub const QUANTIZATIONS: [&str; 1] = ["Q4_0"];
+
+fn model(spec: &JobSpec) -> Result<(), Refusal> {
+    let Some(model) = &spec.model else {
+        if spec.kind.uses_model() {
+            return Err(Refusal::field("spec.model", "a replica or an import has a model's file"));
+        }
+        return Ok(());
+    };
+    let alone = spec.tasks == 1 && spec.work_dir.is_none() && spec.inputs.is_empty() && spec.checkpoint.is_none();
+    if !spec.kind.uses_model() || !alone {
+        let message = "a model's file is given to replicas and imports, which have one task and nothing else";
+        return Err(Refusal::field("spec.model", message));
+    }
+    if model.context > MAX_CONTEXT {
+        return Err(Refusal::field("spec.model.context", format!("at most {MAX_CONTEXT} tokens")));
+    }
+    let sequences = if spec.kind == JobKind::Replica { 1..=MAX_SEQUENCES } else { 0..=0 };
+    if !sequences.contains(&model.sequences) {
+        return Err(Refusal::field("spec.model.sequences", format!("a replica has 1 to {MAX_SEQUENCES} sequences")));
+    }
+    let known = model.requantize.is_empty() || QUANTIZATIONS.contains(&model.requantize.as_str());
+    if !known || (spec.kind == JobKind::Replica && !model.requantize.is_empty()) {
+        let message = format!("an import makes {} of a model, or nothing", QUANTIZATIONS.join(", "));
+        return Err(Refusal::field("spec.model.requantize", message));
     }
     Ok(())
 }

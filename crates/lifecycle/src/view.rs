@@ -62,7 +62,8 @@ impl State {
     #[must_use]
     pub fn wanted(&self, job: &Job, now: Timestamp) -> Option<JobView> {
         let (purpose, sites) = match job.state {
-            JobState::Pending => (Purpose::Run, self.allowed_sites(job)),
+            JobState::Pending if self.is_held_back(job) => return None,
+            JobState::Pending => (Purpose::Run, self.sites_to_run_at(job)),
             JobState::Migrating => {
                 let migration = self.migrations.get(&job.migration?)?;
                 if migration.phase != MigrationPhase::Placing {
@@ -73,7 +74,8 @@ impl State {
             _ => return None,
         };
         let state_at = match purpose {
-            Purpose::Run => self.resumable(job).map(Checkpoint::sites).unwrap_or_default(),
+            // What another job left is fetched from wherever it is: its new owner chose the site.
+            Purpose::Run => self.resumable(job).filter(|row| !row.is_lent()).map(Checkpoint::sites).unwrap_or_default(),
             Purpose::Migrate => Vec::new(),
         };
         Some(JobView {
@@ -91,6 +93,15 @@ impl State {
             budgets: self.budget_accounts(job.tenant, job.project, now),
             firm: job.spec.kind.is_firm(),
         })
+    }
+
+    /// Where it may be placed: a purchase begins where it was quoted, and later goes on at any site that it may be at.
+    fn sites_to_run_at(&self, job: &Job) -> Vec<SiteId> {
+        let allowed = self.allowed_sites(job);
+        match job.purchase.and_then(|purchase| purchase.begins_at) {
+            Some(site) if job.attempts == 0 => common_sites(&[site], &allowed),
+            _ => allowed,
+        }
     }
 
     /// Sites that both the job and its project's residency allow; empty = any.
@@ -115,9 +126,9 @@ impl State {
             .or_else(|| complete().next())
     }
 
-    /// The newest complete checkpoint that `site` has.
+    /// The newest complete checkpoint that `site` has, or what the job began with, wherever that is.
     pub(crate) fn resumable_at(&self, job: &Job, site: SiteId) -> Option<CheckpointId> {
-        self.complete_checkpoints(job).find(|row| row.sites().contains(&site)).map(|row| row.id)
+        self.complete_checkpoints(job).find(|row| row.sites().contains(&site) || row.is_lent()).map(|row| row.id)
     }
 
     /// Complete checkpoints that are not retired, newest first: by generation, then step.
@@ -230,6 +241,12 @@ impl State {
             targets.push(to);
             have.push(to);
         }
+        // What another job left is fetched where it is needed first, and is to be known there.
+        let first = job.current.and_then(|id| self.attempts.get(&id)).map(|row| row.site);
+        if let Some(site) = first.filter(|site| checkpoint.is_lent() && !have.contains(site)) {
+            targets.push(site);
+            have.push(site);
+        }
         let missing = self.durable_sites(job).saturating_sub(have.len());
         targets.extend(self.storage_sites(job).filter(|site| !have.contains(site)).take(missing));
         targets
@@ -253,7 +270,8 @@ impl State {
 }
 
 /// Sites that both lists allow, where an empty list allows any.
-pub(crate) fn common_sites(wanted: &[SiteId], residency: &[SiteId]) -> Vec<SiteId> {
+#[must_use]
+pub fn common_sites(wanted: &[SiteId], residency: &[SiteId]) -> Vec<SiteId> {
     match (wanted.is_empty(), residency.is_empty()) {
         (true, _) => residency.to_vec(),
         (false, true) => wanted.to_vec(),

@@ -20,7 +20,14 @@ fn leg(count: u32) -> JobSpec {
 
 fn order(bench: &mut Bench, leg: JobSpec, limit: Option<i64>) -> Result<Answer, Refusal> {
     let (project, limit) = (bench.project, limit.map(Credits::new));
-    bench.user(UserCommand::CreateOrder { project, name: None, legs: vec![Arc::new(leg)], limit })
+    bench.user(UserCommand::CreateOrder {
+        project,
+        name: None,
+        legs: vec![Arc::new(leg)],
+        limit,
+        home: None,
+        begins_at: None,
+    })
 }
 
 /// The order and the job of its leg, as they are written down.
@@ -234,8 +241,14 @@ fn rentals_are_ordered_and_jobs_are_submitted() {
         assert_eq!(order(&mut bench, leg, None).unwrap_err().field.as_deref(), Some(field));
         assert!(bench.rows.is_empty());
     }
-    let two =
-        UserCommand::CreateOrder { project, name: None, legs: vec![Arc::new(leg(1)), Arc::new(leg(1))], limit: None };
+    let two = UserCommand::CreateOrder {
+        project,
+        name: None,
+        legs: vec![Arc::new(leg(1)), Arc::new(leg(1))],
+        limit: None,
+        home: None,
+        begins_at: None,
+    };
     assert_eq!(bench.user(two).unwrap_err().field.as_deref(), Some("legs"));
     let mut small = leg(1);
     small.resources.milli = MilliGpu::new(1);

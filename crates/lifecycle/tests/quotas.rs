@@ -197,7 +197,9 @@ fn orders_use_the_nominal_only_whatever_is_lent() {
             ..part(&pair.bench, milli)
         };
         let (project, legs) = (pair.borrower.1, vec![Arc::new(leg)]);
-        pair.bench.user(UserCommand::CreateOrder { project, name: None, legs, limit: None }).unwrap();
+        pair.bench
+            .user(UserCommand::CreateOrder { project, name: None, legs, limit: None, begins_at: None, home: None })
+            .unwrap();
         let job = pair.bench.rows.orders[0].legs[0];
         pair.bench.plan();
         pair.bench.rows.jobs.iter().find(|row| row.id == job).cloned().unwrap()

@@ -261,7 +261,9 @@ impl Agent {
         let desire = tasks.get(&key.lease).map(|entry| entry.desire.borrow());
         match desire.filter(|desire| desire.assignment.key == *key) {
             None => Err((Reason::NotFound, "this node has no such task")),
-            Some(desire) if !desire.assignment.is_rental() => Err((Reason::WrongState, "the task is not a rental")),
+            Some(desire) if !desire.assignment.hosts_sessions() => {
+                Err((Reason::WrongState, "the task is neither a rental nor a replica"))
+            }
             Some(_) => Ok(Home::new(&self.shared.attempts(), key.lease).folder),
         }
     }

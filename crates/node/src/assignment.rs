@@ -70,6 +70,23 @@ pub(crate) struct Assignment {
     wire: v1::Assignment,
 }
 
+/// A model's file, and what is done with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Model {
+    pub(crate) digest: Digest,
+    pub(crate) size: Bytes,
+    pub(crate) work: ModelWork,
+}
+
+/// What is done with a model's file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum ModelWork {
+    /// It is served.
+    Serve { context: u32, sequences: u32 },
+    /// It is looked into, and quantised anew where a quantisation is named.
+    Check { requantize: String },
+}
+
 impl Assignment {
     /// From the wire; `None` where nobody could be told about it, because it has no key or no known goal.
     pub(crate) fn parse(mut wire: v1::Assignment) -> Option<Self> {
@@ -115,6 +132,32 @@ impl Assignment {
     /// It is a sandbox that lives until it is released, and not a command.
     pub(crate) fn is_rental(&self) -> bool {
         self.wire.spec.as_ref().is_some_and(|spec| spec.kind() == v1::JobKind::Rental)
+    }
+
+    /// It hosts sessions.
+    pub(crate) fn hosts_sessions(&self) -> bool {
+        let kind = self.wire.spec.as_ref().map(v1::JobSpec::kind);
+        matches!(kind, Some(v1::JobKind::Rental | v1::JobKind::Replica))
+    }
+
+    /// The model that it serves or looks into.
+    pub(crate) fn model(&self) -> Result<Option<Model>, Failure> {
+        let spec = self.spec()?;
+        let given = spec.model.as_ref();
+        let given = || given.ok_or_else(|| wrong("spec.model", "is missing"));
+        let file = |work: ModelWork| {
+            let given = given()?;
+            let digest = digest("spec.model.digest", &given.digest)?;
+            Ok(Some(Model { digest, size: Bytes::new(given.size_bytes), work }))
+        };
+        match spec.kind() {
+            v1::JobKind::Replica => {
+                let given = given()?;
+                file(ModelWork::Serve { context: given.context, sequences: given.sequences })
+            }
+            v1::JobKind::Import => file(ModelWork::Check { requantize: given()?.requantize.clone() }),
+            v1::JobKind::Unspecified | v1::JobKind::Batch | v1::JobKind::Rental => Ok(None),
+        }
     }
 
     pub(crate) fn rank(&self) -> u32 {
@@ -228,7 +271,8 @@ impl Assignment {
         };
         use v1::checkpoint_policy::Capture;
         let mode = match &policy.capture {
-            None | Some(Capture::Home(_)) => CheckpointMode::Disabled,
+            None => CheckpointMode::Disabled,
+            Some(Capture::Home(_)) => CheckpointMode::Home,
             Some(Capture::StateProvider(_)) => CheckpointMode::StateProvider,
             Some(Capture::Directory(directory)) => watched(directory)?,
         };

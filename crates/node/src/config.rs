@@ -77,6 +77,8 @@ pub struct NodeLimits {
     pub stage: Bytes,
     /// Outputs of one task.
     pub outputs: Bytes,
+    /// Files of models on this node, those in use included.
+    pub models: Bytes,
     /// Files of one task.
     pub files: u64,
     /// Open files per process.
@@ -106,6 +108,7 @@ impl Default for NodeLimits {
             work: Bytes::mib(16 << 10),
             stage: Bytes::mib(64 << 10),
             outputs: Bytes::mib(16 << 10),
+            models: Bytes::mib(64 << 10),
             files: 100_000,
             open_files: 4096,
             tasks: 4096,

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use sluice_types::{AttemptId, Digest, Generation, JobId, Reason};
+use sluice_types::{AttemptId, Bytes, Digest, Generation, JobId, Reason};
 use sluice_vault::archive::{self, ArchiveLimits};
 use sluice_vault::{
     CheckpointManifest, ClientError, Entry, FILE_DTYPE, Manifest, Materialised, Part, RelativePath, VaultClient,
@@ -33,6 +33,16 @@ pub enum DepotError {
     /// The files of a checkpoint are not those that were announced.
     #[error("entry `{0}` changed after it was announced")]
     Changed(String),
+    /// The models in use fill the room for models.
+    #[error("a model of {size} has no room: {used} of {bound} are in use; end other replicas here, or raise the bound")]
+    NoRoom {
+        /// The model's size.
+        size: Bytes,
+        /// Bytes of models in use.
+        used: Bytes,
+        /// The bound.
+        bound: Bytes,
+    },
     /// A file could not be read or written.
     #[error("files could not be read or written")]
     Io(#[from] std::io::Error),
@@ -53,7 +63,7 @@ impl DepotError {
                 _ => false,
             },
             Self::NoPlace(_) | Self::Path(_) | Self::Changed(_) => true,
-            Self::Io(_) => false,
+            Self::NoRoom { .. } | Self::Io(_) => false,
         }
     }
 
@@ -95,6 +105,9 @@ pub struct OutputsOwner {
 pub trait Depot: Send + Sync + fmt::Debug {
     /// Unpacks an archive, or places a single file, at `path` below `work` (empty = `work` itself).
     async fn fetch(&self, digest: Digest, work: &Path, path: &str, scratch: &Path) -> Result<(), DepotError>;
+
+    /// Writes one file, whatever it holds, to `to`.
+    async fn fetch_file(&self, digest: Digest, to: &Path) -> Result<(), DepotError>;
 
     /// Writes a checkpoint's files into the new folder `into`.
     async fn fetch_checkpoint(&self, manifest: Digest, rank: u32, into: &Path) -> Result<Materialised, DepotError>;
@@ -196,6 +209,15 @@ impl Depot for VaultDepot {
         .await
     }
 
+    async fn fetch_file(&self, digest: Digest, to: &Path) -> Result<(), DepotError> {
+        let (client, to) = (self.client.clone(), to.to_owned());
+        apart(&self.rooms.fetching, move || async move {
+            client.ensure(&[], &[digest]).await?;
+            Ok(client.get_file(digest, &to).await.map(drop)?)
+        })
+        .await
+    }
+
     async fn fetch_checkpoint(&self, manifest: Digest, rank: u32, into: &Path) -> Result<Materialised, DepotError> {
         let (client, into) = (self.client.clone(), into.to_owned());
         apart(&self.rooms.fetching, move || async move {
@@ -282,7 +304,11 @@ async fn store_checkpoint(
     world_size: u32,
     parent: Option<Digest>,
 ) -> Result<Sealed, DepotError> {
-    let stored = client.stage(folder, parts(&staged)?).await?;
+    let parts = parts(&staged)?;
+    let stored = match staged.is_home() {
+        true => client.stage_hashed(folder, parts, staged.entries.iter().map(|entry| entry.blake3).collect()).await?,
+        false => client.stage(folder, parts).await?,
+    };
     for (entry, announced) in stored.entries.iter().zip(&staged.entries) {
         if entry.digest != announced.blake3 {
             return Err(DepotError::Changed(entry.name.clone()));

@@ -56,6 +56,11 @@ impl Home {
         self.root.join("resume")
     }
 
+    /// The model's file.
+    pub(crate) fn model(&self) -> PathBuf {
+        self.root.join("model")
+    }
+
     /// What is in it.
     pub(crate) fn resume_note(&self) -> PathBuf {
         self.root.join("resume.json")
@@ -105,13 +110,17 @@ impl Home {
 
     /// Removes what only a running task needs; best effort, since everything goes in the end.
     pub(crate) fn clean(&self) {
-        let folders = [self.work(), self.resume(), self.secrets(), self.folder.stage(), self.folder.staging()];
-        for path in folders.into_iter().chain([self.folder.staged(), self.folder.outputs(), self.folder.inside()]) {
+        let own = [self.work(), self.resume(), self.secrets()];
+        let folder = &self.folder;
+        let theirs =
+            [folder.stage(), folder.staging(), folder.staged(), folder.outputs(), folder.inside(), folder.copies()];
+        for path in own.into_iter().chain(theirs) {
             if let Err(error) = remove_tree(&path) {
                 tracing::warn!(path = %path.display(), %error, "could not be removed yet");
             }
         }
         let _none = fs::remove_file(self.scratch());
+        let _none = fs::remove_file(self.model());
     }
 }
 

@@ -22,6 +22,7 @@ mod home;
 mod journal;
 mod meter;
 mod metrics;
+mod models;
 mod node_note;
 mod reconcile;
 mod run;

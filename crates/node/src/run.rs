@@ -16,6 +16,7 @@ use crate::board::Board;
 use crate::config::NodeConfig;
 use crate::error::NodeError;
 use crate::journal::JournalHandle;
+use crate::models::Models;
 use crate::node_note::NodeNote;
 use crate::shared::Shared;
 use crate::stream;
@@ -40,6 +41,7 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
         window: watch::channel(config.window).0,
         depot: watch::channel(None).0,
         board: Board::new(),
+        models: Models::new(config.data.join("models"), config.limits.models),
         boot: boot_id()?,
         journal,
         stop: stop.clone(),

@@ -12,6 +12,7 @@ use crate::NodeConfig;
 use crate::board::Board;
 use crate::depot::Depot;
 use crate::journal::JournalHandle;
+use crate::models::Models;
 use crate::supervisor::SandboxMode;
 
 /// One running agent.
@@ -19,6 +20,8 @@ pub(crate) struct Shared {
     pub(crate) config: NodeConfig,
     pub(crate) journal: JournalHandle,
     pub(crate) board: Board,
+    /// Files of models.
+    pub(crate) models: Models,
     /// This boot of the host.
     pub(crate) boot: BootId,
     /// The site's vault, once its address is known.

@@ -4,96 +4,11 @@
 
 mod fleet;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use fleet::{Controller, Host, Job, eventually, rental, shell};
+use fleet::{Host, PATIENCE, Talk, command, eventually, rental, running, session_id, shell};
 use sluice_proto::v1;
 use sluice_proto::v1::session_input::Message as In;
-use sluice_proto::v1::session_output::Message as Out;
-use sluice_proto::v1::session_program::Program;
-use tokio::sync::mpsc::UnboundedReceiver;
-
-static CHANNEL: AtomicU64 = AtomicU64::new(1000);
-const PATIENCE: Duration = Duration::from_secs(20);
-
-fn command(script: &str) -> Option<v1::SessionProgram> {
-    let command = ["/bin/sh", "-c", script].map(str::to_owned).to_vec();
-    let command = v1::SessionCommand { command, ..v1::SessionCommand::default() };
-    Some(v1::SessionProgram { program: Some(Program::Command(command)) })
-}
-
-fn session_id(number: u64) -> String {
-    format!("00000000-0000-4000-9000-{number:012x}")
-}
-
-/// One attachment through the controller.
-struct Talk {
-    controller: Controller,
-    channel: u64,
-    from: UnboundedReceiver<v1::SessionUp>,
-    offset: u64,
-    out: Vec<u8>,
-    opened: Option<v1::SessionOpened>,
-    end: Option<v1::SessionEnd>,
-    reason: Option<(String, String)>,
-}
-
-impl Talk {
-    async fn open(host: &Host, job: &Job, id: &str, program: Option<v1::SessionProgram>, offset: u64) -> Self {
-        let channel = CHANNEL.fetch_add(1, Ordering::Relaxed);
-        let session_id = id.to_owned();
-        let start = v1::StartSession { session_id, program, output_offset: offset, ..v1::StartSession::default() };
-        let from = host.controller.open_session(job, channel, start).await;
-        let controller = host.controller.clone();
-        Self { controller, channel, from, offset, out: Vec::new(), opened: None, end: None, reason: None }
-    }
-
-    async fn say(&self, message: In) {
-        self.controller.say(self.channel, Some(v1::SessionInput { message: Some(message) })).await;
-    }
-
-    /// Takes what comes until something is so; `false` where nothing comes for a while.
-    async fn until(&mut self, patience: Duration, wanted: impl Fn(&Self) -> bool) -> bool {
-        while !wanted(self) {
-            let Ok(Some(up)) = tokio::time::timeout(patience, self.from.recv()).await else { return false };
-            if !up.reason.is_empty() {
-                self.reason = Some((up.reason, up.message));
-                continue;
-            }
-            match up.output.unwrap().message.unwrap() {
-                Out::Opened(opened) => self.opened = Some(opened),
-                Out::Data(data) => {
-                    assert_eq!(data.offset, self.offset, "nothing lost, nothing repeated");
-                    self.offset += data.data.len() as u64;
-                    self.out.extend_from_slice(&data.data);
-                    self.say(In::Acknowledged(self.offset)).await;
-                }
-                Out::Taken(_) | Out::Notice(_) => {}
-                Out::End(end) => self.end = Some(end),
-            }
-        }
-        true
-    }
-}
-
-/// A rental that takes sessions.
-async fn running(host: &Host) -> Job {
-    let job = rental();
-    host.controller.want(&job).await;
-    host.controller.running(&job).await;
-    let begun = Instant::now();
-    loop {
-        let mut talk = Talk::open(host, &job, &session_id(1), command("true"), 0).await;
-        talk.until(PATIENCE, |talk| talk.end.is_some() || talk.reason.is_some()).await;
-        if talk.end.is_some() {
-            talk.say(In::Close(true)).await;
-            return job;
-        }
-        assert!(begun.elapsed() < PATIENCE, "{:?}", talk.reason);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
 
 const LINES: u32 = 40_000;
 

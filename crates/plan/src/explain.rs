@@ -89,18 +89,18 @@ impl World {
     ///
     /// # Errors
     /// An explanation with [`Explanation::never`] set.
-    pub fn admissible(&self, job: &JobView) -> Result<(), Explanation> {
+    pub fn admissible(&self, job: &JobView) -> Result<(), Box<Explanation>> {
         let want = Want::of(job, Arc::new(job.resources.clone()));
         match ever(&self.inventory, &want) {
             Ok(_) => Ok(()),
-            Err(block) => Err(Explanation {
+            Err(block) => Err(Box::new(Explanation {
                 reason: Some(block.reason()),
                 message: block.to_string(),
                 changes: Vec::new(),
                 ahead: 0,
                 never: true,
                 quota: None,
-            }),
+            })),
         }
     }
 

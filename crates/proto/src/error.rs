@@ -34,10 +34,11 @@ pub const fn code(reason: Reason) -> Code {
         | Reason::BudgetExhausted
         | Reason::QuotaExceeded
         | Reason::QuotaLent => Code::ResourceExhausted,
-        Reason::Unavailable => Code::Unavailable,
+        Reason::Unavailable | Reason::GatewayLost => Code::Unavailable,
         Reason::DeadlineExceeded => Code::DeadlineExceeded,
         Reason::Internal => Code::Internal,
         Reason::WrongState
+        | Reason::NotAModel
         | Reason::NeverFits
         | Reason::UnknownClass
         | Reason::NoAllowedSite

@@ -51,6 +51,23 @@ pub(crate) enum Role {
         /// What to become.
         file: PathBuf,
     },
+    /// Serves a model to the system's gateways (started by a node agent).
+    #[command(hide = true)]
+    EngineWorker(EngineWorkerArgs),
+    /// Says what a model's file is, as JSON.
+    #[command(hide = true)]
+    EngineCheck {
+        /// The GGUF file.
+        model: PathBuf,
+    },
+    /// Writes a model anew as Q4_0: smaller and faster here, and lossy.
+    #[command(hide = true)]
+    EngineRequantize {
+        /// The GGUF file.
+        from: PathBuf,
+        /// The file to write.
+        to: PathBuf,
+    },
     #[command(flatten)]
     User(UserCommand),
 }
@@ -95,6 +112,9 @@ pub(crate) struct UpArgs {
     /// Where the controller listens.
     #[arg(long, default_value = "127.0.0.1:7443")]
     pub(crate) listen: SocketAddr,
+    /// Where models are served over OpenAI's HTTP interface.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    pub(crate) gateway: SocketAddr,
     /// Thousandths of every core kept for the system itself.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=900))]
     pub(crate) system_milli: u32,
@@ -123,9 +143,28 @@ pub(crate) struct ControllerArgs {
     #[arg(long = "name", value_name = "NAME")]
     pub(crate) names: Vec<String>,
     #[command(flatten)]
+    pub(crate) gateway: GatewayArgs,
+    #[command(flatten)]
     pub(crate) process: ProcessArgs,
     #[command(flatten)]
     pub(crate) times: TimeArgs,
+}
+
+/// How models are served over HTTP.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GatewayArgs {
+    /// Serve models over OpenAI's HTTP interface here: with TLS, unless that is the loopback.
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) gateway: Option<SocketAddr>,
+    /// Serve without limits, to show what they are for.
+    #[arg(long, hide = true)]
+    pub(crate) gateway_unlimited: bool,
+    /// Requests that one key may begin in a minute; a tenant may begin twice as many.
+    #[arg(long, default_value_t = 6_000, value_name = "COUNT")]
+    pub(crate) gateway_requests: u32,
+    /// Tokens that one key may use in a minute; a tenant may use twice as many.
+    #[arg(long, default_value_t = 4_000_000, value_name = "COUNT")]
+    pub(crate) gateway_tokens: u32,
 }
 
 /// What every role has.
@@ -252,6 +291,42 @@ pub(crate) struct NodeArgs {
     pub(crate) join: JoinArgs,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EngineWorkerArgs {
+    /// The model's GGUF file.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) model: Option<PathBuf>,
+    /// The number of a descriptor that the model's file is open as.
+    #[arg(long, value_name = "NUMBER", conflicts_with = "model")]
+    pub(crate) model_fd: Option<i32>,
+    /// BLAKE3 of the model's file, where it is known already [default: read from the file].
+    #[arg(long, value_name = "HEX")]
+    pub(crate) digest: Option<String>,
+    /// Compute nothing: answer nonsense at a small model's pace, for tests.
+    #[arg(long, conflicts_with_all = ["model", "model_fd"])]
+    pub(crate) simulated: bool,
+    /// Where gateways come: unix:PATH or ADDRESS:PORT.
+    #[arg(long, value_name = "WHERE")]
+    pub(crate) listen: String,
+    /// Folder of the meter's records.
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) meter: PathBuf,
+    /// Tokens of context that one sequence may have; 0 = as many as the model was trained for.
+    #[arg(long, default_value_t = 0, value_name = "TOKENS")]
+    pub(crate) context: u32,
+    /// Sequences that compute at once; a quarter more places are kept for tenants that have none.
+    #[arg(long, default_value_t = 8, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=128))]
+    pub(crate) sequences: u32,
+    /// Tokens that a sequence may be ahead of its reader.
+    #[arg(long, default_value_t = 256, value_name = "TOKENS", value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) window: u32,
+    /// Threads to compute with, never more than what is granted; 0 = as many as that.
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    pub(crate) threads: u32,
+    #[command(flatten)]
+    pub(crate) with_parent: ParentArgs,
 }
 
 #[cfg(test)]

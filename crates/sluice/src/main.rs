@@ -26,6 +26,10 @@ fn main() -> ExitCode {
         Role::Supervise { folder } => roles::supervise(&folder),
         Role::Enter { folder } => roles::enter(&folder),
         Role::EnterTask { file } => roles::enter_task(&file),
+        // Starts itself again before anything else, and has a runtime of its own.
+        Role::EngineWorker(arguments) => roles::engine_worker(&arguments),
+        Role::EngineCheck { model } => roles::engine_check(&model),
+        Role::EngineRequantize { from, to } => roles::engine_requantize(&from, &to),
         role => match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
             Ok(runtime) => runtime.block_on(run(role, cli.global)),
             Err(error) => {
@@ -47,7 +51,13 @@ async fn run(role: Role, global: sluice_cli::Global) -> ExitCode {
         Role::Vault(arguments) => Box::pin(roles::vault(arguments)).await,
         Role::Node(node) => roles::node(node.arguments(), &global).await,
         Role::Operator(arguments) => Box::pin(roles::operator(arguments, &global)).await,
-        Role::Supervise { .. } | Role::Enter { .. } | Role::EnterTask { .. } => Ok(()),
+        // Done before there was a runtime.
+        Role::Supervise { .. }
+        | Role::Enter { .. }
+        | Role::EnterTask { .. }
+        | Role::EngineWorker(_)
+        | Role::EngineCheck { .. }
+        | Role::EngineRequantize { .. } => Ok(()),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

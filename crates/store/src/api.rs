@@ -3,13 +3,14 @@
 use async_trait::async_trait;
 use sluice_ledger::{Account, AccountKey, Hold, PriceBook, QuotaKey, Transfer};
 use sluice_lifecycle::model::{
-    Attempt, Budget, Checkpoint, Counters, Event, Job, Key, Lease, Migration, Node, Order, Project, Quota, Request,
-    RequestKey, Secret, Site, Tenant, Window,
+    Attempt, Budget, Checkpoint, Counters, Endpoint, Event, InferenceRequest, Job, Key, Lease, Migration, Model, Node,
+    Order, Project, Quota, Request, RequestKey, Secret, Site, Tenant, Window,
 };
 use sluice_lifecycle::{Rows, Snapshot};
 use sluice_types::{
-    AttemptId, CheckpointId, DeviceClassName, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId, Name, NodeId,
-    OrderId, PriceVersion, ProjectId, SecretId, SiteId, TenantId, Timestamp, TransferId,
+    AttemptId, CheckpointId, DeviceClassName, EndpointId, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId,
+    ModelId, Name, NodeId, OrderId, PriceVersion, ProjectId, RequestId, SecretId, SiteId, TenantId, Timestamp,
+    TransferId,
 };
 
 use crate::{EventFilter, JobFilter, LoadBounds, Page, Result, WindowPlace, WindowScope};
@@ -41,6 +42,12 @@ pub trait Store: Send + Sync + 'static {
     /// As [`Store::commit`].
     async fn forget_requests(&self, leader: Generation, before: Timestamp, limit: u32) -> Result<u64>;
 
+    /// Deletes at most `limit` requests to endpoints that were over before `before`, and returns how many.
+    ///
+    /// # Errors
+    /// As [`Store::commit`].
+    async fn forget_inference(&self, leader: Generation, before: Timestamp, limit: u32) -> Result<u64>;
+
     /// Whether the database answers.
     async fn ping(&self) -> Result<()>;
 
@@ -57,6 +64,26 @@ pub trait Store: Send + Sync + 'static {
     async fn get_order(&self, id: OrderId) -> Result<Option<Order>>;
     /// Orders of a project, newest first.
     async fn list_orders(&self, project: ProjectId, page: Page<OrderId>) -> Result<Vec<Order>>;
+    /// A model, deleted or not.
+    async fn get_model(&self, id: ModelId) -> Result<Option<Model>>;
+    /// A model that is not deleted.
+    async fn model_by_name(&self, project: ProjectId, name: &Name) -> Result<Option<Model>>;
+    /// Models of a project that are not deleted, newest first.
+    async fn list_models(&self, project: ProjectId, page: Page<ModelId>) -> Result<Vec<Model>>;
+    /// Models of all projects whose import has not ended, newest first.
+    async fn importing_models(&self, page: Page<ModelId>) -> Result<Vec<Model>>;
+    /// An endpoint, deleted or not.
+    async fn get_endpoint(&self, id: EndpointId) -> Result<Option<Endpoint>>;
+    /// An endpoint that is not deleted.
+    async fn endpoint_by_name(&self, project: ProjectId, name: &Name) -> Result<Option<Endpoint>>;
+    /// Endpoints of a project that are not deleted, newest first.
+    async fn list_endpoints(&self, project: ProjectId, page: Page<EndpointId>) -> Result<Vec<Endpoint>>;
+    /// A request to an endpoint.
+    async fn get_inference(&self, id: RequestId) -> Result<Option<InferenceRequest>>;
+    /// Requests to an endpoint, newest first.
+    async fn inference_of(&self, endpoint: EndpointId, page: Page<RequestId>) -> Result<Vec<InferenceRequest>>;
+    /// Requests that a project made, newest first.
+    async fn inference_by(&self, project: ProjectId, page: Page<RequestId>) -> Result<Vec<InferenceRequest>>;
     /// Events in the order of their sequence. Sequences are committed in order, so a reader that has seen one never
     /// finds a lower one later.
     async fn list_events(&self, filter: EventFilter, page: Page<u64>) -> Result<Vec<Event>>;

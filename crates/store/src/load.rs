@@ -75,6 +75,11 @@ async fn jobs<D: Dialect>(conn: &mut Conn<D>, rows: &mut Rows) -> Result<()> {
     let uploads = "SELECT body FROM uploads WHERE live = 1 ORDER BY project, digest";
     rows.uploads = bodies::<D, _>(conn, "uploads", uploads).await?;
     let discards = "SELECT body FROM discards WHERE live = 1 ORDER BY site, manifest";
+    rows.models = bodies::<D, _>(conn, "models", "SELECT body FROM models WHERE live = 1 ORDER BY id").await?;
+    let endpoints = "SELECT body FROM endpoints WHERE live = 1 ORDER BY id";
+    rows.endpoints = bodies::<D, _>(conn, "endpoints", endpoints).await?;
+    let inference = "SELECT body FROM inference WHERE live = 1 ORDER BY id";
+    rows.inference = bodies::<D, _>(conn, "inference", inference).await?;
     rows.discards = bodies::<D, _>(conn, "discards", discards).await?;
     Ok(())
 }
@@ -118,6 +123,9 @@ fn last_id_text() -> String {
         "migrations",
         "holds",
         "transfers",
+        "models",
+        "endpoints",
+        "inference",
     ];
     let mut text = "SELECT max(id) FROM (SELECT coalesce(max(version), 0) AS id FROM prices".to_owned();
     for table in tables {

@@ -5,13 +5,14 @@ use std::ops::Range;
 use async_trait::async_trait;
 use sluice_ledger::{Account, AccountKey, Hold, PriceBook, QuotaKey, Transfer};
 use sluice_lifecycle::model::{
-    Attempt, Budget, Checkpoint, Counters, Event, Job, Key, Lease, Migration, Node, Order, Project, Quota, Request,
-    RequestKey, Secret, Site, Tenant, Window,
+    Attempt, Budget, Checkpoint, Counters, Endpoint, Event, InferenceRequest, Job, Key, Lease, Migration, Model,
+    ModelState, Node, Order, Project, Quota, Request, RequestKey, Secret, Site, Tenant, Window,
 };
 use sluice_lifecycle::{Rows, Snapshot};
 use sluice_types::{
-    AttemptId, CheckpointId, DeviceClassName, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId, Name, NodeId,
-    OrderId, PriceVersion, ProjectId, SecretId, SiteId, TenantId, Timestamp, TransferId,
+    AttemptId, CheckpointId, DeviceClassName, EndpointId, Generation, HoldId, JobId, KeyId, LeaseId, MigrationId,
+    ModelId, Name, NodeId, OrderId, PriceVersion, ProjectId, RequestId, SecretId, SiteId, TenantId, Timestamp,
+    TransferId,
 };
 
 use crate::engine::{Dialect, Engine};
@@ -85,6 +86,10 @@ impl<D: Dialect> Store for Engine<D> {
         self.write(leader, std::iter::once(Ok(write::forget_requests(before, limit)))).await
     }
 
+    async fn forget_inference(&self, leader: Generation, before: Timestamp, limit: u32) -> Result<u64> {
+        self.write(leader, std::iter::once(Ok(write::forget_inference(before, limit)))).await
+    }
+
     async fn ping(&self) -> Result<()> {
         Engine::ping(self).await
     }
@@ -137,6 +142,62 @@ impl<D: Dialect> Store for Engine<D> {
         let mut query = by("SELECT body FROM orders WHERE project = ", id(project.raw()));
         falling(&mut query, page.after.map(OrderId::raw), limit(&page));
         self.read(&mut query, |row| row.body("orders")).await
+    }
+
+    async fn get_model(&self, model: ModelId) -> Result<Option<Model>> {
+        let mut query = by("SELECT body FROM models WHERE id = ", id(model.raw()));
+        self.read_one(&mut query, |row| row.body("models")).await
+    }
+
+    async fn model_by_name(&self, project: ProjectId, name: &Name) -> Result<Option<Model>> {
+        let mut query = by("SELECT body FROM models WHERE live = 1 AND project = ", id(project.raw()));
+        self.read_one(query.bind(" AND name = ", name.as_str()), |row| row.body("models")).await
+    }
+
+    async fn list_models(&self, project: ProjectId, page: Page<ModelId>) -> Result<Vec<Model>> {
+        let mut query = by("SELECT body FROM models WHERE live = 1 AND project = ", id(project.raw()));
+        falling(&mut query, page.after.map(ModelId::raw), limit(&page));
+        self.read(&mut query, |row| row.body("models")).await
+    }
+
+    async fn importing_models(&self, page: Page<ModelId>) -> Result<Vec<Model>> {
+        let importing = tables::model_word(ModelState::Importing);
+        let mut query = by("SELECT body FROM models WHERE live = 1 AND state = ", importing);
+        falling(&mut query, page.after.map(ModelId::raw), limit(&page));
+        self.read(&mut query, |row| row.body("models")).await
+    }
+
+    async fn get_endpoint(&self, endpoint: EndpointId) -> Result<Option<Endpoint>> {
+        let mut query = by("SELECT body FROM endpoints WHERE id = ", id(endpoint.raw()));
+        self.read_one(&mut query, |row| row.body("endpoints")).await
+    }
+
+    async fn endpoint_by_name(&self, project: ProjectId, name: &Name) -> Result<Option<Endpoint>> {
+        let mut query = by("SELECT body FROM endpoints WHERE live = 1 AND project = ", id(project.raw()));
+        self.read_one(query.bind(" AND name = ", name.as_str()), |row| row.body("endpoints")).await
+    }
+
+    async fn list_endpoints(&self, project: ProjectId, page: Page<EndpointId>) -> Result<Vec<Endpoint>> {
+        let mut query = by("SELECT body FROM endpoints WHERE live = 1 AND project = ", id(project.raw()));
+        falling(&mut query, page.after.map(EndpointId::raw), limit(&page));
+        self.read(&mut query, |row| row.body("endpoints")).await
+    }
+
+    async fn get_inference(&self, request: RequestId) -> Result<Option<InferenceRequest>> {
+        let mut query = by("SELECT body FROM inference WHERE id = ", id(request.raw()));
+        self.read_one(&mut query, |row| row.body("inference")).await
+    }
+
+    async fn inference_of(&self, endpoint: EndpointId, page: Page<RequestId>) -> Result<Vec<InferenceRequest>> {
+        let mut query = by("SELECT body FROM inference WHERE endpoint = ", id(endpoint.raw()));
+        falling(&mut query, page.after.map(RequestId::raw), limit(&page));
+        self.read(&mut query, |row| row.body("inference")).await
+    }
+
+    async fn inference_by(&self, project: ProjectId, page: Page<RequestId>) -> Result<Vec<InferenceRequest>> {
+        let mut query = by("SELECT body FROM inference WHERE project = ", id(project.raw()));
+        falling(&mut query, page.after.map(RequestId::raw), limit(&page));
+        self.read(&mut query, |row| row.body("inference")).await
     }
 
     async fn list_events(&self, filter: EventFilter, page: Page<u64>) -> Result<Vec<Event>> {

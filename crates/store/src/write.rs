@@ -33,6 +33,9 @@ pub(crate) fn statements(layout: Layout, rows: &Rows) -> impl Iterator<Item = Re
         holds,
         transfers,
         orders,
+        models,
+        endpoints,
+        inference,
         events,
         requests,
         counters,
@@ -43,6 +46,9 @@ pub(crate) fn statements(layout: Layout, rows: &Rows) -> impl Iterator<Item = Re
         .chain(tables::write(layout, accounts))
         .chain(tables::write(layout, holds))
         .chain(tables::write(layout, orders))
+        .chain(tables::write(layout, models))
+        .chain(tables::write(layout, endpoints))
+        .chain(tables::write(layout, inference))
         .chain(tables::write(layout, jobs))
         .chain(tables::write(layout, attempts))
         .chain(tables::write(layout, leases))
@@ -70,6 +76,15 @@ pub(crate) fn forget_requests(before: sluice_types::Timestamp, limit: u32) -> St
     Query::new("DELETE FROM requests WHERE (caller, id_high, id_low) IN (SELECT caller, id_high, id_low FROM requests")
         .bind(" WHERE at < ", instant(before))
         .bind(" ORDER BY at LIMIT ", limit)
+        .push(")")
+        .build()
+}
+
+/// Deletes the oldest requests to endpoints that were over before `before`.
+pub(crate) fn forget_inference(before: sluice_types::Timestamp, limit: u32) -> Statement {
+    Query::new("DELETE FROM inference WHERE id IN (SELECT id FROM inference WHERE live = 0")
+        .bind(" AND closed < ", instant(before))
+        .bind(" ORDER BY closed LIMIT ", limit)
         .push(")")
         .build()
 }

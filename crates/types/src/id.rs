@@ -170,6 +170,12 @@ ids! {
     TransferId = "trf";
     /// One edition of the price book.
     PriceVersion = "prc";
+    /// Weights that a project serves.
+    ModelId = "mdl";
+    /// A served model.
+    EndpointId = "ept";
+    /// One request to an endpoint.
+    RequestId = "req";
 }
 
 #[cfg(test)]

@@ -17,8 +17,8 @@ pub use amount::{AmountError, Bytes, CoreMilli, Credits, MilliGpu};
 pub use digest::{Digest, DigestError};
 pub use generation::Generation;
 pub use id::{
-    AttemptId, CheckpointId, HoldId, IdError, JobId, KeyId, LeaseId, MigrationId, NodeId, OrderId, PriceVersion,
-    ProjectId, SecretId, SiteId, TenantId, TransferId,
+    AttemptId, CheckpointId, EndpointId, HoldId, IdError, JobId, KeyId, LeaseId, MigrationId, ModelId, NodeId, OrderId,
+    PriceVersion, ProjectId, RequestId, SecretId, SiteId, TenantId, TransferId,
 };
 pub use name::{Name, NameError};
 pub use reason::Reason;

@@ -150,6 +150,10 @@ reasons! {
     MigrationTimedOut = "MIGRATION_TIMED_OUT", "Retry the migration; `sluice describe` shows the phase that was late.";
     /// A report of a holder that no longer owns the job was refused.
     StaleGeneration = "STALE_GENERATION", "Nothing: its work is fenced.";
+    /// The gateway that had the request is gone, so nothing is paid for it.
+    GatewayLost = "GATEWAY_LOST", "Send the request again.";
+    /// The file is not a model that can be served.
+    NotAModel = "NOT_A_MODEL", "Import a file in GGUF format; the detail and the import's log say what is wrong with it.";
     /// The node cannot enforce slices.
     NotEnforceable = "NOT_ENFORCEABLE", "Give the node writable cgroups, or start it with --advisory.";
 }

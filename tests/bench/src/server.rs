@@ -38,6 +38,7 @@ pub(crate) async fn furnish(fresh: &Fresh, nodes: u64) -> anyhow::Result<()> {
 /// Starts the controller on a runtime.
 pub(crate) fn start(runtime: &Runtime, data: &Path, database: &str) -> anyhow::Result<Server> {
     let config = ControllerConfig {
+        gateway: None,
         data: data.to_owned(),
         database: database.to_owned(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),

@@ -108,6 +108,7 @@ pub(crate) fn spec(number: u64) -> JobSpec {
         network: NetworkMode::Loopback,
         sites: Vec::new(),
         labels: [("team".to_owned(), "vision".to_owned())].into(),
+        model: None,
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use sluice_proto::v1;
+use sluice_proto::v1::endpoint_service_client::EndpointServiceClient;
 use sluice_proto::v1::fleet_service_client::FleetServiceClient;
 use sluice_proto::v1::job_service_client::JobServiceClient;
 use sluice_proto::v1::money_service_client::MoneyServiceClient;
@@ -108,6 +109,24 @@ impl Client {
     #[must_use]
     pub fn fleet(&self) -> FleetServiceClient<Authed> {
         FleetServiceClient::new(self.authed())
+    }
+
+    /// All requests of a project, or to an endpoint.
+    ///
+    /// # Errors
+    /// The API's.
+    pub async fn list_requests(&self, parent: &str) -> anyhow::Result<Vec<v1::InferenceRequest>> {
+        let mut service = EndpointServiceClient::new(self.authed()).max_decoding_message_size(ANSWER);
+        let (mut all, mut token) = (Vec::new(), String::new());
+        loop {
+            let request = v1::ListRequestsRequest { parent: parent.to_owned(), page_size: PAGE, page_token: token };
+            let page = service.list_requests(request).await?.into_inner();
+            all.extend(page.requests);
+            token = page.next_page_token;
+            if token.is_empty() {
+                return Ok(all);
+            }
+        }
     }
 
     /// All jobs of the project.

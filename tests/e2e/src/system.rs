@@ -34,6 +34,8 @@ pub struct Options {
     pub no_restart: bool,
     /// Where the controller listens; default: a free port of the loopback.
     pub listen: Option<SocketAddr>,
+    /// Where models are served; default: a free port of the loopback.
+    pub gateway: Option<SocketAddr>,
 }
 
 impl Default for Options {
@@ -45,6 +47,7 @@ impl Default for Options {
             loss_timeout: Duration::from_secs(4),
             no_restart: false,
             listen: None,
+            gateway: None,
         }
     }
 }
@@ -58,6 +61,13 @@ impl Launch {
     pub(crate) fn after(&self, flag: &str) -> Option<&str> {
         let place = self.0.iter().position(|word| word == flag)?;
         self.0.get(place + 1).map(String::as_str)
+    }
+
+    /// With one more word.
+    #[must_use]
+    pub fn and(mut self, word: &str) -> Self {
+        self.0.push(word.to_owned());
+        self
     }
 
     /// With another value after a flag.
@@ -80,6 +90,7 @@ pub struct System {
     pub data: PathBuf,
     /// Where its controller listens.
     pub address: SocketAddr,
+    gateway: SocketAddr,
     options: Options,
     program: PathBuf,
     up: Option<Child>,
@@ -106,6 +117,10 @@ impl System {
                 Some(address) => address,
                 None => TcpListener::bind("127.0.0.1:0")?.local_addr()?,
             },
+            gateway: match options.gateway {
+                Some(address) => address,
+                None => TcpListener::bind("127.0.0.1:0")?.local_addr()?,
+            },
             folder,
             data,
             options,
@@ -128,7 +143,7 @@ impl System {
         let millis = |span: Duration| format!("{}ms", span.as_millis());
         let mut command = Command::new(&self.program);
         command.arg("--data").arg(&self.data).arg("up");
-        command.args(["--listen", &self.address.to_string()]);
+        command.args(["--listen", &self.address.to_string(), "--gateway", &self.gateway.to_string()]);
         command.args(["--window", &millis(self.options.window)]);
         command.args(["--loss-timeout", &millis(self.options.loss_timeout)]);
         command.args(["--sites", &self.options.sites.to_string(), "--nodes", &self.options.nodes.to_string()]);
@@ -194,6 +209,20 @@ impl System {
     /// Leaves the folder where it is at the end, to be looked at.
     pub fn keep_folder(&mut self) {
         self.keep_folder = true;
+    }
+
+    /// Where models are served.
+    #[must_use]
+    pub const fn gateway(&self) -> SocketAddr {
+        self.gateway
+    }
+
+    /// The control group of a node (SITE/NODE).
+    ///
+    /// # Errors
+    /// It has none yet.
+    pub(crate) fn group_of(&self, node: &str) -> anyhow::Result<String> {
+        group_name(&self.node_folder(node))
     }
 
     /// The process of a part, such as `controller`, `node-a1` or `vault-b`.

@@ -21,6 +21,8 @@ pub fn all() -> anyhow::Result<Vec<(&'static str, &'static str, Vec<u8>)>> {
         ("node-report", "task", attach(v1::attach_request::Message::Task(task()))),
         ("assignment", "run", assignment(plain_spec()).encode_to_vec()),
         ("assignment", "resume", assignment(full_spec()).encode_to_vec()),
+        ("session-start", "terminal", session_start(true).encode_to_vec()),
+        ("session-start", "again", session_start(false).encode_to_vec()),
         ("prices", "two", prices().encode_to_vec()),
         ("journal", "empty", Vec::new()),
         ("journal", "three", journal()),
@@ -40,6 +42,7 @@ pub fn all() -> anyhow::Result<Vec<(&'static str, &'static str, Vec<u8>)>> {
             "checkpoint",
             r#"{"op":"checkpoint","step":7,"dir":"c7","cursor":{"at":3},"code":"v1","entries":[{"name":"w","dtype":"f32","shape":[2,2],"file":"w","offset":0,"length":16}]}"#,
         ),
+        ("home", "files", HOME),
         ("job-file", "train", JOB_FILE),
         ("job-file", "short", "command: [echo, hi]\n"),
         (
@@ -132,6 +135,26 @@ fn order(seconds: Option<i64>) -> v1::CreateOrderRequest {
     };
     v1::CreateOrderRequest { parent: "tenants/t/projects/p".to_owned(), legs: vec![leg], ..Default::default() }
 }
+
+/// One of a terminal, or one that comes back to its session.
+fn session_start(first: bool) -> v1::StartSession {
+    let command = v1::SessionCommand {
+        command: vec!["/bin/sh".to_owned(), "-l".to_owned()],
+        env: [("TERM".to_owned(), "xterm".to_owned())].into(),
+        work_dir: "a/b".to_owned(),
+        terminal: Some(v1::TerminalSize { rows: 24, columns: 80 }),
+    };
+    let program = v1::session_program::Program::Command(command);
+    v1::StartSession {
+        session_id: "0c62f2e4-0f3b-4d53-9a3e-0123456789ab".to_owned(),
+        program: first.then_some(v1::SessionProgram { program: Some(program) }),
+        output_offset: if first { 0 } else { 4711 },
+        ..v1::StartSession::default()
+    }
+}
+
+/// A folder with everything that a home may hold.
+const HOME: &str = r#"{"version":1,"nodes":[{"in":0,"name":"","mode":488,"time":[1700000000,5],"kind":"folder"},{"in":0,"name":"d","mode":1517,"time":[1700000000,5],"kind":"folder"},{"in":1,"name":"f","mode":420,"time":[1700000000,5],"kind":"file","size":20,"runs":[[0,5,1,0],[10,5,1,5]]},{"in":0,"name":"again","mode":420,"time":[1700000000,5],"kind":"same","file":2},{"in":1,"name":{"hex":"61ff"},"mode":511,"time":[-1,0],"kind":"link","target":"../../etc"}]}"#;
 
 fn key() -> Option<v1::TaskKey> {
     let ids = (sluice_types::AttemptId::from_raw(5), sluice_types::LeaseId::from_raw(6));

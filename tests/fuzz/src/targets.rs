@@ -7,7 +7,7 @@ use std::str::FromStr;
 use prost::Message as _;
 use sluice_identity::{JoinToken, Subject, parse_request, peer, peer_key};
 use sluice_ledger::AccountKey;
-use sluice_node::supervisor::protocol;
+use sluice_node::supervisor::{RestoreBounds, protocol};
 use sluice_proto::convert::{self, SiteNames};
 use sluice_proto::v1;
 use sluice_types::{
@@ -47,6 +47,29 @@ pub(crate) static ALL: &[Target] = &[
         run: assignment,
         words: &["USR2", "TERM", "gang"],
         tries: 4000,
+    },
+    Target {
+        name: "session-start",
+        what: "the start of a session, as a supervisor takes it",
+        run: session_start,
+        words: &["../", "\0", "TERM", "=", "0c62f2e4-0f3b-4d53-9a3e-0123456789ab"],
+        tries: 4000,
+    },
+    Target {
+        name: "home",
+        what: "the tree of a kept home folder, as a node makes it again",
+        run: home,
+        words: &[
+            "\"in\":0",
+            "\"kind\":\"link\"",
+            "\"target\":\"/etc\"",
+            "..",
+            "\"hex\":\"2e2e\"",
+            "[0,5,1,0]",
+            "\"same\"",
+            "4095",
+        ],
+        tries: 1000,
     },
     Target {
         name: "prices",
@@ -193,6 +216,23 @@ fn assignment(data: &[u8]) -> bool {
     sluice_node::doors::assignment(wire)
 }
 
+fn session_start(data: &[u8]) -> bool {
+    v1::StartSession::decode(data).is_ok_and(|start| sluice_node::supervisor::takes_start(&start))
+}
+
+/// Whatever is named is made inside the folder, of bytes that are there.
+fn home(data: &[u8]) -> bool {
+    below(|folder| {
+        let files = tempfile::tempdir().expect("a scratch folder");
+        let (tree, blob) = (files.path().join("tree"), files.path().join("c1"));
+        std::fs::write(&tree, data).expect("it takes bytes");
+        std::fs::write(&blob, [7; 64]).expect("it takes bytes");
+        let files = [("tree".to_owned(), tree), ("c1".to_owned(), blob)].into();
+        let bounds = RestoreBounds { bytes: 1 << 20, files: 1000 };
+        sluice_node::supervisor::restore(&files, folder, None, bounds).is_ok()
+    })
+}
+
 fn prices(data: &[u8]) -> bool {
     let Ok(request) = v1::SetPricesRequest::decode(data) else { return false };
     let mut all = true;
@@ -235,13 +275,20 @@ fn manifest(data: &[u8]) -> bool {
 
 /// Nothing is written but below the folder, and no link in it leads out of it.
 fn confined(unpack: impl FnOnce(&Path) -> bool) -> bool {
+    below(|inside| {
+        let taken = unpack(inside);
+        links(inside, inside);
+        taken
+    })
+}
+
+fn below(unpack: impl FnOnce(&Path) -> bool) -> bool {
     let root = tempfile::tempdir().expect("a scratch folder");
     let inside = root.path().join("inside");
     std::fs::create_dir(&inside).expect("a folder in it");
     let taken = unpack(&inside);
     let beside = std::fs::read_dir(root.path()).expect("it is still there").count();
     assert_eq!(beside, 1, "something was written beside the folder");
-    links(&inside, &inside);
     taken
 }
 

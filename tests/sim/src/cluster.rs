@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use sluice_ledger::{Price, QuotaKey, QuotaLimits, Rate};
 use sluice_lifecycle::model::{
-    Capture, CheckpointPolicy, Completion, Device, JobKind, JobSpec, JoinKind, QuotaPolicy, RetryPolicy, WatchSignal,
+    Capture, CheckpointPolicy, Completion, Device, JobKind, JobSpec, JoinKind, QuotaPolicy, RetryPolicy, StoredFile,
+    WatchSignal,
 };
-use sluice_lifecycle::{Caller, Command, JoinHost, NodeReport, SetQuota, UserCommand};
+use sluice_lifecycle::{Caller, Command, ImportModel, JoinHost, NodeReport, SetQuota, UserCommand};
 use sluice_plan::DeviceView;
 use sluice_types::{
     Bytes, CoreMilli, Credits, Digest, IsolationClass, KeyId, MilliGpu, Name, Nanos, NetworkMode, NodeId, SiteId,
@@ -133,6 +134,7 @@ impl Sim {
         let made = self.command_now(Command::User(system(), project));
         let Ok(project) = made.object.parse() else { return };
         self.users.tenants.push((tenant, project));
+        self.add_model(place, project);
         let amount = Credits::new(if place == 3 { 3_000_000 } else { 10_000_000_000 });
         let deposit = UserCommand::Deposit { tenant, amount, note: "first".to_owned() };
         self.command_now(Command::User(system(), deposit));
@@ -150,6 +152,24 @@ impl Sim {
             self.command_now(Command::User(system(), budget));
             self.oracle.budget_set(tenant);
         }
+    }
+
+    /// A model that its tenant may serve, once it is looked into.
+    fn add_model(&mut self, place: usize, project: sluice_types::ProjectId) {
+        let mut digest = [3u8; 32];
+        digest[0] = u8::try_from(place).unwrap_or(0);
+        let file = StoredFile { digest: Digest::from_bytes(digest), size: 1 << 20 };
+        let upload = UserCommand::RecordUpload { project, digest: file.digest, size: file.size, complete: true };
+        self.command_now(Command::User(system(), upload));
+        let resources = TaskResources {
+            class: name("cpu"),
+            milli: MilliGpu::new(200),
+            memory: Bytes::new(1 << 30),
+            host_cores: CoreMilli::ZERO,
+            host_memory: Bytes::ZERO,
+        };
+        let wanted = ImportModel { project, name: name("model"), file, requantize: String::new(), resources };
+        self.command_now(Command::User(system(), UserCommand::ImportModel(Box::new(wanted))));
     }
 
     /// A new host joins with a token and starts its agent.
@@ -295,6 +315,7 @@ impl Sim {
             network: NetworkMode::Loopback,
             sites: only,
             labels: BTreeMap::new(),
+            model: None,
         }
     }
 }

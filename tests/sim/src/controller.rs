@@ -6,6 +6,7 @@ use sluice_lifecycle::{Answer, Command, Copy, Mint, Refusal, Rows, State, step};
 use sluice_plan::{Limits, World};
 use sluice_types::{NodeId, Timestamp};
 
+use crate::gateway::{Asked, Gateway};
 use crate::params::{EPOCH, MILLI, SECOND, TICK, settings};
 use crate::sim::{Event, Sim, ToHost, ToVault};
 use crate::store::Store;
@@ -14,9 +15,18 @@ use crate::store::Store;
 #[derive(Debug, Clone)]
 pub(crate) enum Reply {
     Nobody,
+    /// A request to an endpoint.
+    Gateway(Asked),
     Client(usize),
-    Hello { host: usize, stream: u64 },
-    Host { host: usize, stream: u64, journal: Option<u64> },
+    Hello {
+        host: usize,
+        stream: u64,
+    },
+    Host {
+        host: usize,
+        stream: u64,
+        journal: Option<u64>,
+    },
 }
 
 /// Where the next commit crashes.
@@ -37,6 +47,7 @@ pub(crate) struct Memory {
     /// The stream that is seated for each host.
     pub(crate) seats: Vec<Option<u64>>,
     pub(crate) rounds: u64,
+    pub(crate) gateway: Gateway,
     /// The copies that are wanted, until rows change that they follow from.
     copies: Option<Rc<[Copy]>>,
 }
@@ -81,6 +92,7 @@ impl Sim {
             decide_planned: false,
             seats: vec![None; self.hosts.len()],
             rounds: 0,
+            gateway: Gateway::default(),
             copies: None,
         });
         self.agenda.plan(self.now + 1, Event::Tick { incarnation });
@@ -118,6 +130,7 @@ impl Sim {
     pub(crate) fn tick(&mut self) {
         let incarnation = self.controller.incarnation;
         self.enqueue(Command::Tick, Reply::Nobody);
+        self.serve_on();
         self.agenda.plan(self.now + TICK, Event::Tick { incarnation });
     }
 
@@ -214,6 +227,11 @@ impl Sim {
     fn answer(&mut self, answer: Result<Answer, Refusal>, reply: Reply) {
         match reply {
             Reply::Nobody => {}
+            Reply::Gateway(asked) => {
+                if let Some(request) = answer.ok().and_then(|answer| answer.object.parse().ok()) {
+                    self.asked(request, asked);
+                }
+            }
             Reply::Client(request) => self.reply_client(request, answer),
             Reply::Hello { host, stream } => {
                 let Ok(answer) = answer else { return };

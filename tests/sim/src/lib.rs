@@ -10,7 +10,7 @@
 //! fails fails again: chance and time come from the seed alone, and [`Outcome::digest`] tells two runs apart.
 //!
 //! Modules: `agenda`, `dice`, `params` (the frame), `cluster` and `users` (who is there and what they want), `host`,
-//! `agent`, `process` (nodes), `vault`, `network`, `faults`, `controller` and `store` (the system under test), `sim` (the
+//! `agent`, `process` (nodes), `vault`, `network`, `faults`, `controller`, `gateway` and `store` (the system under test), `sim` (the
 //! loop), `trace` (its record), `oracle` (the judge).
 
 mod agenda;
@@ -20,6 +20,7 @@ mod cluster;
 mod controller;
 mod dice;
 mod faults;
+mod gateway;
 mod host;
 mod network;
 mod oracle;
@@ -42,7 +43,7 @@ pub struct Outcome {
     pub seed: u64,
     /// What the judge holds against the system, with the virtual time of each.
     pub failures: Vec<String>,
-    /// Jobs submitted.
+    /// Programs of users: jobs and rentals.
     pub jobs: usize,
     /// Of them ended with success.
     pub succeeded: usize,
@@ -52,6 +53,12 @@ pub struct Outcome {
     pub rents: usize,
     /// Of them those whose time was over.
     pub expired: usize,
+    /// Requests to endpoints that were settled.
+    pub settled: usize,
+    /// Requests to endpoints that the platform cut.
+    pub voided: usize,
+    /// Replicas that there were.
+    pub replicas: usize,
     /// Attempts that were stopped for want of quota.
     pub drained: usize,
     /// Jobs that resumed by themselves after it.
@@ -97,11 +104,14 @@ fn simulate(seed: u64, day: Day, tracing: bool) -> Outcome {
     Outcome {
         seed,
         failures,
-        jobs: sim.jobs.len(),
-        accepted: sim.controller.store.jobs.len(),
+        jobs: sim.jobs.len() - process::system_programs().len(),
+        accepted: sim.controller.store.jobs.values().filter(|job| !job.spec.kind.uses_model()).count(),
         succeeded: oracle.succeeded,
         rents: oracle.rents_begun(),
         expired: oracle.expired,
+        settled: oracle.serving.settled,
+        voided: oracle.serving.voided,
+        replicas: oracle.serving.jobs.len(),
         drained: oracle.quotas.stopped,
         resumed: oracle.quotas.resumed,
         faults: sim.fault_count,

@@ -53,7 +53,7 @@ enum Extra {
         #[arg(long, default_value_t = 80)]
         within: u64,
         /// Only patches whose name contains this.
-        #[arg(long)]
+        #[arg(long, allow_hyphen_values = true)]
         only: Option<String>,
     },
 }
@@ -171,7 +171,8 @@ fn report(outcomes: &[Outcome], begin: Instant, options: &Options) -> ExitCode {
     let traces: BTreeSet<_> = outcomes.iter().map(|outcome| outcome.digest).collect();
     println!(
         "figures: seeds={} failed={failed} differ={differ} traces={} threads={} seconds={:.1} cpu_seconds={:.1} \
-         least_jobs={} least_faults={} least_hours={} least_rents={} expired={} drained={} resumed={}",
+         least_jobs={} least_faults={} least_hours={} least_rents={} expired={} least_settled={} voided={} \
+         least_replicas={} drained={} resumed={}",
         outcomes.len(),
         traces.len(),
         threads(options),
@@ -182,6 +183,9 @@ fn report(outcomes: &[Outcome], begin: Instant, options: &Options) -> ExitCode {
         least(|outcome| outcome.hours),
         least(|outcome| outcome.rents as u64),
         sum(|outcome| outcome.expired as u64),
+        least(|outcome| outcome.settled as u64),
+        sum(|outcome| outcome.voided as u64),
+        least(|outcome| outcome.replicas as u64),
         sum(|outcome| outcome.drained as u64),
         sum(|outcome| outcome.resumed as u64),
     );

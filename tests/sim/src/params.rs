@@ -25,6 +25,10 @@ pub struct Day {
     pub jobs: usize,
     /// Rentals that users order.
     pub rents: usize,
+    /// Endpoints that users make.
+    pub endpoints: usize,
+    /// Requests to them.
+    pub asks: usize,
     /// Quotas that are changed.
     pub quotas: usize,
     /// Faults that are tried; some meet what is down already.
@@ -44,6 +48,8 @@ impl Day {
     pub const FULL: Self = Self {
         jobs: 210,
         rents: 60,
+        endpoints: 8,
+        asks: 240,
         quotas: 40,
         faults: 80,
         busy_hours: 20,
@@ -55,6 +61,8 @@ impl Day {
     pub const SMALL: Self = Self {
         jobs: 50,
         rents: 14,
+        endpoints: 5,
+        asks: 80,
         quotas: 16,
         faults: 32,
         busy_hours: 5,

@@ -8,6 +8,7 @@ use sluice_types::{AttemptId, LeaseId, Reason};
 
 use crate::agent::end_with;
 use crate::host::{Assignment, Task};
+use crate::params::{MINUTE, SECOND};
 use crate::sim::{Event, Sim};
 
 /// What a job does when it runs.
@@ -29,11 +30,33 @@ pub(crate) struct Program {
 /// What a rental's environment names its program by.
 pub(crate) const PROGRAM: &str = "PROGRAM";
 
+/// What replicas and imports run: the system's own programs.
+const ENGINE: usize = 0;
+const IMPORT: usize = 1;
+/// The first step of an engine; then it serves.
+const FIRST_STEP: u64 = 5 * SECOND;
+
+/// The programs that no user brings.
+pub(crate) fn system_programs() -> [Program; 2] {
+    let engine = Program {
+        steps: u64::MAX,
+        pace: 2 * MINUTE,
+        every: 0,
+        prepare: 2 * SECOND,
+        seal: SECOND,
+        fails_at: None,
+        captures: false,
+    };
+    [engine.clone(), Program { steps: 2, pace: 10 * SECOND, ..engine }]
+}
+
 /// Which program a job runs. A rental has no command: its environment says who works in it.
 pub(crate) fn program_of(spec: &JobSpec) -> Option<usize> {
     let name = match spec.kind {
         JobKind::Batch => spec.command.get(1),
         JobKind::Rental => spec.env.get(PROGRAM),
+        JobKind::Replica => return Some(ENGINE),
+        JobKind::Import => return Some(IMPORT),
     };
     name?.parse().ok()
 }
@@ -79,7 +102,8 @@ impl Sim {
         }
         gang.planned = step;
         let ranks: Vec<_> = gang.members.keys().copied().collect();
-        let pace = self.jobs[gang.program].pace;
+        let begins = gang.program == ENGINE && step == 1;
+        let pace = if begins { FIRST_STEP } else { self.jobs[gang.program].pace };
         for rank in ranks {
             let jitter = self.dice.range(0, pace / 20);
             self.agenda.plan(self.now + pace + jitter, Event::Step { attempt, rank, step });
@@ -106,6 +130,12 @@ impl Sim {
             self.oracle.stepped(self.now, &task.wanted, rank, step);
         }
         let plan = self.jobs[program].clone();
+        // Engines die now and then, and some at once.
+        if program == ENGINE && self.dice.chance(if step == 1 { 100 } else { 15 }) {
+            let died =
+                TaskEnd { exit_code: None, signal: 11, ..end_with(Some(Reason::Signalled), "ended by signal 11") };
+            return self.process_ended(host, lease, died);
+        }
         if plan.fails_at == Some(step) && rank == 0 {
             self.jobs[program].fails_at = None;
             let failed = TaskEnd { exit_code: Some(1), ..end_with(Some(Reason::ExitStatus), "exit status 1") };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sluice_lifecycle::{Command, Copy, NodeReport, TaskKey};
 use sluice_plan::Plan;
-use sluice_types::{AttemptId, Digest, Generation, LeaseId, NodeId};
+use sluice_types::{AttemptId, Digest, Generation, LeaseId, NodeId, RequestId};
 
 use crate::agenda::Agenda;
 use crate::controller::{Controller, Reply};
@@ -139,6 +139,11 @@ pub(crate) enum Event {
         incarnation: u64,
     },
     Fault(Fault),
+    /// All of an answer to a request has come.
+    Answered {
+        request: RequestId,
+        incarnation: u64,
+    },
     /// The judge looks whether everything moves.
     Look,
     FreshHost {
@@ -185,6 +190,7 @@ impl Sim {
             fault_count: 0,
             trace: Trace::new(tracing),
         };
+        sim.jobs.extend(crate::process::system_programs());
         sim.set_up();
         sim.plan_users();
         sim.plan_faults();
@@ -254,6 +260,7 @@ impl Sim {
             Event::SendRequest { request } => self.send_request(request),
             Event::RequestArrives { request, .. } => self.request_arrives(request),
             Event::Fault(fault) => self.on_fault(fault),
+            Event::Answered { request, .. } => self.on_answered(request),
             Event::Look => self.look(),
             Event::FreshHost { site, class } => self.fresh_host(site, class),
         }
@@ -270,6 +277,7 @@ impl Sim {
             | Event::Up { incarnation, .. }
             | Event::VaultBeat { incarnation, .. }
             | Event::VaultUp { incarnation, .. }
+            | Event::Answered { incarnation, .. }
             | Event::RequestArrives { incarnation, .. } => *incarnation != self.controller.incarnation,
             _ => false,
         }

@@ -6,13 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_ledger::{Account, AccountKey, Hold, PriceBook, QuotaKey, Transfer};
 use sluice_lifecycle::model::{
-    Attempt, Budget, Checkpoint, Counters, Discard, Job, JoinToken, Key, Lease, LeaseState, Migration, Node, Order,
-    Project, Quota, Request, RequestKey, Secret, Site, Tenant, Upload, Window,
+    Attempt, Budget, Checkpoint, Counters, Discard, Endpoint, EndpointState, InferenceRequest, InferenceState, Job,
+    JoinToken, Key, Lease, LeaseState, Migration, Model, ModelState, Node, Order, Project, Quota, Request, RequestKey,
+    Secret, Site, Tenant, Upload, Window,
 };
 use sluice_lifecycle::{Rows, Snapshot};
 use sluice_types::{
-    AttemptId, CheckpointId, Digest, HoldId, JobId, KeyId, LeaseId, MigrationId, NodeId, OrderId, ProjectId, SecretId,
-    SiteId, TenantId,
+    AttemptId, CheckpointId, Digest, EndpointId, HoldId, JobId, KeyId, LeaseId, MigrationId, ModelId, NodeId, OrderId,
+    ProjectId, RequestId, SecretId, SiteId, TenantId,
 };
 
 /// All tables.
@@ -27,6 +28,9 @@ pub(crate) struct Store {
     tokens: BTreeMap<Digest, JoinToken>,
     pub(crate) jobs: BTreeMap<JobId, Job>,
     pub(crate) orders: BTreeMap<OrderId, Order>,
+    pub(crate) models: BTreeMap<ModelId, Model>,
+    pub(crate) endpoints: BTreeMap<EndpointId, Endpoint>,
+    pub(crate) inference: BTreeMap<RequestId, InferenceRequest>,
     pub(crate) attempts: BTreeMap<AttemptId, Attempt>,
     pub(crate) leases: BTreeMap<LeaseId, Lease>,
     pub(crate) checkpoints: BTreeMap<CheckpointId, Checkpoint>,
@@ -69,6 +73,9 @@ impl Store {
         replace(&mut self.tokens, &rows.tokens, |row| row.hash);
         replace(&mut self.jobs, &rows.jobs, |row| row.id);
         replace(&mut self.orders, &rows.orders, |row| row.id);
+        replace(&mut self.models, &rows.models, |row| row.id);
+        replace(&mut self.endpoints, &rows.endpoints, |row| row.id);
+        replace(&mut self.inference, &rows.inference, |row| row.id);
         replace(&mut self.attempts, &rows.attempts, |row| row.id);
         replace(&mut self.leases, &rows.leases, |row| row.id);
         replace(&mut self.checkpoints, &rows.checkpoints, |row| row.id);
@@ -127,6 +134,9 @@ impl Store {
         let ids = ids.chain(rows.migrations.iter().map(|row| row.id.raw()));
         let ids = ids.chain(rows.holds.iter().map(|row| row.id.raw()));
         let ids = ids.chain(rows.transfers.iter().map(|row| row.id.raw()));
+        let ids = ids.chain(rows.models.iter().map(|row| row.id.raw()));
+        let ids = ids.chain(rows.endpoints.iter().map(|row| row.id.raw()));
+        let ids = ids.chain(rows.inference.iter().map(|row| row.id.raw()));
         let ids = ids.chain(rows.prices.iter().map(|row| row.version.raw()));
         self.last_id = ids.fold(self.last_id, u64::max);
     }
@@ -171,6 +181,9 @@ impl Store {
                 .collect(),
             migrations: self.migrations.values().filter(|row| live.contains(&row.job)).cloned().collect(),
             windows,
+            models: self.models.values().filter(|row| row.state != ModelState::Deleted).cloned().collect(),
+            endpoints: self.endpoints.values().filter(|row| row.state != EndpointState::Deleted).cloned().collect(),
+            inference: self.inference.values().filter(|row| row.state == InferenceState::Open).cloned().collect(),
             prices: self.prices.last().cloned().into_iter().collect(),
             uploads: self.uploads.values().filter(|row| !row.deleted).cloned().collect(),
             discards: self.discards.values().filter(|row| !row.done).cloned().collect(),

@@ -15,6 +15,14 @@ pub(crate) enum Act {
     Submit,
     /// Orders capacity to begin now.
     Rent,
+    /// Serves a model.
+    Serve,
+    /// Changes an endpoint.
+    Reserve,
+    /// Serves no more.
+    Unserve,
+    /// Asks an endpoint.
+    Ask,
     /// Gives back what runs.
     Release,
     Cancel,
@@ -76,6 +84,9 @@ impl Sim {
         let kinds = [
             (Act::Rent, self.day.rents),
             (Act::Release, self.day.rents / 3),
+            (Act::Serve, self.day.endpoints),
+            (Act::Reserve, self.day.endpoints),
+            (Act::Unserve, self.day.endpoints / 3),
             (Act::Cancel, self.day.jobs / 8),
             (Act::Suspend, self.day.jobs / 5),
             (Act::Resume, self.day.jobs / 3),
@@ -98,10 +109,25 @@ impl Sim {
                 self.agenda.plan(at, Event::User(act));
             }
         }
+        self.plan_asks(end);
         let mut at = end + 10 * MINUTE;
         while at < self.day.hours * HOUR {
             self.agenda.plan(at, Event::User(Act::Settle));
             at += 30 * MINUTE;
+        }
+    }
+
+    /// Requests come in bursts, with hours between them in which nobody asks.
+    fn plan_asks(&mut self, end: u64) {
+        let mut left = self.day.asks;
+        while left > 0 {
+            let burst = usize::try_from(self.dice.range(1, 20)).unwrap_or(1).min(left);
+            left -= burst;
+            let begin = self.dice.range(20 * MINUTE, end);
+            for _ in 0..burst {
+                let at = begin + self.dice.range(0, 5 * MINUTE);
+                self.agenda.plan(at, Event::User(Act::Ask));
+            }
         }
     }
 
@@ -115,6 +141,10 @@ impl Sim {
             Act::Rent => return self.rent(),
             Act::Release => self.rented(|job| job.state == JobState::Running),
             Act::Settle => return self.settle(),
+            Act::Ask => return self.ask(),
+            Act::Serve => self.new_endpoint(),
+            Act::Reserve => self.changed_endpoint(),
+            Act::Unserve => self.ended_endpoint(),
             Act::Cordon { draining } => return self.cordon(draining),
             Act::Cancel => recent.map(|job| UserCommand::Cancel(job, None)),
             Act::Suspend => recent.map(|job| UserCommand::Suspend(job, None)),
@@ -177,7 +207,9 @@ impl Sim {
     }
 
     fn migration(&mut self) -> Option<UserCommand> {
-        let jobs = self.listed(JobState::Running);
+        let mut jobs = self.listed(JobState::Running);
+        let store = &self.controller.store;
+        jobs.retain(|job| store.jobs.get(job).is_some_and(|job| !job.spec.kind.uses_model()));
         let job = *self.dice.pick(&jobs)?;
         let to = self.dice.index(self.sites.len());
         Some(UserCommand::Migrate(job, self.sites[to].id, None))
@@ -202,7 +234,7 @@ impl Sim {
         let agreed = self.dice.chance(500).then(|| self.dice.range(200_000, 3_000_000) * hours);
         let limit = agreed.and_then(|amount| i64::try_from(amount).ok()).map(Credits::new);
         let legs = vec![std::sync::Arc::new(spec)];
-        let command = UserCommand::CreateOrder { project, name: None, legs, limit };
+        let command = UserCommand::CreateOrder { project, name: None, legs, limit, home: None, begins_at: None };
         self.request(command, Some(self.jobs.len() - 1));
     }
 
@@ -249,6 +281,9 @@ impl Sim {
                 policy: sluice_lifecycle::model::BudgetPolicy::Suspend,
             };
             self.request(budget, None);
+        }
+        for endpoint in self.active_endpoints() {
+            self.request(UserCommand::DeleteEndpoint(endpoint), None);
         }
         // A rental without an end is given back, and so is one that would cost more than was agreed.
         let over = |job: &&Job| {

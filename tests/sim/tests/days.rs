@@ -25,6 +25,9 @@ fn small_days_with_faults_break_no_promise() {
     assert!(sum(|outcome| outcome.crashes) > 20, "the controller is to be killed often");
     assert!(sum(|outcome| outcome.replayed) > 0, "losses are to cost some steps");
     assert!(sum(|outcome| outcome.expired as u64) > 0, "some rentals are to have their time");
+    assert!(sum(|outcome| outcome.settled as u64) > 50, "requests are to be answered");
+    assert!(sum(|outcome| outcome.voided as u64) > 0, "some requests are to be cut");
+    assert!(sum(|outcome| outcome.replicas as u64) > 20, "endpoints are to have replicas");
     assert!(sum(|outcome| outcome.drained as u64) > 0, "some jobs are to be stopped for want of quota");
     assert!(sum(|outcome| outcome.resumed as u64) > 0, "and some of them to resume by themselves");
 }

@@ -124,6 +124,37 @@ pub(super) fn rents(setting: Setting) -> anyhow::Result<Vec<Row>> {
     proof("rents", short, setting)
 }
 
+/// Roads, line 2: models served to the official client.
+pub(super) fn serves(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let (seed, short) = (setting.seed.to_string(), ["--requests", "60", "--prompts", "8", "--workers", "6"]);
+    let mut flags = vec!["--seed", &seed];
+    if setting.quick {
+        flags.extend(short);
+    }
+    proof("serves", &flags, setting)
+}
+
+/// Roads, line 4: an endpoint grows and shrinks, and a stream outlives its replica's site.
+pub(super) fn scales(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let short: &[&str] = if setting.quick { &["--tokens", "200"] } else { &[] };
+    let mut rows = proof("scales", short, setting)?;
+    rows.push(Row::new("CPU time of a trainer beside a busy endpoint", "within 2 points of its share"));
+    Ok(rows)
+}
+
+/// Roads, line 8: hostile clients at the gateway and at the byte channels of rentals.
+pub(super) fn hostile_clients(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let short: &[&str] = if setting.quick { &["--connections", "400", "--requests", "12"] } else { &[] };
+    let mut rows = proof("hostile", short, setting)?;
+    let metric = "the controller's memory, and other tenants' echoes, under hostile clients";
+    if setting.quick {
+        rows.push(Row::new(metric, "<= 256 KiB each, <= 1.5 times as slow").skipped("the long form only"));
+        return Ok(rows);
+    }
+    rows.extend(proof("channels", &[], setting)?);
+    Ok(rows)
+}
+
 /// Roads, line 5: two tenants and their quotas, with nothing but kubectl.
 pub(super) fn story(setting: Setting) -> anyhow::Result<Vec<Row>> {
     kubernetes("story", &[], setting)
@@ -152,15 +183,6 @@ fn kubernetes(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Ve
     build(setting)?;
     let Some(mut command) = end_to_end("kube", setting)? else { return Ok(vec![Row::new(what, "")]) };
     printed(command.arg(what).args(flags), "")
-}
-
-/// Roads, line 8: hostile clients at the byte channels of rentals.
-pub(super) fn channels(setting: Setting) -> anyhow::Result<Vec<Row>> {
-    let metric = "the controller's memory, and other tenants' echoes, under hostile clients";
-    if setting.quick {
-        return Ok(vec![Row::new(metric, "<= 256 KiB each, <= 1.5 times as slow").skipped("the long form only")]);
-    }
-    proof("channels", &[], setting)
 }
 
 fn proof(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row>> {

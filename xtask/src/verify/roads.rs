@@ -7,9 +7,15 @@ pub(super) fn lines() -> Vec<Line> {
     let line = |number, title| Line { number, title, run: None };
     vec![
         Line { run: Some(outside::rents), ..line(1, "rents by two tenants through a real terminal") },
-        line(2, "1,000 requests of the official client to three endpoints, with cancels and kills"),
+        Line {
+            run: Some(outside::serves),
+            ..line(2, "1,000 requests of the official client to three endpoints, with cancels and kills")
+        },
         line(3, "speed beside llama.cpp's own server"),
-        line(4, "scale from zero and back, and a replica that moves under a stream"),
+        Line {
+            run: Some(outside::scales),
+            ..line(4, "scale from zero and back, and a replica that moves under a stream")
+        },
         Line { run: Some(outside::story), ..line(5, "quotas by kubectl against a real API server") },
         Line {
             run: Some(outside::refusals),
@@ -19,7 +25,7 @@ pub(super) fn lines() -> Vec<Line> {
             run: Some(outside::operator_chaos),
             ..line(7, "operator, controller and API server killed while objects change")
         },
-        Line { run: Some(outside::channels), ..line(8, "hostile clients at the gateway and at byte channels") },
+        Line { run: Some(outside::hostile_clients), ..line(8, "hostile clients at the gateway and at byte channels") },
         Line { run: Some(simulation::roads), ..line(9, "simulated days with rents, endpoints and quota changes") },
     ]
 }

@@ -18,6 +18,9 @@ const LEAST_FAULTS: f64 = 50.0;
 const LEAST_CAUGHT: f64 = 18.0 / 20.0;
 /// Rentals that a day must have at least.
 const LEAST_RENTS: f64 = 15.0;
+/// Replicas that a day must have at least, and requests that are settled.
+const LEAST_REPLICAS: f64 = 10.0;
+const LEAST_SETTLED: f64 = 50.0;
 /// The line by which the simulator tells its figures.
 const FIGURES: &str = "figures: ";
 
@@ -58,44 +61,43 @@ pub(super) fn days(setting: Setting) -> anyhow::Result<Vec<Row>> {
 
 /// What the other roads add to the days.
 pub(super) fn roads(setting: Setting) -> anyhow::Result<Vec<Row>> {
-    let endpoints = || Row::new("endpoints in the days, with planted bugs of their own", "as rentals");
     if setting.quick {
         let mut small = Command::new(place::target().join("debug/sluice-sim"));
         let days = ran(small.args(["--small", "--seeds", "6..10"]))?;
         return Ok(vec![
             days_row(&days),
             least(&days, "expired", "rentals that had their time", 1.0),
+            least(&days, "least_settled", "requests to endpoints that are settled in a seed, least", 1.0),
             least(&days, "drained", "attempts stopped for want of quota", 1.0),
-            endpoints(),
         ]);
     }
     let days = ran(simulator().args(["--seeds", "500..600"]))?;
-    let bugs = ran(simulator().args(["bugs", "--only", "-rent-"]))?;
-    let (caught, planted) = (bugs.figure("caught"), bugs.figure("bugs"));
-    let judged = Row::new("planted bugs of rentals that the judge catches", format!("all of {planted}"));
+    let rents = ran(simulator().args(["bugs", "--only", "-rent-"]))?;
+    let endpoints = ran(simulator().args(["bugs", "--only", "-serve-"]))?;
     let quotas = ran(simulator().args(["bugs", "--only", "-quota-"]))?;
-    let (quotas_caught, quotas_planted) = (quotas.figure("caught"), quotas.figure("bugs"));
-    let quotas_judged = Row::new("planted bugs of quotas that the judge catches", format!("all of {quotas_planted}"));
+    let (caught, planted) = (rents.figure("caught"), rents.figure("bugs"));
     Ok(vec![
         days_row(&days).control(format!("with a planted bug {caught} of {planted} fail"), caught > 0.0),
         least(&days, "least_rents", "rentals that begin in a seed, least", LEAST_RENTS),
         least(&days, "expired", "rentals that had their time, in all seeds", 500.0),
-        judged
-            .measured(caught.to_string(), "bugs", bugs.fine && planted >= 4.0 && caught == planted)
-            .control("without a patch the same seeds break no law", bugs.fine)
-            .peer("the unbroken system"),
+        least(&days, "least_replicas", "replicas of endpoints in a seed, least", LEAST_REPLICAS),
+        least(&days, "least_settled", "requests to endpoints that are settled in a seed, least", LEAST_SETTLED),
+        least(&days, "voided", "requests that the platform cut, in all seeds", 100.0),
         least(&days, "drained", "attempts stopped for want of quota, in all seeds", 500.0),
         least(&days, "resumed", "of their jobs those that resumed by themselves", 200.0),
-        quotas_judged
-            .measured(
-                quotas_caught.to_string(),
-                "bugs",
-                quotas.fine && quotas_planted >= 9.0 && quotas_caught == quotas_planted,
-            )
-            .control("without a patch the same seeds break no law", quotas.fine)
-            .peer("the unbroken system"),
-        endpoints(),
+        judged("rentals", &rents, 4.0),
+        judged("endpoints", &endpoints, 6.0),
+        judged("quotas", &quotas, 9.0),
     ])
+}
+
+/// All planted bugs of a kind are caught.
+fn judged(of: &str, bugs: &Told, least: f64) -> Row {
+    let (caught, planted) = (bugs.figure("caught"), bugs.figure("bugs"));
+    Row::new(format!("planted bugs of {of} that the judge catches"), format!("all of {planted}"))
+        .measured(caught.to_string(), "bugs", bugs.fine && planted >= least && caught == planted)
+        .control("without a patch the same seeds break no law", bugs.fine)
+        .peer("the unbroken system")
 }
 
 fn days_row(days: &Told) -> Row {

@@ -3,6 +3,7 @@
 mod admin;
 mod job;
 mod rent;
+mod serving;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use clap_complete::Shell;
 pub use admin::*;
 pub use job::*;
 pub use rent::*;
+pub use serving::*;
 
 use crate::context::{ApiKey, default_data_dir};
 use crate::duration::parse_duration;
@@ -197,6 +199,14 @@ pub enum UserCommand {
     Exec(ExecArgs),
     /// Reach a port in a rental: `sluice port-forward RENTAL 8888`
     PortForward(PortForwardArgs),
+    /// Import, list and delete models
+    #[command(subcommand)]
+    Model(ModelCommand),
+    /// Serve a model: `sluice serve MODEL --replicas 0..2 --slice 500m`
+    Serve(ServeArgs),
+    /// Show, change and end endpoints, and list their requests
+    #[command(subcommand)]
+    Endpoint(EndpointCommand),
     /// Copy a job's outputs (`sluice cp JOB DIR`, `sluice cp JOB:PATH DEST`), or files in and out of a rental
     Cp(CpArgs),
     /// End jobs for good

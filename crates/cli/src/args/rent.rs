@@ -39,6 +39,12 @@ pub struct RentArgs {
     /// What it may reach: loopback, gang or egress
     #[arg(long, value_name = "MODE")]
     pub network: Option<String>,
+    /// Begin with the files of another rental: as it left them or, while it runs, as they were captured last
+    #[arg(long, value_name = "RENTAL")]
+    pub home: Option<String>,
+    /// How often its files are captured while it is worked in; `never` = only at its end [default: 5m]
+    #[arg(long, value_name = "TIME", value_parser = parse_every)]
+    pub capture_every: Option<Duration>,
     /// A display name
     #[arg(long, value_name = "NAME")]
     pub name: Option<String>,
@@ -48,6 +54,11 @@ pub struct RentArgs {
     /// Confirmation.
     #[command(flatten)]
     pub yes: Yes,
+}
+
+/// A time, or `never` for none.
+fn parse_every(text: &str) -> Result<Duration, String> {
+    if text == "never" { Ok(Duration::ZERO) } else { parse_duration(text).map_err(|error| error.to_string()) }
 }
 
 /// Arguments of `release`.

@@ -5,6 +5,7 @@ use sluice_proto::v1;
 
 use super::Invocation;
 use super::get::{read_checkpoints, read_events, read_job};
+use super::rent::{leg_of, read_order};
 use crate::error::CliError;
 use crate::output::{Column, Rendered, Style, View, Width, document, grid, printable};
 use crate::view::{CheckpointView, EventView, ExplanationView, JobView, MigrationView, age, job::TaskView, short_site};
@@ -30,7 +31,11 @@ pub(crate) struct Description {
 }
 
 pub(super) async fn describe(at: &Invocation, job: &str) -> Result<(), CliError> {
-    let name = at.job(job).await?;
+    let name = match job.rsplit('/').next().is_some_and(|id| id.starts_with("ord-")) {
+        // All that is known of a rental is known of the job that holds its slices.
+        true => leg_of(&read_order(at, job).await?)?,
+        false => at.job(job).await?,
+    };
     let job = read_job(at, &name).await?;
     let (checkpoints, _) = read_checkpoints(at, &name, NEWEST_CHECKPOINTS).await?;
     let (mut events, _) = read_events(at, &name, MOST_EVENTS).await?;
@@ -168,6 +173,7 @@ fn asked(sheet: &mut Sheet, job: &JobView) {
     let Some(policy) = &spec.checkpoint else { return sheet.line("Checkpoint", "never: it starts again after a loss") };
     let how = match &policy.directory {
         Some(folder) => format!("folder {}", folder.path),
+        None if policy.home => "its home folder, also at its end".to_owned(),
         None => "state provider".to_owned(),
     };
     let steps = (policy.every_steps > 0).then(|| format!(", every {} steps", policy.every_steps));
@@ -210,7 +216,11 @@ fn migration_line(migration: &MigrationView) -> String {
 
 fn money(job: &JobView) -> String {
     format!(
-        "spent so far  {}\ncredited back {}\nheld          {}\nper hour      {}\n",
-        job.spent, job.credited, job.held, job.hourly
+        "spent so far  {}\ncredited back {}\nheld          {}\nper hour      {}\nper second    {}\n",
+        job.spent,
+        job.credited,
+        job.held,
+        job.hourly,
+        job.hourly.per_second()
     )
 }

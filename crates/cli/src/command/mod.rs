@@ -9,6 +9,7 @@ mod money;
 mod outputs;
 mod quota;
 mod rent;
+mod serving;
 mod session;
 mod submit;
 mod tenants;
@@ -66,6 +67,9 @@ pub(crate) async fn perform(at: &Invocation, command: UserCommand) -> Result<(),
         UserCommand::Shell(args) => Box::pin(session::shell(at, args)).await,
         UserCommand::Exec(args) => Box::pin(session::exec(at, args)).await,
         UserCommand::PortForward(args) => Box::pin(session::port_forward(at, args)).await,
+        UserCommand::Model(command) => Box::pin(serving::model(at, command)).await,
+        UserCommand::Serve(args) => Box::pin(serving::serve(at, args)).await,
+        UserCommand::Endpoint(command) => Box::pin(serving::endpoint(at, command)).await,
         UserCommand::Cp(args) => Box::pin(outputs::cp(at, args)).await,
         UserCommand::Cancel(args) => Box::pin(control::cancel(at, args)).await,
         UserCommand::Suspend(args) => Box::pin(control::suspend(at, args)).await,

@@ -1,5 +1,7 @@
 //! `rent`, `release` and the list of rentals.
 
+use std::time::Duration;
+
 use sluice_proto::v1;
 use sluice_types::{Bytes, Credits};
 
@@ -13,12 +15,18 @@ use crate::reference::{leaf, resolve_order};
 use crate::request_id::new_request_id;
 use crate::view::OrderView;
 
+/// How long the files of a rental that is being released are waited for, and how often it is looked at.
+const STORED: Duration = Duration::from_secs(300);
+const LOOK: Duration = Duration::from_millis(500);
 /// Device memory where none is named.
 const DEFAULT_MEMORY: Bytes = Bytes::mib(512);
 
 pub(super) async fn rent(at: &Invocation, args: RentArgs) -> Result<(), CliError> {
     let parent = at.scope.project()?;
-    let leg = leg(&args)?;
+    let mut leg = leg(&args)?;
+    if let Some(rental) = &args.home {
+        leg.home = kept(at, rental).await?;
+    }
     let request = v1::QuoteOrderRequest { parent: parent.clone(), legs: vec![leg.clone()] };
     let quote = at.api.unary("get a quote", request, async |r| at.api.orders().quote_order(r).await).await?;
     let [priced] = quote.legs.as_slice() else {
@@ -38,7 +46,7 @@ pub(super) async fn rent(at: &Invocation, args: RentArgs) -> Result<(), CliError
         parent,
         display_name: args.name.unwrap_or_default(),
         // Where the quote said, so that it costs what the quote said.
-        legs: vec![v1::Leg { sites: vec![priced.site.clone()], ..leg }],
+        legs: vec![v1::Leg { begin_at: priced.site.clone(), ..leg }],
         max_credits: if args.time.is_some() { quote.ceiling_credits } else { 0 },
     };
     let order = at.api.unary("rent it", request, async |r| at.api.orders().create_order(r).await).await?;
@@ -66,7 +74,26 @@ fn leg(args: &RentArgs) -> Result<v1::Leg, CliError> {
         duration: args.time.map(to_proto),
         sites,
         network: crate::draft::network(args.network.as_ref())?.into(),
+        home: String::new(),
+        begin_at: String::new(),
+        capture_every: args.capture_every.map(to_proto),
     })
+}
+
+/// The order whose files are asked for, once they are stored: a release takes a moment, and what comes of it is wanted.
+async fn kept(at: &Invocation, rental: &str) -> Result<String, CliError> {
+    let until = tokio::time::Instant::now() + STORED;
+    let mut told = false;
+    loop {
+        let order = read_order(at, rental).await?;
+        if order.state() != v1::OrderState::Releasing || tokio::time::Instant::now() >= until {
+            return Ok(order.name);
+        }
+        if !std::mem::replace(&mut told, true) {
+            at.console.note(&format!("waiting until the files of {} are stored", leaf(&order.name)));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// What is asked for and what it costs, in one line.
@@ -120,6 +147,12 @@ pub(super) async fn read_order(at: &Invocation, rental: &str) -> Result<v1::Orde
     let name = resolve_order(&at.api, &at.scope, rental).await?;
     let request = v1::GetOrderRequest { name };
     at.api.unary("read the rental", request, async |r| at.api.orders().get_order(r).await).await
+}
+
+/// The job that holds an order's slices.
+pub(super) fn leg_of(order: &v1::Order) -> Result<String, CliError> {
+    let leg = order.legs.first();
+    leg.map(|leg| leg.job.clone()).ok_or_else(|| CliError::Answer("the order has no legs".to_owned()))
 }
 
 pub(super) async fn orders(at: &Invocation, names: &[String], limit: usize) -> Result<(), CliError> {

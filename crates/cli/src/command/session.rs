@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use super::Invocation;
 use super::outputs::{folder_of, unpack_to};
-use super::rent::read_order;
+use super::rent::{leg_of, read_order};
 use crate::archive::Wanted;
 use crate::args::{ExecArgs, PortForwardArgs, Ports, SandboxArg, ShellArgs};
 use crate::error::CliError;
@@ -30,9 +30,7 @@ const PIECE: usize = 16 << 10;
 
 /// The job of a rental's sandboxes.
 pub(super) async fn job_of(at: &Invocation, sandbox: &SandboxArg) -> Result<String, CliError> {
-    let order = read_order(at, &sandbox.rental).await?;
-    let leg = order.legs.into_iter().next();
-    leg.map(|leg| leg.job).ok_or_else(|| CliError::Answer("the order has no legs".to_owned()))
+    leg_of(&read_order(at, &sandbox.rental).await?)
 }
 
 /// What comes goes to this program's own streams.

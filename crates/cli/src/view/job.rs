@@ -29,6 +29,8 @@ pub(crate) struct JobView {
     pub(crate) attempts: u32,
     pub(crate) losses: u32,
     #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) manager: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) site: Option<String>,
     pub(crate) tasks: Vec<TaskView>,
     pub(crate) step: u64,
@@ -227,6 +229,7 @@ impl From<&v1::Job> for JobView {
             generation: job.generation,
             attempts: job.attempts,
             losses: job.losses,
+            manager: filled(&job.manager),
             site: filled(&job.site),
             tasks: job.tasks.iter().map(TaskView::from).collect(),
             step: job.step,

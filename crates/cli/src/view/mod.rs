@@ -10,6 +10,7 @@ pub(crate) mod job;
 mod money;
 mod order;
 mod quota;
+mod serving;
 mod spec;
 mod tenants;
 
@@ -19,6 +20,7 @@ pub(crate) use job::{CheckpointView, JobView, MigrationView};
 pub(crate) use money::{BalanceView, BudgetView, PriceBookView, ReceiptView, TransferView, WindowView, cost_line};
 pub(crate) use order::OrderView;
 pub(crate) use quota::QuotaView;
+pub(crate) use serving::{EndpointView, InferenceRequestView, ModelView};
 pub(crate) use tenants::{CreatedKeyView, KeyView, ProjectView, SecretView, TenantView};
 
 use serde::Serialize;
@@ -43,6 +45,11 @@ fn as_text<S: serde::Serializer>(credits: &Credits, serializer: S) -> Result<S::
 impl Money {
     pub(crate) fn new(credits: i64) -> Self {
         Self { credits, text: Credits::new(credits) }
+    }
+
+    /// Of an hourly price.
+    pub(crate) fn per_second(self) -> Self {
+        Self::new(self.credits / 3600)
     }
 
     /// For tables; nothing for nothing.

@@ -26,6 +26,7 @@ pub(crate) struct OrderView {
     pub(crate) ceiling: Money,
     pub(crate) spent: Money,
     pub(crate) hourly: Money,
+    pub(crate) per_second: Money,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) create_time: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -43,6 +44,10 @@ pub(crate) struct LegView {
     pub(crate) memory: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) duration: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) home: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) capture_every: Option<String>,
     pub(crate) used: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) site: Option<String>,
@@ -59,6 +64,8 @@ impl From<&v1::OrderLeg> for LegView {
             share: milli(resources.milli),
             memory: sluice_types::Bytes::new(resources.memory_bytes).to_string(),
             duration: asked.duration.as_ref().map(duration::from_proto).map(duration::print_duration),
+            home: filled(&asked.home),
+            capture_every: asked.capture_every.as_ref().map(duration::from_proto).map(duration::print_duration),
             used: duration::print_roughly(leg.used.as_ref().map(duration::from_proto).unwrap_or_default()),
             site: filled(&leg.site),
         }
@@ -79,6 +86,7 @@ impl From<&v1::Order> for OrderView {
             ceiling: Money::new(order.ceiling_credits),
             spent: Money::new(order.spent_credits),
             hourly: Money::new(order.hourly_credits),
+            per_second: Money::new(order.hourly_credits).per_second(),
             create_time: time(order.create_time.as_ref()),
             end_time: time(order.end_time.as_ref()),
         }

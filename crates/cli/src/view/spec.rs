@@ -84,6 +84,8 @@ pub(crate) struct CheckpointPolicyView {
     pub(crate) state_provider: Option<StateProviderView>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) directory: Option<DirectoryView>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) home: bool,
     pub(crate) every_steps: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) every: Option<String>,
@@ -124,7 +126,7 @@ impl From<&v1::CheckpointPolicy> for CheckpointPolicyView {
         use v1::checkpoint_policy::Capture;
         use v1::watched_directory::Completion;
         let (state_provider, directory) = match &policy.capture {
-            // Of rentals, which are shown as orders.
+            // Whether it is one is shown by `home`.
             None | Some(Capture::Home(_)) => (None, None),
             Some(Capture::StateProvider(_)) => (Some(StateProviderView {}), None),
             Some(Capture::Directory(folder)) => {
@@ -146,6 +148,7 @@ impl From<&v1::CheckpointPolicy> for CheckpointPolicyView {
         Self {
             state_provider,
             directory,
+            home: matches!(policy.capture, Some(Capture::Home(_))),
             every_steps: policy.every_steps,
             every: span(policy.every.as_ref()),
             durable_sites: policy.durable_sites,

@@ -15,11 +15,18 @@ pub(crate) struct TenantView {
     pub(crate) id: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) create_time: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) manager: Option<String>,
 }
 
 impl From<&v1::Tenant> for TenantView {
     fn from(tenant: &v1::Tenant) -> Self {
-        Self { name: tenant.name.clone(), id: tenant.id.clone(), create_time: time(tenant.create_time.as_ref()) }
+        Self {
+            name: tenant.name.clone(),
+            id: tenant.id.clone(),
+            create_time: time(tenant.create_time.as_ref()),
+            manager: filled(&tenant.manager),
+        }
     }
 }
 

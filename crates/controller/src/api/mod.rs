@@ -2,8 +2,10 @@
 //! request into a command or a query, and answers from committed rows.
 
 mod blobs;
+mod endpoints;
 mod fleet;
 mod jobs;
+mod models;
 mod money;
 mod names;
 mod orders;

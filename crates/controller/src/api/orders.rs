@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_lifecycle::model::{Job, JobSpec, Order, Project};
-use sluice_lifecycle::{Caller, Command, Refusal, UserCommand};
+use sluice_lifecycle::{Caller, Command, KeptHome, Refusal, UserCommand};
 use sluice_proto::convert;
 use sluice_proto::error::{refuse_field, status};
 use sluice_proto::v1;
 use sluice_proto::v1::order_service_server::OrderService;
-use sluice_types::{Credits, JobId, Name, OrderId, Reason};
+use sluice_types::{Credits, JobId, Name, OrderId, Reason, SiteId};
 use tonic::{Request, Response, Status};
 
 use super::{Api, Mutation, digest, not_found, page, refused, store_status};
@@ -65,8 +65,10 @@ impl Api {
             1.. => Some(Credits::new(message.max_credits)),
             _ => return Err(refuse_field("max_credits", "not below zero")),
         };
+        let home = self.kept_home(who, &project, &message.legs).await?;
+        let begins_at = self.begins_at(&message.legs)?;
         let legs = vec![self.legs(message.legs)?];
-        let command = UserCommand::CreateOrder { project: project.id, name, legs, limit };
+        let command = UserCommand::CreateOrder { project: project.id, name, legs, limit, home, begins_at };
         let (answer, decided) =
             self.writer.submit_and_decide(Command::User(caller, command)).await.map_err(leg_refused)?;
         if !answer.replayed {
@@ -81,6 +83,42 @@ impl Api {
             return Err(status(&Refusal { field: Some("legs".to_owned()), ..Refusal::new(reason, shown.message) }));
         }
         Ok(shown)
+    }
+
+    /// The site where a leg begins.
+    fn begins_at(&self, legs: &[v1::Leg]) -> Result<Option<SiteId>, Status> {
+        let wanted = legs.first().map_or("", |leg| leg.begin_at.as_str());
+        if wanted.is_empty() {
+            return Ok(None);
+        }
+        let name = wanted.strip_prefix("sites/").unwrap_or(wanted);
+        let known = convert::SiteNames::id(&*self.directory.read(), name);
+        known.map(Some).ok_or_else(|| refuse_field("legs.begin_at", "there is no such site"))
+    }
+
+    /// The order with whose home folders a leg begins.
+    async fn kept_home(
+        &self,
+        who: &Principal,
+        project: &Project,
+        legs: &[v1::Leg],
+    ) -> Result<Option<Box<KeptHome>>, Status> {
+        let [leg] = legs else { return Ok(None) };
+        if leg.home.is_empty() {
+            return Ok(None);
+        }
+        let order = self.order(who, "legs.home", &leg.home).await?;
+        let mut of_leg = order.legs.iter();
+        let (Some(job), None, true) = (of_leg.next().copied(), of_leg.next(), order.project == project.id) else {
+            // Of another project, even one that the caller may see: what is kept stays where it may be.
+            return Err(not_found("order"));
+        };
+        let row = self.store.get_job(job).await.map_err(store_status)?.ok_or_else(|| not_found("job"))?;
+        let stored = match row.checkpoint {
+            None => None,
+            Some(id) => self.store.get_checkpoint(id).await.map_err(store_status)?,
+        };
+        Ok(Some(Box::new(KeptHome { order: order.id, job, stored })))
     }
 
     /// "tenants/{tenant}/projects/{project}/orders/{order}".

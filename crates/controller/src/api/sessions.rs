@@ -158,6 +158,10 @@ fn check(start: &v1::StartSession, job: &Job) -> Result<(), Status> {
     if start.rank >= job.spec.tasks {
         return Err(refuse_field("start.rank", format!("the leg has {} sandboxes", job.spec.tasks)));
     }
+    let program = start.program.as_ref().and_then(|program| program.program.as_ref());
+    if matches!(program, Some(v1::session_program::Program::Engine(_))) {
+        return Err(refuse_field("start.program", "engines are the gateway's; ask them through it"));
+    }
     let id = &start.session_id;
     if id.is_empty() || id.len() > 36 || !id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-') {
         return Err(refuse_field("start.session_id", "a UUID"));

@@ -34,6 +34,7 @@ impl Door {
     /// The same by another clock.
     pub(crate) async fn open_at(folder: tempfile::TempDir, lifetimes: Lifetimes, clock: Arc<dyn Clock>) -> Self {
         let config = ControllerConfig {
+            gateway: None,
             data: folder.path().to_owned(),
             database: Self::database(&folder),
             listen: "127.0.0.1:0".parse().unwrap(),

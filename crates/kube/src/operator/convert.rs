@@ -71,6 +71,8 @@ pub fn job_spec(spec: &GpuJobSpec) -> Result<v1::JobSpec, Unusable> {
         Network::Egress => v1::NetworkMode::Egress,
     };
     Ok(v1::JobSpec {
+        // Endpoints' and models' own.
+        model: None,
         command: spec.command.clone(),
         env: spec.env.iter().map(|variable| (variable.name.clone(), variable.value.clone())).collect(),
         work_dir: work_dir.transpose()?,

@@ -367,6 +367,13 @@ impl Checkpoint {
         parts.fold(first, |sites, part| sites.into_iter().filter(|site| part.sealed.contains(site)).collect())
     }
 
+    /// It was written by another job, and this one begins with it: no attempt has this generation. Its parts are kept by
+    /// both for as long as either needs them.
+    #[must_use]
+    pub fn is_lent(&self) -> bool {
+        self.generation == Generation::ZERO
+    }
+
     /// All bytes of the job's state.
     #[must_use]
     pub fn size(&self) -> u64 {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use sluice_types::{
-    AttemptId, CheckpointId, Credits, Generation, JobId, KeyId, MigrationId, Name, Nanos, ProjectId, Reason, TenantId,
-    Timestamp,
+    AttemptId, CheckpointId, Credits, EndpointId, Generation, JobId, KeyId, MigrationId, Name, Nanos, ProjectId,
+    Reason, TenantId, Timestamp,
 };
 
 use super::{JobSpec, Purchase};
@@ -141,6 +141,9 @@ pub struct Job {
     /// Who manages it; empty = nobody.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub manager: String,
+    /// The endpoint whose replica it is.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub endpoint: Option<EndpointId>,
     /// The key that submitted it.
     pub by: KeyId,
     /// When it was submitted.

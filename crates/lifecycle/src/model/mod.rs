@@ -8,6 +8,7 @@ mod money;
 mod order;
 mod people;
 mod quota;
+mod serving;
 mod shared;
 mod spec;
 
@@ -22,7 +23,13 @@ pub use money::{Budget, BudgetPolicy, BudgetShare, Counters, Request, RequestKey
 pub use order::{Order, Purchase};
 pub use people::{Key, Project, Role, Secret, Tenant};
 pub use quota::{Quota, QuotaPolicy};
-pub use spec::{BlobRef, Capture, CheckpointPolicy, Completion, JobKind, JobSpec, RetryPolicy, SecretRef, WatchSignal};
+pub use serving::{
+    Endpoint, EndpointState, InferenceRequest, InferenceState, Model, ModelInfo, ModelState, ReplicaBounds,
+    RequestHold, RequestTotals, StoredFile,
+};
+pub use spec::{
+    BlobRef, Capture, CheckpointPolicy, Completion, JobKind, JobSpec, ModelFile, RetryPolicy, SecretRef, WatchSignal,
+};
 
 /// Fields that mostly have nothing in them are left out of a row's body: it is written with every change of the row.
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -1,7 +1,7 @@
 //! Capacity that is bought.
 
 use serde::{Deserialize, Serialize};
-use sluice_types::{Credits, JobId, KeyId, Name, OrderId, ProjectId, TenantId, Timestamp};
+use sluice_types::{Credits, JobId, KeyId, Name, OrderId, ProjectId, SiteId, TenantId, Timestamp};
 
 /// A purchase. It never changes: where it stands is where the jobs of its legs stand.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -30,4 +30,10 @@ pub struct Purchase {
     /// What the leg may cost at most, whatever becomes of prices and places; `None` = whatever it costs.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub limit: Option<Credits>,
+    /// The order whose home folder it began with.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub home: Option<OrderId>,
+    /// Where it is to begin, as it was quoted; later it goes on at any site that it may be at.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub begins_at: Option<SiteId>,
 }

@@ -47,6 +47,18 @@ pub enum JobKind {
     Batch,
     /// A leg of an order: each is a sandbox that lives until it is released.
     Rental,
+    /// A replica of an endpoint: an engine that serves a model until the endpoint needs it no more.
+    Replica,
+    /// Looks into a model's file, and re-quantises it where that is asked for.
+    Import,
+}
+
+impl JobKind {
+    /// Its tasks are the system's own programs, which are given a model's file.
+    #[must_use]
+    pub const fn uses_model(self) -> bool {
+        matches!(self, Self::Replica | Self::Import)
+    }
 }
 
 impl JobKind {
@@ -54,8 +66,8 @@ impl JobKind {
     #[must_use]
     pub const fn is_firm(self) -> bool {
         match self {
-            Self::Batch => false,
-            Self::Rental => true,
+            Self::Batch | Self::Import => false,
+            Self::Rental | Self::Replica => true,
         }
     }
 }
@@ -112,13 +124,31 @@ pub struct SecretRef {
     pub path_variable: String,
 }
 
+/// A model's file as a task is given it, and what the task does with it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelFile {
+    /// BLAKE3.
+    pub digest: Digest,
+    /// Size in bytes.
+    pub size: u64,
+    /// Of a replica: tokens of context that each sequence may have; 0 = as many as the model was trained for.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub context: u32,
+    /// Of a replica: sequences that may be open at once.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub sequences: u32,
+    /// Of an import: the quantisation that is made of it; empty = none.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub requantize: String,
+}
+
 /// What a user wants run, checked and with defaults filled in.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct JobSpec {
     /// What its tasks are.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub kind: JobKind,
-    /// Program and arguments; none for rentals.
+    /// Program and arguments; none for rentals, replicas and imports.
     pub command: Vec<String>,
     /// Environment.
     #[serde(default, skip_serializing_if = "super::is_default")]
@@ -155,4 +185,7 @@ pub struct JobSpec {
     /// Free labels.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub labels: BTreeMap<String, String>,
+    /// The model's file; of replicas and imports alone.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub model: Option<ModelFile>,
 }

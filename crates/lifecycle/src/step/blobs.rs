@@ -70,18 +70,20 @@ impl Step<'_> {
     }
 }
 
-/// Everything of a spec that was uploaded.
-fn uploads(spec: &JobSpec) -> impl Iterator<Item = (&'static str, &BlobRef)> {
-    spec.work_dir.iter().map(|blob| ("spec.work_dir", blob)).chain(spec.inputs.iter().map(|blob| ("spec.inputs", blob)))
+/// Everything of a spec that was uploaded: the field, digest and size.
+fn uploads(spec: &JobSpec) -> impl Iterator<Item = (&'static str, Digest, u64)> {
+    let blob = |field| move |blob: &BlobRef| (field, blob.digest, blob.size);
+    let model = spec.model.iter().map(|model| ("spec.model", model.digest, model.size));
+    spec.work_dir.iter().map(blob("spec.work_dir")).chain(spec.inputs.iter().map(blob("spec.inputs"))).chain(model)
 }
 
 impl State {
     /// A digest is no right: what a job names must have been uploaded by its project.
     pub(crate) fn check_uploads(&self, project: ProjectId, spec: &JobSpec) -> Result<(), Refusal> {
-        for (field, blob) in uploads(spec) {
-            let row = self.uploads.get(&(project, blob.digest));
-            if !row.is_some_and(|row| row.complete && !row.deleted && row.size == blob.size) {
-                let message = format!("the project has no upload {} of {} bytes: upload it", blob.digest, blob.size);
+        for (field, digest, size) in uploads(spec) {
+            let row = self.uploads.get(&(project, digest));
+            if !row.is_some_and(|row| row.complete && !row.deleted && row.size == size) {
+                let message = format!("the project has no upload {digest} of {size} bytes: upload it");
                 return Err(Refusal::field(field, message));
             }
         }
@@ -104,7 +106,8 @@ impl State {
     pub fn discards(&self, site: SiteId, now: Timestamp, limit: usize) -> Vec<Digest> {
         let first = (site, Timestamp::default(), Digest::from_bytes([0; 32]));
         let due = self.due.range(first..).take_while(|(at, due, _)| *at == site && *due <= now);
-        due.map(|(.., manifest)| *manifest).take(limit).collect()
+        // What a job began with may be due by the count of the job that wrote it.
+        due.map(|(.., manifest)| *manifest).filter(|manifest| !self.names_manifest(*manifest)).take(limit).collect()
     }
 
     pub(crate) fn count_upload(&mut self, project: ProjectId, size: u64) {
@@ -115,8 +118,8 @@ impl State {
 
     /// A job in memory keeps what it names.
     pub(crate) fn count_uses(&mut self, job: &Job) {
-        for (_, blob) in uploads(&job.spec) {
-            *self.uses.entry((job.project, blob.digest)).or_default() += 1;
+        for (_, digest, _) in uploads(&job.spec) {
+            self.keep_upload(job.project, digest);
         }
     }
 
@@ -133,9 +136,32 @@ impl State {
         self.discards.insert((site, manifest), Discard { site, manifest, due, done: false });
     }
 
-    /// The same at every site that has the part.
-    pub(crate) fn discard_part(&mut self, part: &CheckpointPart, due: Timestamp) {
-        part.sealed.iter().for_each(|site| self.discard(*site, part.manifest, due));
+    /// A superseded checkpoint gives up a part, at every site that has it. What another job's checkpoint names is given up
+    /// with that, and what is kept until a day for the job that wrote it is kept until then.
+    pub(crate) fn let_go(&mut self, part: &CheckpointPart, due: Timestamp) {
+        if self.names_manifest(part.manifest) {
+            return;
+        }
+        for site in &part.sealed {
+            if self.discards.get(&(*site, part.manifest)).is_none_or(|row| row.done) {
+                self.discard(*site, part.manifest, due);
+            }
+        }
+    }
+
+    /// A part is kept until `due`, at every site that has it, also where another job would have let it go before.
+    fn keep_part(&mut self, part: &CheckpointPart, due: Timestamp) {
+        for site in &part.sealed {
+            let key = (*site, part.manifest);
+            let known = self.discards.get(&key).filter(|row| !row.done).map(|row| row.due);
+            if known.is_none_or(|known| known < due) {
+                if let Some(known) = known {
+                    self.due.remove(&(*site, known, part.manifest));
+                }
+                self.due.insert((*site, due, part.manifest));
+                self.discards.insert(key, Discard { site: *site, manifest: part.manifest, due, done: false });
+            }
+        }
     }
 
     /// Whether a checkpoint in memory has this part.
@@ -147,22 +173,14 @@ impl State {
     /// What a job that is over leaves in vaults goes after a while.
     pub(crate) fn leave_behind(&mut self, id: sluice_types::JobId, now: Timestamp) {
         let Some(job) = self.jobs.get(&id).cloned() else { return };
-        for (_, blob) in uploads(&job.spec) {
-            let key = (job.project, blob.digest);
-            if let Some(row) = self.uploads.get_mut(&key) {
-                row.used = now;
-            }
-            let left = self.uses.get(&key).copied().unwrap_or(0).saturating_sub(1);
-            match left {
-                0 => self.uses.remove(&key),
-                left => self.uses.insert(key, left),
-            };
+        for (_, digest, _) in uploads(&job.spec) {
+            self.release_upload(job.project, digest, now);
         }
         let checkpoints: Vec<_> = self.checkpoints_of.get(&id).into_iter().flatten().copied().collect();
         let rows = checkpoints.iter().filter_map(|id| self.checkpoints.get(id)).filter(|row| !row.retired);
         let parts: Vec<_> = rows.flat_map(|row| row.parts.values().cloned()).collect();
         let due = now.after(self.settings.keep_checkpoints);
-        parts.iter().for_each(|part| self.discard_part(part, due));
+        parts.iter().for_each(|part| self.keep_part(part, due));
         let attempts: Vec<_> = self.attempts_of.get(&id).into_iter().flatten().copied().collect();
         let rows = attempts.iter().filter_map(|id| self.attempts.get(id));
         let outputs: Vec<_> = rows

@@ -122,6 +122,9 @@ impl Step<'_> {
             self.failed(job, &end);
         } else {
             self.drop_migration(job.id, Reason::WrongState);
+            if job.spec.kind == JobKind::Replica {
+                return self.replica_ended(job, Reason::ExitStatus, "it ended without being told");
+            }
             self.finish_job(job.id, JobState::Succeeded, None, String::new(), "node");
         }
     }
@@ -166,6 +169,9 @@ impl Step<'_> {
         if job.spec.kind == JobKind::Rental && reason == Reason::RunLimit {
             let message = "its time is over".to_owned();
             return self.finish_job(job.id, JobState::Succeeded, Some(reason), message, "node");
+        }
+        if job.spec.kind == JobKind::Replica {
+            return self.replica_ended(job, reason, &end.message);
         }
         let failures = job.failures + 1;
         if let Some(row) = self.state.jobs.get_mut(&job.id) {

@@ -43,6 +43,7 @@ impl Step<'_> {
     /// Takes a new job into the working set.
     pub(super) fn enlist(&mut self, job: Job) {
         self.state.count_uses(&job);
+        self.state.serving.job(&job);
         *self.state.jobs_of.entry(job.tenant).or_default() += 1;
         self.state.jobs.insert(job.id, job);
     }
@@ -50,7 +51,9 @@ impl Step<'_> {
     /// Everything that a submit depends on. Also used to validate without submitting.
     pub(super) fn check_submit(&self, project: ProjectId, spec: &JobSpec, kind: JobKind) -> Result<TenantId, Refusal> {
         if spec.kind != kind {
-            return Err(Refusal::field("spec.kind", "batch jobs are submitted, rentals are ordered"));
+            let message =
+                "batch jobs are submitted, rentals are ordered; endpoints and models make their jobs themselves";
+            return Err(Refusal::field("spec.kind", message));
         }
         let tenant = self.state.check_spec(project, spec)?;
         let count = self.state.jobs_of.get(&tenant).copied().unwrap_or(0);
@@ -67,11 +70,17 @@ impl Step<'_> {
     }
 
     pub(super) fn cancel(&mut self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Answer, Refusal> {
-        let job = self.own_job(caller, id, version)?;
-        let actor = caller.key.to_string();
+        self.own_job(caller, id, version)?;
+        self.stop_job(id, &caller.key.to_string())?;
+        Ok(self.job_answer(id))
+    }
+
+    /// Ends a job for good.
+    pub(super) fn stop_job(&mut self, id: JobId, actor: &str) -> Result<(), Refusal> {
+        let job = self.known_job(id, None)?;
         match job.state {
             JobState::Pending | JobState::Suspended => {
-                self.finish_job(id, JobState::Cancelled, None, String::new(), &actor);
+                self.finish_job(id, JobState::Cancelled, None, String::new(), actor);
             }
             JobState::Cancelling => {}
             state if state.is_terminal() => return Err(wrong_state("cancel", state)),
@@ -79,20 +88,24 @@ impl Step<'_> {
                 self.drop_migration(id, Reason::WrongState);
                 let Some(attempt) = job.current else {
                     // Between two attempts of a move nothing runs, so nobody would ever report an end.
-                    self.finish_job(id, JobState::Cancelled, None, String::new(), &actor);
-                    return Ok(self.job_answer(id));
+                    self.finish_job(id, JobState::Cancelled, None, String::new(), actor);
+                    return Ok(());
                 };
                 self.set_goal(attempt, Goal::Stop, None);
-                self.set_state(id, JobState::Cancelling, None, String::new(), Happened::new("Cancelling", "", &actor));
+                self.set_state(id, JobState::Cancelling, None, String::new(), Happened::new("Cancelling", "", actor));
             }
         }
-        Ok(self.job_answer(id))
+        Ok(())
     }
 
     pub(super) fn suspend(&mut self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Answer, Refusal> {
         let job = self.own_job(caller, id, version)?;
         let actor = caller.key.to_string();
         let reason = Some(Reason::SuspendedByUser);
+        if job.spec.kind.uses_model() {
+            let message = "the job is its endpoint's or its model's: change that instead";
+            return Err(Refusal::new(Reason::WrongState, message));
+        }
         match job.state {
             JobState::Pending => {
                 let what = Happened::new("Suspended", "", &actor).because(reason);
@@ -284,6 +297,9 @@ impl Step<'_> {
         }
         let job = row.clone();
         self.state.event(&job, now, what);
+        if state.is_terminal() && job.spec.kind == JobKind::Import {
+            self.import_over(&job);
+        }
     }
 
     pub(super) fn site_name(&self, site: SiteId) -> String {
@@ -328,6 +344,7 @@ pub(super) fn new_job(
         run_time: Nanos::ZERO,
         purchase: None,
         manager: String::new(),
+        endpoint: None,
         by,
         created: now,
         started: None,

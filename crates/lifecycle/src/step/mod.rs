@@ -7,16 +7,19 @@
 mod blobs;
 mod budget;
 mod end;
+mod endpoints;
 mod fleet;
 mod jobs;
 mod manager;
 mod migrate;
+mod models;
 mod money;
 mod orders;
 mod people;
 mod place;
 mod quota;
 mod report;
+mod requests;
 mod seal;
 mod tick;
 mod windows;
@@ -62,6 +65,13 @@ impl Step<'_> {
             Command::Forgotten { site, manifests } => self.forgotten(site, &manifests),
             Command::VaultAddress { site, address } => self.vault_address(site, address),
             Command::VaultAway { site } => self.vault_away(site),
+            Command::ModelChecked(model, found) => self.model_checked(model, found),
+            Command::EndpointLoad { endpoint, queued, running } => self.endpoint_load(endpoint, queued, running),
+            Command::OpenRequest(request) => self.open_request(request),
+            Command::SettleRequest { id, prompt_tokens, completion_tokens, cached_tokens } => {
+                self.settle_request(id, prompt_tokens, completion_tokens, cached_tokens)
+            }
+            Command::VoidRequest(id, reason) => self.void_request(id, reason),
             Command::Plan(plan) => self.plan(plan),
             Command::Tick => self.tick(),
             Command::Quiesce => self.quiesce(),
@@ -127,10 +137,15 @@ impl Step<'_> {
             }
             UserCommand::Submit { project, name, spec } => self.submit(caller, project, name, spec),
             UserCommand::Validate(project, spec) => self.validate(caller, project, spec),
-            UserCommand::CreateOrder { project, name, legs, limit } => {
-                self.create_order(caller, project, name, &legs, limit)
+            UserCommand::CreateOrder { project, name, legs, limit, home, begins_at } => {
+                self.create_order(caller, (project, name), &legs, limit, home.map(|home| *home), begins_at)
             }
             UserCommand::ReleaseOrder(order, legs) => self.release_order(caller, order, &legs),
+            UserCommand::ImportModel(model) => self.import_model(caller, *model),
+            UserCommand::DeleteModel(model) => self.delete_model(caller, model),
+            UserCommand::CreateEndpoint(endpoint) => self.create_endpoint(caller, *endpoint),
+            UserCommand::UpdateEndpoint(endpoint, version, change) => self.update_endpoint(endpoint, version, change),
+            UserCommand::DeleteEndpoint(endpoint) => self.delete_endpoint(endpoint),
             UserCommand::Cancel(job, version) => self.cancel(caller, job, version),
             UserCommand::Suspend(job, version) => self.suspend(caller, job, version),
             UserCommand::Resume(job, version) => self.resume(caller, job, version),

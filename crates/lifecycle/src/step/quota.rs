@@ -378,9 +378,9 @@ impl Step<'_> {
     /// Calls back what tenants lend and want themselves now: for jobs that wait for nothing else.
     pub(super) fn call_back_lent(&mut self) {
         let lent = self.state.marks.lent.iter().filter_map(|id| self.state.jobs.get(id));
-        let mut lent: Vec<_> = lent.filter(|job| waits_for_lent(job)).collect();
+        let mut lent: Vec<_> = lent.filter(|job| waits_for_lent(job)).take(AT_ONCE).collect();
         lent.sort_by_key(|job| (std::cmp::Reverse(job.spec.priority), job.id));
-        let wanted: Vec<_> = lent.into_iter().take(AT_ONCE).filter_map(|job| self.lent_at(job)).collect();
+        let wanted: Vec<_> = lent.into_iter().filter_map(|job| self.lent_at(job)).collect();
         let mut cohorts: BTreeMap<CohortKey, Cohort> = BTreeMap::new();
         for (key, more) in wanted {
             let cohort = key.cohort();
@@ -443,11 +443,11 @@ impl Step<'_> {
         let mut found = Vec::new();
         for site in [Some(site), None] {
             let key = QuotaKey { tenant: job.tenant, site, class: class.clone() }.cohort();
-            let cohort = cohorts.get(&key).or_else(|| self.state.quotas.cohort(&key)).cloned();
-            let Some(mut cohort) = cohort else { continue };
+            let Some(cohort) = cohorts.get(&key).or_else(|| self.state.quotas.cohort(&key)) else { continue };
             if cohort.shortage(job.tenant, more, 0).is_some() {
                 return false;
             }
+            let mut cohort = cohort.clone();
             cohort.set_used(job.tenant, cohort.used(job.tenant).plus(more));
             if cohort.borrowed(job.tenant) > 0 && self.lenders_wait(&class) {
                 return false;

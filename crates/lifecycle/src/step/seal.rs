@@ -150,7 +150,7 @@ impl Step<'_> {
             if let Some(row) = self.state.checkpoints.get_mut(&other) {
                 row.retired = true;
                 let parts: Vec<_> = row.parts.values().cloned().collect();
-                parts.iter().for_each(|part| self.state.discard_part(part, self.now));
+                parts.iter().for_each(|part| self.state.let_go(part, self.now));
                 self.state.out.retired.push((job, other));
             }
         }

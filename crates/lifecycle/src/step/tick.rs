@@ -5,7 +5,7 @@ use sluice_types::{AttemptId, Nanos, Reason, Timestamp};
 use super::Step;
 use crate::command::{Answer, Refusal};
 use crate::model::{
-    AttemptState, Goal, JobState, LeaseState, MigrationCause, MigrationPhase, NodeState, StopCause, StopOrder,
+    AttemptState, Goal, JobKind, JobState, LeaseState, MigrationCause, MigrationPhase, NodeState, StopCause, StopOrder,
     TaskState,
 };
 use crate::state::Happened;
@@ -15,8 +15,10 @@ const FORGET_EVERY: Nanos = Nanos::from_secs(60);
 
 impl Step<'_> {
     pub(super) fn tick(&mut self) -> Result<Answer, Refusal> {
+        if self.state.last_tick == Timestamp::default() {
+            self.adopt_old_quotas();
+        }
         self.wake_up();
-        self.adopt_old_quotas();
         self.lose_silent_nodes();
         self.grant_budgets();
         self.late_migrations();
@@ -25,6 +27,8 @@ impl Step<'_> {
         self.call_back_lent();
         self.resume_reclaimed();
         self.drain();
+        self.void_lost_requests();
+        self.scale_all();
         self.late_windows();
         self.forget_old();
         Ok(Answer::default())
@@ -129,6 +133,9 @@ impl Step<'_> {
         leaving.sort();
         leaving.dedup();
         for attempt in leaving {
+            if self.drain_replica(attempt) {
+                continue;
+            }
             let Some(row) = self.state.attempts.get(&attempt) else { continue };
             let job = self.state.jobs.get(&row.job).filter(|job| job.current == Some(attempt));
             // A gang of which a task is done can stop nowhere together any more: it is left to its end.
@@ -150,6 +157,20 @@ impl Step<'_> {
                 self.order(attempt, StopCause::Requeue);
             }
         }
+    }
+
+    /// A replica has no state to carry over: it stops where it is, and begins elsewhere. Returns whether it is one.
+    fn drain_replica(&mut self, attempt: AttemptId) -> bool {
+        let Some(row) = self.state.attempts.get(&attempt) else { return false };
+        let (live, told) = (row.state != AttemptState::Ended, row.order.is_some() || row.goal != Goal::Run);
+        let job = self.state.jobs.get(&row.job).filter(|job| job.spec.kind == JobKind::Replica);
+        let Some(job) = job else { return false };
+        if live && !told && job.current == Some(attempt) {
+            let deadline = self.now.after(self.state.settings.stop_deadline);
+            let order = StopOrder { kind: StopCause::Requeue, deadline, stop_step: None, must: false };
+            self.set_goal(attempt, Goal::Stop, Some(order));
+        }
+        true
     }
 
     /// Another site that is alive and allowed.

@@ -6,7 +6,7 @@ use sluice_types::{AttemptId, Credits, JobId, LeaseId, NodeId, Reason};
 use super::Step;
 use crate::command::WindowReport;
 use crate::model::{
-    AttemptState, BudgetHold, BudgetShare, Checkpoint, Goal, JobState, Lease, StopCause, StopOrder, Window,
+    AttemptState, BudgetHold, BudgetShare, Checkpoint, Goal, JobKind, JobState, Lease, StopCause, StopOrder, Window,
 };
 use crate::state::Happened;
 
@@ -102,7 +102,22 @@ impl Step<'_> {
         let window = self.window_row(node, &lease, record, (posted, budgets), gap_before);
         self.state.windows.insert((lease.id, record.sequence), window);
         self.credit_at_once(&lease, record);
+        self.keep_few_windows(&lease, record.sequence);
         self.renew(lease.attempt);
+    }
+
+    /// A replica writes no checkpoints and may live for years, and no loss makes its windows worthless: only the newest are
+    /// kept, more than one step ever brings.
+    fn keep_few_windows(&mut self, lease: &Lease, sequence: u64) {
+        const KEPT: u64 = 2048;
+        let replica = self.state.jobs.get(&lease.job).is_some_and(|row| row.spec.kind == JobKind::Replica);
+        if replica && sequence >= lease.keep_from + 2 * KEPT {
+            let keep_from = sequence - KEPT;
+            if let Some(row) = self.state.leases.get_mut(&lease.id) {
+                row.keep_from = keep_from;
+            }
+            self.state.forget_windows(lease.id, keep_from);
+        }
     }
 
     fn window_row(
@@ -235,6 +250,10 @@ impl Step<'_> {
 
     /// Every window of a lost attempt after the checkpoint is work that has to be done again.
     fn credit_since(&mut self, job: JobId, from: Option<&Checkpoint>) {
+        // What a replica has served is served: none of it is done again.
+        if self.state.jobs.get(&job).is_some_and(|row| row.spec.kind == JobKind::Replica) {
+            return;
+        }
         let attempts: Vec<_> = self.state.attempts_of.get(&job).into_iter().flatten().copied().collect();
         for id in attempts {
             let Some(attempt) = self.state.attempts.get(&id).cloned() else { continue };

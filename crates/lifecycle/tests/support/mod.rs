@@ -423,5 +423,6 @@ pub(crate) fn spec(limit: Option<Nanos>) -> JobSpec {
         network: NetworkMode::Loopback,
         sites: Vec::new(),
         labels: BTreeMap::new(),
+        model: None,
     }
 }

@@ -28,7 +28,7 @@ pub(crate) fn used(state: &State) -> BTreeMap<Place, (i64, i64)> {
             let memory = (bytes * 1000).div_ceil(u128::from(device.memory.get())).min(1000);
             taken += i64::try_from(milli.max(memory)).unwrap();
         }
-        let firm = if job.spec.kind == JobKind::Batch { 0 } else { taken };
+        let firm = if matches!(job.spec.kind, JobKind::Rental | JobKind::Replica) { taken } else { 0 };
         let class = job.spec.resources.class.clone();
         let places = [Some(Some(attempt.site)), (job.current == Some(attempt.id)).then_some(None)];
         for place in places.into_iter().flatten() {

@@ -145,7 +145,11 @@ async fn act(live: &Live, command: Command) -> Result<Answer, Refusal> {
         // Not a question with an answer: dealt with where the connection is.
         Command::Session { .. } => Err(Refusal::field("a session is a connection of its own")),
         Command::Freeze => {
-            blocking(live, |live| live.spec().group.freeze()).await?;
+            blocking(live, |live| {
+                let _alone = live.stillness();
+                live.spec().group.freeze()
+            })
+            .await?;
             let mut core = live.core();
             if core.phase == Phase::Running {
                 core.phase = Phase::Frozen;
@@ -153,7 +157,11 @@ async fn act(live: &Live, command: Command) -> Result<Answer, Refusal> {
             Ok(done)
         }
         Command::Thaw => {
-            blocking(live, |live| live.spec().group.thaw()).await?;
+            blocking(live, |live| {
+                let _alone = live.stillness();
+                live.spec().group.thaw()
+            })
+            .await?;
             let mut core = live.core();
             if core.phase == Phase::Frozen {
                 core.phase = Phase::Running;

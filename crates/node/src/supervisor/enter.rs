@@ -12,12 +12,13 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 use super::folder::{self, Folder};
 use super::sandbox::{self, HostLayout};
-use super::{LaunchSpec, SandboxMode, SupervisorError, seccomp, task};
+use super::{LaunchSpec, MODEL_DESCRIPTOR, SandboxMode, SupervisorError, seccomp, task};
 
 /// Becomes the task of the folder `dir`; the body of `sluice enter DIR`. Returns only where that failed, after having
 /// left the reason in the folder.
@@ -37,10 +38,21 @@ fn start(folder: &Folder) -> Result<Infallible, SupervisorError> {
     let spec = launch.ok_or_else(|| SupervisorError::NothingToRun(folder.root().to_owned()))?;
     spec.group.join(std::process::id())?;
     limit(&spec)?;
+    if let Some(model) = &spec.model {
+        hand_over(model)?;
+    }
     match spec.sandbox.mode {
         SandboxMode::Enforced => become_sandbox(&spec, folder),
         SandboxMode::Advisory => task::enter_task(&folder.task()),
     }
+}
+
+/// Opens a file under the number that the task expects, through everything that is executed on the way to it.
+fn hand_over(model: &Path) -> Result<(), SupervisorError> {
+    let fail = |source| SupervisorError::file("opening", model, source);
+    let file = File::open(model).map_err(fail)?;
+    let number = fcntl(&file, FcntlArg::F_DUPFD(MODEL_DESCRIPTOR)).map_err(|error| fail(error.into()))?;
+    if number == MODEL_DESCRIPTOR { Ok(()) } else { Err(fail(std::io::Error::other("its descriptor is taken"))) }
 }
 
 fn limit(spec: &LaunchSpec) -> Result<(), SupervisorError> {

@@ -68,6 +68,8 @@ impl Folder {
         staging = "staging";
         /// Complete checkpoints, one folder per sequence number.
         staged = "staged";
+        /// What was captured of a home folder, for the next capture.
+        copies = "copies";
         /// What the task offers for download.
         outputs = "outputs";
         /// Files made for the sandbox.

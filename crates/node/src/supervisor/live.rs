@@ -39,6 +39,8 @@ struct Shared {
     stager: Mutex<Stager>,
     events: mpsc::Sender<Event>,
     sessions: Sessions,
+    /// Held by whoever has everything stand still for a while.
+    stillness: Mutex<()>,
     /// Told when a task that is held at a step boundary may go on.
     released: Notify,
 }
@@ -103,10 +105,10 @@ impl Live {
         let stager = Mutex::new(Stager::new(&folder, &spec));
         let sessions = Sessions::new(match spec.kind {
             TaskKind::Command => None,
-            TaskKind::Sandbox { patience } => Some(patience),
+            TaskKind::Sandbox { patience } | TaskKind::Engine { patience } => Some(patience),
         });
-        let (core, released) = (Mutex::new(core), Notify::new());
-        Self(Arc::new(Shared { folder, spec, log, core, stager, events, sessions, released }))
+        let (core, released, stillness) = (Mutex::new(core), Notify::new(), Mutex::new(()));
+        Self(Arc::new(Shared { folder, spec, log, core, stager, events, sessions, stillness, released }))
     }
 
     pub(super) fn folder(&self) -> &Folder {
@@ -145,6 +147,11 @@ impl Live {
 
     pub(super) fn stager(&self) -> MutexGuard<'_, Stager> {
         self.0.stager.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody else has everything stand still; in blocking threads only.
+    pub(super) fn stillness(&self) -> MutexGuard<'_, ()> {
+        self.0.stillness.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Says something in the task's log.
@@ -190,6 +197,10 @@ impl Live {
     /// A step is complete. Returns when the task may go on, at once unless it is held there.
     pub(super) async fn on_step(&self, step: u64, metrics: BTreeMap<String, f64>) -> Result<Action, Refusal> {
         self.note_step(step, metrics)?;
+        if self.spec().checkpoint.mode == CheckpointMode::Home {
+            // What runs in a rental may speak the protocol, but its checkpoints are nobody's order.
+            return Ok(Action::Continue);
+        }
         loop {
             let released = self.0.released.notified();
             let action = self.core().orders.on_step(step, clock::boottime());
@@ -233,7 +244,7 @@ impl Live {
 
     /// Takes over an announced checkpoint; blocks for as long as hashing and writing take.
     pub(super) fn stage(&self, said: &Announcement) -> Result<u64, Refusal> {
-        if self.spec().checkpoint.mode == CheckpointMode::Disabled {
+        if matches!(self.spec().checkpoint.mode, CheckpointMode::Disabled | CheckpointMode::Home) {
             return Err(Refusal::new(Reason::WrongState, "checkpoints are disabled for this job"));
         }
         // The state is changed before the stager is free again, so that the end of the task, which waits for it, sees it.
@@ -265,7 +276,7 @@ impl Live {
             CheckpointMode::Disabled => {
                 return Err(Refusal::new(Reason::WrongState, "checkpoints are disabled for this job"));
             }
-            CheckpointMode::StateProvider => None,
+            CheckpointMode::StateProvider | CheckpointMode::Home => None,
             CheckpointMode::Directory { grace, .. } => Some(*grace),
         };
         let mut core = self.core();
@@ -310,7 +321,8 @@ impl Live {
 
     /// The checkpoint to resume from as the protocol tells it; `null` for a fresh start.
     pub(super) fn resume_reply(&self) -> serde_json::Value {
-        let Some(resume) = &self.spec().resume else { return serde_json::Value::Null };
+        let resume = self.spec().resume.as_ref().filter(|_| self.spec().checkpoint.mode != CheckpointMode::Home);
+        let Some(resume) = resume else { return serde_json::Value::Null };
         let entries = resume.entries.iter().map(|entry| {
             let file = task::resume_path(self.spec(), self.folder(), &entry.file);
             serde_json::json!({

@@ -30,6 +30,7 @@ mod enter;
 mod error;
 mod folder;
 mod inside;
+mod keep;
 mod lines;
 mod live;
 mod log;
@@ -53,6 +54,8 @@ pub use clock::boottime;
 pub use enter::enter;
 pub use error::SupervisorError;
 pub use folder::{Folder, read_json, write_json};
+pub use keep::restore::{RestoreBounds, RestoreError, restore};
+pub use keep::tree::{Tree, TreeError};
 pub use log::{LogRecord, Stream};
 pub use records::{
     ExitRecord, Liveness, OrderState, OrderStatus, Ordered, Outcome, PROTOCOL, Phase, StagedEntry, StagedManifest,
@@ -60,11 +63,12 @@ pub use records::{
 };
 pub use remove::remove_tree;
 pub use run::run;
+pub(crate) use sandbox::INNER;
 pub use sandbox::{HostLayout, SandboxCommand, command};
-pub use sessions::{SessionReader, SessionWriter};
+pub use sessions::{SessionReader, SessionWriter, takes_start};
 pub use spec::{
-    CheckpointMode, CheckpointPolicy, CheckpointSignal, Completion, LaunchSpec, Resume, ResumeEntry, Sandbox,
-    SandboxMode, SpecError, TaskKind, TaskLimits,
+    CheckpointMode, CheckpointPolicy, CheckpointSignal, Completion, ENGINE_SOCKET, LaunchSpec, MODEL_DESCRIPTOR,
+    Resume, ResumeEntry, Sandbox, SandboxMode, SpecError, TaskKind, TaskLimits,
 };
 pub use steps::{StepMark, StepMarks};
 pub use task::enter_task;

@@ -158,6 +158,27 @@ impl Orders {
         leaves || (fulfils && exit)
     }
 
+    /// Whether the open order, of which the task was told, is to end with the checkpoint.
+    pub(crate) fn ends(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| open.exit && open.told.is_some())
+    }
+
+    /// The task is about to be ended for such an order, and ends with its next checkpoint whatever becomes of the order.
+    /// `false` where the order was taken back before.
+    pub(crate) fn leave(&mut self) -> bool {
+        if self.ends() {
+            self.leaving = Some(None);
+        }
+        self.ends()
+    }
+
+    /// The checkpoint that was asked for cannot be taken.
+    pub(crate) fn fail(&mut self, why: &str) {
+        if self.open.as_ref().is_some_and(|open| open.told.is_some()) {
+            self.close(OrderState::Failed { why: why.to_owned() });
+        }
+    }
+
     /// Time passes: an order whose deadline is over has failed.
     pub(crate) fn on_time(&mut self, now: NodeInstant) {
         if self.open.as_ref().and_then(|open| open.deadline).is_some_and(|deadline| now > deadline) {
@@ -311,6 +332,33 @@ mod tests {
         assert!(signalled.signal_due(at(1), true).is_some());
         signalled.cancel();
         assert!(signalled.on_staged(1, 1, at(2)));
+    }
+
+    #[test]
+    fn what_others_end_leaves_only_for_an_order_that_stands_and_one_that_cannot_be_done_fails() {
+        let told = |exit| {
+            let mut orders = Orders::new(None, None, 0, at(0));
+            orders.order(exit, NEXT, None);
+            assert!(!orders.ends() && !orders.leave(), "it was not told yet");
+            orders.signal_due(at(1), false).unwrap();
+            orders
+        };
+        let mut orders = told(true);
+        assert!(orders.ends() && orders.leave());
+        orders.cancel();
+        assert!(orders.on_staged(1, 1, at(2)), "it was ended for it");
+        let mut orders = told(true);
+        orders.cancel();
+        assert!(!orders.leave() && !orders.on_staged(1, 1, at(2)));
+        let mut orders = told(false);
+        assert!(!orders.leave() && !orders.on_staged(1, 1, at(2)));
+        assert_eq!(state(&orders), OrderState::Done { sequence: 1 });
+        let mut orders = told(true);
+        orders.fail("the disk is full");
+        assert_eq!(state(&orders), OrderState::Failed { why: "the disk is full".to_owned() });
+        orders.order(true, NEXT, None);
+        orders.fail("of the one before");
+        assert_eq!(state(&orders), OrderState::Waiting);
     }
 
     #[test]

@@ -199,6 +199,12 @@ pub struct StagedManifest {
 }
 
 impl StagedManifest {
+    /// It is a home folder: no task ever had a hand on its files, so that they are as they were announced.
+    #[must_use]
+    pub fn is_home(&self) -> bool {
+        self.code == super::keep::HOME
+    }
+
     /// Bytes of all entries together.
     #[must_use]
     pub fn bytes(&self) -> Bytes {

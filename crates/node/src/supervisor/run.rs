@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use super::folder::{self, Folder, make_owned, own, short_path};
+use super::keep::{HomeKeeper, Next};
 use super::live::{Event, Live};
 use super::log::{Log, Stream};
 use super::records::{ExitRecord, Ordered, Outcome, Phase, SupervisorIdentity};
@@ -34,6 +35,9 @@ const LIMIT_GRACE: Nanos = Nanos::from_secs(5);
 /// How long before its run limit the users of a sandbox are told, at most, and as which part of its time.
 const NOTICE: Nanos = Nanos::from_secs(60);
 const NOTICE_PART: u64 = 10;
+/// What they are told when it ends, and when it is to go on elsewhere or later.
+const ENDS: &str = "the rental is being ended";
+const MOVES: &str = "what runs here is being ended; its files are kept, and are there when the rental goes on";
 /// How long clients of sessions may take to be told the end.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a program may take to end after the checkpoint it was to end with, and at a host's shutdown.
@@ -171,6 +175,9 @@ async fn live_and_die(live: Live, inbox: mpsc::Receiver<Event>) -> ExitRecord {
     }
     live.sessions().close_down(LAST_WORDS).await;
     keeper.last_look().await;
+    if let Some(home) = &mut keeper.home {
+        home.last(&live).await;
+    }
     servers.iter().for_each(JoinHandle::abort);
     // A checkpoint announced before the end still counts: wait for whoever is taking it over.
     blocking(&live, |live| drop(live.stager())).await;
@@ -299,6 +306,8 @@ struct Keeper {
     watcher: Option<Watcher>,
     look: Option<JoinHandle<(Watcher, bool)>>,
     walk: Option<JoinHandle<(disk::Look, Duration)>>,
+    /// For sandboxes whose home is kept.
+    home: Option<HomeKeeper>,
     disk: disk::Judge,
     next_look: NodeInstant,
     next_walk: NodeInstant,
@@ -312,6 +321,7 @@ impl Keeper {
     fn new(live: Live, watcher: Option<Watcher>) -> Self {
         let now = clock::boottime();
         Self {
+            home: HomeKeeper::of(&live),
             live,
             watcher,
             look: None,
@@ -335,21 +345,21 @@ impl Keeper {
             tokio::select! {
                 status = child.wait() => return status.ok(),
                 Some(event) = inbox.recv() => match event {
-                    Event::Stop { grace } => self.stop(grace),
+                    Event::Stop { grace } => self.stop(grace, ENDS),
                     Event::Kill => self.kill(),
                 },
                 Some(()) = terminate.recv() => {
                     self.live.core().ordered.get_or_insert(Ordered::Terminate);
-                    self.stop(EXIT_GRACE);
+                    self.stop(EXIT_GRACE, ENDS);
                 }
                 _ = tick.tick() => self.on_tick(clock::boottime()).await,
             }
         }
     }
 
-    fn stop(&mut self, grace: Nanos) {
+    fn stop(&mut self, grace: Nanos, notice: &str) {
         let kill_at = clock::boottime().after(grace);
-        self.live.sessions().notice("the rental is being ended");
+        self.live.sessions().notice(notice);
         // A second order can only make it sooner.
         self.kill_at = Some(self.kill_at.map_or(kill_at, |before| before.min(kill_at)));
         if !control::ask_to_end(&self.live) {
@@ -393,7 +403,7 @@ impl Keeper {
             && self.kill_at.is_none()
         {
             self.condemn(Outcome::RunLimit, "stopping: it ran longer than its run limit");
-            self.stop(LIMIT_GRACE);
+            self.stop(LIMIT_GRACE, ENDS);
         }
         self.warn(now);
         self.live.sessions().on_time(now);
@@ -403,6 +413,7 @@ impl Keeper {
         self.live.core().orders.on_time(now);
         self.live.let_go();
         self.signal(now);
+        self.keep_home(now).await;
         self.look(now).await;
         self.walk(now).await;
     }
@@ -445,6 +456,14 @@ impl Keeper {
         }
     }
 
+    async fn keep_home(&mut self, now: NodeInstant) {
+        if let Some(home) = &mut self.home
+            && home.look(&self.live, now).await == Next::End
+        {
+            self.stop(EXIT_GRACE, MOVES);
+        }
+    }
+
     async fn look(&mut self, now: NodeInstant) {
         if self.look.as_ref().is_some_and(JoinHandle::is_finished)
             && let Some(look) = self.look.take()
@@ -452,7 +471,7 @@ impl Keeper {
         {
             self.watcher = Some(watcher);
             if ends {
-                self.stop(EXIT_GRACE);
+                self.stop(EXIT_GRACE, ENDS);
             }
         }
         if now >= self.next_look

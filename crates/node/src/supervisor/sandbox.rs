@@ -27,7 +27,8 @@ pub(crate) const RESUME: &str = "/sluice/resume";
 pub(crate) const SOCKET: &str = "/run/sluice/state.sock";
 pub(crate) const SECRETS: &str = "/run/secrets";
 const TASK: &str = "/run/sluice/task.json";
-const INNER: &str = "/run/sluice/enter";
+/// This program, inside.
+pub(crate) const INNER: &str = "/run/sluice/enter";
 
 /// Parts of the host's `/etc` that programs need and that tell nothing about anybody.
 const ETC: [&str; 9] = [
@@ -217,6 +218,7 @@ mod tests {
             world_size: 1,
             rendezvous: None,
             kind: TaskKind::Command,
+            model: None,
             argv: vec!["--unshare-user".to_owned(), "--bind / /".to_owned()],
             env: BTreeMap::from([("LD_PRELOAD".to_owned(), "/work/evil.so".to_owned())]),
             uid: 4711,

@@ -27,7 +27,10 @@ pub struct LaunchSpec {
     /// What it is. Absent from descriptions of before this was known.
     #[serde(default)]
     pub kind: TaskKind,
-    /// Program and arguments of a command. A program without a slash is looked up in `PATH`.
+    /// A file that the task has open to read, as [`MODEL_DESCRIPTOR`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<PathBuf>,
+    /// Program and arguments of a command, or of an engine. A program without a slash is looked up in `PATH`.
     pub argv: Vec<String>,
     /// The user's variables; those of Sluice win over them.
     pub env: BTreeMap<String, String>,
@@ -53,6 +56,11 @@ pub struct LaunchSpec {
     pub limits: TaskLimits,
 }
 
+/// Where a [`TaskKind::Engine`] listens, below its working directory.
+pub const ENGINE_SOCKET: &str = "engine.sock";
+/// The descriptor under which a task has [`LaunchSpec::model`] open.
+pub const MODEL_DESCRIPTOR: i32 = 100;
+
 /// What a task is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "kind")]
@@ -63,6 +71,12 @@ pub enum TaskKind {
     /// A sandbox that lives until it is stopped, and in which sessions are opened.
     Sandbox {
         /// How long a session waits for a client to come back, and its end to be fetched.
+        patience: Nanos,
+    },
+    /// A program that serves at [`ENGINE_SOCKET`] in its working directory, and ends with it. It has begun when it accepts
+    /// connections there; sessions are connections to it.
+    Engine {
+        /// As above.
         patience: Nanos,
     },
 }
@@ -116,6 +130,8 @@ pub enum CheckpointMode {
     Disabled,
     /// The program speaks the state-provider protocol.
     StateProvider,
+    /// The working directory itself, by the supervisor, while everything in the sandbox stands still or after its end.
+    Home,
     /// The program is unmodified and writes complete sets into a directory.
     Directory {
         /// The directory, relative to the working directory; empty for that itself.
@@ -212,7 +228,7 @@ impl LaunchSpec {
     /// The first field that is not acceptable.
     pub fn check(&self) -> Result<(), SpecError> {
         let wrong = |field, problem: &str| Err(SpecError { field, problem: problem.to_owned() });
-        if self.kind == TaskKind::Command && self.argv.first().is_none_or(String::is_empty) {
+        if !matches!(self.kind, TaskKind::Sandbox { .. }) && self.argv.first().is_none_or(String::is_empty) {
             return wrong("argv", "is empty");
         }
         let variables = self.env.iter().flat_map(|(name, value)| [name, value]);
@@ -231,6 +247,9 @@ impl LaunchSpec {
         }
         if self.sandbox.mode == SandboxMode::Enforced && (self.uid == 0 || self.gid == 0) {
             return wrong("uid", "is root's");
+        }
+        if self.model.as_ref().is_some_and(|path| !path.is_absolute()) {
+            return wrong("model", "is not an absolute path");
         }
         if !self.work_dir.is_absolute() || self.secrets.values().any(|path| !path.is_absolute()) {
             return wrong("work_dir, secrets", "is not an absolute path");

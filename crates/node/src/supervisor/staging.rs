@@ -44,6 +44,7 @@ pub(crate) struct Stager {
 }
 
 /// A file of a checkpoint to be.
+#[derive(Debug)]
 pub(crate) struct Piece {
     pub(crate) name: String,
     pub(crate) dtype: String,
@@ -73,6 +74,16 @@ impl Stager {
         self.bound
     }
 
+    /// Checkpoints that wait for the agent.
+    pub(crate) fn waiting(&self) -> usize {
+        fs::read_dir(self.folder.staged()).map(Iterator::count).unwrap_or(0)
+    }
+
+    /// Number of the next checkpoint.
+    pub(crate) fn sequence(&self) -> u64 {
+        self.next
+    }
+
     /// Takes over an announced folder. Whatever is refused is also removed: the task writes a new one.
     pub(crate) fn take(&mut self, said: &Announcement, now: NodeInstant) -> Result<StagedSummary, Refusal> {
         if now < self.not_before {
@@ -95,7 +106,7 @@ impl Stager {
 
     /// An empty place for the next checkpoint.
     pub(crate) fn room(&self) -> Result<PathBuf, Refusal> {
-        let waiting = fs::read_dir(self.folder.staged()).map(Iterator::count).unwrap_or(0);
+        let waiting = self.waiting();
         if waiting >= WAITING_BOUND {
             return Err(Refusal::new(Reason::Overloaded, format!("{waiting} checkpoints wait to be stored")));
         }

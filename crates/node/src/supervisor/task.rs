@@ -35,6 +35,8 @@ enum Run {
     Command(Vec<String>),
     /// The init of a sandbox for sessions.
     Sessions,
+    /// The same, beside a program that sessions are connections to.
+    Engine(Vec<String>),
 }
 
 /// What to execute, as seen from inside.
@@ -114,6 +116,7 @@ impl Task {
         let run = match spec.kind {
             TaskKind::Command => Run::Command(spec.argv.clone()),
             TaskKind::Sandbox { .. } => Run::Sessions,
+            TaskKind::Engine { .. } => Run::Engine(spec.argv.clone()),
         };
         Self { run, env, work: places.work, socket: places.socket, restore }
     }
@@ -174,11 +177,11 @@ fn start(task: &Task) -> Result<Infallible, SupervisorError> {
     let unreachable = |source| SupervisorError::file("connecting to", &task.socket, source);
     let argv = match &task.run {
         Run::Command(argv) => argv,
-        Run::Sessions => {
+        Run::Sessions | Run::Engine(_) => {
             let base = Base { env: task.env.clone(), home: task.work.clone() };
-            inside::host(base, &task.socket).map_err(unreachable)?;
+            let engine = if let Run::Engine(argv) = &task.run { argv.as_slice() } else { &[] };
             // Released: the task's end, and a good one.
-            std::process::exit(0);
+            std::process::exit(inside::host(base, &task.socket, engine).map_err(unreachable)?);
         }
     };
     tell(&task.socket, &serde_json::json!({"op": "started"})).map_err(unreachable)?;

@@ -296,14 +296,14 @@ impl Task {
     /// Sluice are ended by their supervisor once the set is complete, so for them a signal is the regular end.
     fn is_at_checkpoint(&self, exit: &ExitRecord) -> bool {
         let sealed = exit.order_sequence.is_some_and(|sequence| self.record.sealed_sequences.contains(&sequence));
-        let directory = || {
+        let ended = || {
             let policy = self.wanted.assignment.checkpoint();
-            policy.is_ok_and(|policy| matches!(policy.mode, CheckpointMode::Directory { .. }))
+            policy.is_ok_and(|policy| matches!(policy.mode, CheckpointMode::Directory { .. } | CheckpointMode::Home))
         };
         let by_order = exit.ordered == Some(Ordered::CheckpointAndExit);
         let well = match exit.outcome {
             Outcome::Exited { code: 0 } => true,
-            Outcome::Exited { .. } | Outcome::Signalled { .. } => directory(),
+            Outcome::Exited { .. } | Outcome::Signalled { .. } => ended(),
             _ => false,
         };
         sealed && by_order && well

@@ -14,16 +14,20 @@ use sluice_types::Nanos;
 use tokio::time::{Instant, sleep};
 
 use super::blocking;
-use crate::assignment::Assignment;
+use crate::assignment::{Assignment, Model, ModelWork};
 use crate::error::{Failure, NodeError};
 use crate::home::Home;
 use crate::shared::Shared;
-use crate::supervisor::{LaunchSpec, SandboxMode, TaskKind, TaskLimits, read_json, spawn, write_json};
+use crate::supervisor::{
+    ENGINE_SOCKET, INNER, LaunchSpec, MODEL_DESCRIPTOR, SandboxMode, TaskKind, TaskLimits, read_json, spawn, write_json,
+};
 
 /// How often a slice that is not free yet is asked for.
 const PAUSE: Duration = Duration::from_millis(200);
 /// How long a session waits for its client to come back, and its end to be fetched.
 const SESSION_PATIENCE: Nanos = Nanos::from_secs(600);
+/// How long a connection to an engine does: what a dead gateway had there is in the way of others.
+const ENGINE_PATIENCE: Nanos = Nanos::from_secs(10);
 
 /// Starts the task's supervisor. What another agent began and did not finish may be repeated.
 pub(super) async fn launch(
@@ -62,7 +66,7 @@ fn describe(
     uid: u32,
 ) -> Result<LaunchSpec, Failure> {
     let (config, limits) = (&shared.config, &shared.config.limits);
-    let mut env = assignment.env()?;
+    let (model, mut env) = (assignment.model()?, assignment.env()?);
     let mut secrets = BTreeMap::new();
     for (name, variable) in assignment.secret_refs()? {
         let path = keep_secret(shared, home, assignment, &name)?;
@@ -85,11 +89,16 @@ fn describe(
         rank: assignment.rank(),
         world_size: assignment.world_size(),
         rendezvous: assignment.rendezvous(),
-        kind: match assignment.is_rental() {
-            true => TaskKind::Sandbox { patience: SESSION_PATIENCE },
-            false => TaskKind::Command,
+        kind: match &model {
+            Some(Model { work: ModelWork::Serve { .. }, .. }) => TaskKind::Engine { patience: ENGINE_PATIENCE },
+            _ if assignment.is_rental() => TaskKind::Sandbox { patience: SESSION_PATIENCE },
+            _ => TaskKind::Command,
         },
-        argv: assignment.command()?,
+        argv: match &model {
+            Some(model) => model_program(shared, model),
+            None => assignment.command()?,
+        },
+        model: model.is_some().then(|| home.model()),
         env,
         uid,
         gid: uid,
@@ -110,6 +119,37 @@ fn describe(
             run: assignment.run_limit(),
         },
     })
+}
+
+/// What works on a model: this very program, inside.
+fn model_program(shared: &Shared, model: &Model) -> Vec<String> {
+    let program = match shared.config.sandbox.mode {
+        SandboxMode::Enforced => INNER.to_owned(),
+        SandboxMode::Advisory => shared.config.program.display().to_string(),
+    };
+    let text = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect();
+    let (descriptor, digest) = (MODEL_DESCRIPTOR.to_string(), model.digest.to_string());
+    match &model.work {
+        ModelWork::Serve { context, sequences } => {
+            let (context, sequences) = (context.to_string(), sequences.max(&1).to_string());
+            let door = format!("unix:{ENGINE_SOCKET}");
+            let which = [&program, "engine-worker", "--model-fd", &descriptor, "--digest", &digest];
+            let how = ["--context", &context, "--sequences", &sequences, "--listen", &door, "--meter", "meter"];
+            text(&[&which[..], &how[..]].concat())
+        }
+        ModelWork::Check { requantize } => {
+            // What is said on the standard output becomes a file of the outputs.
+            let (before, file) = match requantize.as_str() {
+                "" => (String::new(), format!("/proc/self/fd/{descriptor}")),
+                _ => {
+                    let made = "\"$SLUICE_OUTPUTS/model.gguf\"".to_owned();
+                    (format!("\"$0\" engine-requantize /proc/self/fd/{descriptor} {made} && "), made)
+                }
+            };
+            let script = format!("{before}\"$0\" engine-check {file} > \"$SLUICE_OUTPUTS/model.json\"");
+            text(&["/bin/sh", "-c", &script, &program])
+        }
+    }
 }
 
 /// Where a task's secrets are while it runs.

@@ -1,7 +1,8 @@
 //! Everything a task needs before its start: working directory, inputs, the checkpoint to resume from.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,10 +13,12 @@ use tokio::time::{Instant, sleep, timeout_at};
 use super::blocking;
 use crate::assignment::Assignment;
 use crate::depot::{Depot, DepotError, told};
-use crate::error::Failure;
+use crate::error::{Failure, in_one_line};
 use crate::home::Home;
 use crate::shared::Shared;
-use crate::supervisor::{Resume, ResumeEntry, SandboxMode, remove_tree, write_json};
+use crate::supervisor::{
+    CheckpointMode, RestoreBounds, RestoreError, Resume, ResumeEntry, SandboxMode, remove_tree, restore, write_json,
+};
 
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
@@ -27,6 +30,7 @@ pub(super) async fn prepare(shared: &Shared, home: &Home, assignment: &Assignmen
     assignment.work_dir()?;
     assignment.inputs()?;
     assignment.resume()?;
+    assignment.model()?;
     let end = Instant::now() + shared.config.limits.prepare;
     let mut pause = Duration::from_millis(250);
     let mut last = "the address of the site's vault is not known yet".to_owned();
@@ -101,8 +105,14 @@ async fn once(shared: &Shared, home: &Home, assignment: &Assignment, uid: u32) -
         }
         if let Some((manifest, step)) = checkpoint {
             let found = depot.fetch_checkpoint(manifest, assignment.rank(), &home.resume()).await?;
-            note_resume(home, step, found, owner).await?;
+            match assignment.checkpoint()?.mode {
+                CheckpointMode::Home => restore_home(shared, home, step, found, owner).await?,
+                _ => note_resume(home, step, found, owner).await?,
+            }
         }
+    }
+    if let Some(model) = assignment.model()? {
+        shared.models.give(&depot(shared).await, model.digest, model.size, &home.model()).await?;
     }
     let (work, owner) = (home.work(), owner.unwrap_or(0));
     blocking(move || own_folders(&work, owner)).await?;
@@ -121,7 +131,48 @@ async fn depot(shared: &Shared) -> Arc<dyn Depot> {
     }
 }
 
+/// Makes the home folder as it was kept. What is left to resume from is the number of the capture.
+async fn restore_home(
+    shared: &Shared,
+    home: &Home,
+    step: u64,
+    found: Materialised,
+    owner: Option<u32>,
+) -> Result<(), Trouble> {
+    check_step(&found, step)?;
+    let limits = &shared.config.limits;
+    let bounds = RestoreBounds { bytes: limits.work.get(), files: limits.files };
+    let files: BTreeMap<String, PathBuf> =
+        found.placed.into_iter().filter(|placed| placed.entry.is_file()).map(|it| (it.entry.name, it.file)).collect();
+    let (work, dir) = (home.work(), home.resume());
+    let made = blocking(move || {
+        restore(&files, &work, owner, bounds)?;
+        remove_tree(&dir)?;
+        std::fs::create_dir(&dir)?;
+        Ok::<_, RestoreError>(())
+    });
+    made.await.map_err(|error| match &error {
+        RestoreError::TooLarge { .. } => {
+            Trouble::Final(Failure { reason: Reason::TooLarge, message: in_one_line(&error) })
+        }
+        error if error.is_final() => Trouble::Final(Failure::start(in_one_line(error))),
+        error => Trouble::Again(in_one_line(error)),
+    })?;
+    let resume = Resume { step, cursor: serde_json::Value::Null, dir: home.resume(), entries: Vec::new() };
+    let note = home.resume_note();
+    blocking(move || write_json(&note, &resume)).await.map_err(|error| Trouble::Again(error.in_one_line()))
+}
+
+fn check_step(found: &Materialised, step: u64) -> Result<(), Trouble> {
+    if step == found.manifest.step {
+        return Ok(());
+    }
+    let message = format!("the checkpoint is of step {}, not {step}", found.manifest.step);
+    Err(Trouble::Final(Failure::start(message)))
+}
+
 async fn note_resume(home: &Home, step: u64, found: Materialised, owner: Option<u32>) -> Result<(), Trouble> {
+    check_step(&found, step)?;
     let dir = home.resume();
     let entries = found.placed.into_iter().map(|placed| ResumeEntry {
         name: placed.entry.name,
@@ -131,10 +182,6 @@ async fn note_resume(home: &Home, step: u64, found: Materialised, owner: Option<
         offset: placed.offset,
         length: placed.entry.length,
     });
-    if step != found.manifest.step {
-        let message = format!("the checkpoint is of step {}, not {step}", found.manifest.step);
-        return Err(Trouble::Final(Failure::start(message)));
-    }
     let resume = Resume { step, cursor: found.manifest.cursor, dir: dir.clone(), entries: entries.collect() };
     give(&dir, owner).await?;
     let note = home.resume_note();

@@ -12,6 +12,7 @@ mod controller;
 mod job;
 #[path = "../../../vault/tests/common/proxy.rs"]
 mod proxy;
+mod talk;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -30,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 pub use controller::Controller;
 pub use job::{Job, TRAINER, checkpointing, rental, shell};
 use proxy::Proxy;
+pub use talk::{PATIENCE, Talk, begun, command, running, said, session_id};
 
 static COUNT: AtomicU32 = AtomicU32::new(1);
 

@@ -129,6 +129,7 @@ impl Node {
             world_size: 1,
             rendezvous: None,
             kind: TaskKind::Command,
+            model: None,
             argv: argv.iter().map(|word| (*word).to_owned()).collect(),
             env: BTreeMap::new(),
             uid,

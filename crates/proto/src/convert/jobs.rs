@@ -60,6 +60,7 @@ pub fn job(job: &Job, parts: JobParts<'_>, sites: &impl SiteNames) -> v1::Job {
         migration: parts.migration,
         losses: job.losses,
         manager: job.manager.clone(),
+        endpoint: job.endpoint.map(|endpoint| endpoint.to_string()).unwrap_or_default(),
     }
 }
 

@@ -5,6 +5,7 @@ mod jobs;
 mod money;
 mod node;
 mod orders;
+mod serving;
 mod spec;
 
 pub use fleet::{device_class, device_view, node as node_view, site as site_view};
@@ -12,7 +13,11 @@ pub use jobs::{JobParts, checkpoint, event, job, migration, state as job_state};
 pub use money::{QuotaStanding, balance, budget, price, price_back, prices, quota, transfer, window};
 pub use node::{Assignment, assignment, node_report, task_key, task_key_back};
 pub use orders::{leg_spec, of_leg, order, order_state};
-pub use spec::{SiteNames, blob_ref, isolation, isolation_back, job_spec, job_spec_back, network, network_back};
+pub use serving::{endpoint, inference_request, model, replica_bounds, token_price};
+pub use spec::{
+    SiteNames, blob_ref, isolation, isolation_back, job_spec, job_spec_back, network, network_back, resources_back,
+    task_resources,
+};
 
 use sluice_lifecycle::Refusal;
 use sluice_types::{Nanos, Reason, Timestamp};

@@ -2,21 +2,33 @@
 
 use sluice_lifecycle::Refusal;
 use sluice_lifecycle::model::{Job, JobSpec, JobState, Order};
-use sluice_types::Reason;
+use sluice_types::{Nanos, Reason};
 
 use super::spec::{SiteNames, job_spec, job_spec_back};
-use super::{duration, timestamp};
+use super::{duration, duration_back, timestamp};
 use crate::v1;
 
 /// Rentals go before jobs of the same tenant that wait: they are bought to begin now.
 const PRIORITY: i32 = 100;
+/// How often home folders are captured where nobody says it.
+const CAPTURE_EVERY: Nanos = Nanos::from_secs(300);
 
 /// What the job of a leg is to be.
 ///
 /// # Errors
 /// A [`Refusal`] with the field's path in the order.
 pub fn leg_spec(leg: v1::Leg, sites: &impl SiteNames) -> Result<JobSpec, Refusal> {
+    let every = match &leg.capture_every {
+        None => CAPTURE_EVERY,
+        Some(span) => duration_back("legs.capture_every", span)?,
+    };
+    let policy = v1::CheckpointPolicy {
+        capture: Some(v1::checkpoint_policy::Capture::Home(v1::HomeFolder {})),
+        every: (every != Nanos::ZERO).then(|| duration(every)),
+        ..v1::CheckpointPolicy::default()
+    };
     let spec = v1::JobSpec {
+        checkpoint: Some(policy),
         tasks: leg.count,
         resources: leg.resources,
         priority: PRIORITY,
@@ -35,15 +47,21 @@ pub fn of_leg(refusal: Refusal) -> Refusal {
     let field = refusal.field.map(|field| match field.as_str() {
         "spec.tasks" => "legs.count".to_owned(),
         "spec.max_run_time" => "legs.duration".to_owned(),
+        "spec.checkpoint.every" => "legs.capture_every".to_owned(),
         other => other.strip_prefix("spec.").map_or_else(|| other.to_owned(), |rest| format!("legs.{rest}")),
     });
     Refusal { field, ..refusal }
 }
 
 /// The job of a leg back as what was asked.
-fn leg_back(spec: &JobSpec, sites: &impl SiteNames) -> v1::Leg {
-    let spec = job_spec_back(spec, sites);
+fn leg_back(job: &Job, parent: &str, sites: &impl SiteNames) -> v1::Leg {
+    let spec = job_spec_back(&job.spec, sites);
+    let home = job.purchase.and_then(|purchase| purchase.home);
+    let begins_at = job.purchase.and_then(|purchase| purchase.begins_at);
     v1::Leg {
+        home: home.map(|order| format!("{parent}/orders/{order}")).unwrap_or_default(),
+        begin_at: begins_at.map(|site| format!("sites/{}", sites.name(site))).unwrap_or_default(),
+        capture_every: spec.checkpoint.map(|policy| policy.every.unwrap_or_default()),
         count: spec.tasks,
         resources: spec.resources,
         duration: spec.max_run_time,
@@ -77,7 +95,7 @@ pub fn order(row: &Order, parent: &str, legs: &[(Job, v1::Job)], sites: &impl Si
         |amount: &dyn Fn(&v1::Job) -> i64| legs.iter().fold(0i64, |sum, (_, shown)| sum.saturating_add(amount(shown)));
     let first = legs.first();
     let shown = legs.iter().map(|(job, shown)| v1::OrderLeg {
-        leg: Some(leg_back(&job.spec, sites)),
+        leg: Some(leg_back(job, parent, sites)),
         job: shown.name.clone(),
         site: shown.site.clone(),
         used: Some(duration(job.run_time)),

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sluice_lifecycle::Refusal;
 use sluice_lifecycle::model::{
-    BlobRef, Capture, CheckpointPolicy, Completion, JobKind, JobSpec, RetryPolicy, SecretRef, WatchSignal,
+    BlobRef, Capture, CheckpointPolicy, Completion, JobKind, JobSpec, ModelFile, RetryPolicy, SecretRef, WatchSignal,
 };
 use sluice_types::{Bytes, CoreMilli, IsolationClass, MilliGpu, Nanos, NetworkMode, Reason, SiteId, TaskResources};
 
@@ -34,6 +34,8 @@ pub fn job_spec(spec: v1::JobSpec, sites: &impl SiteNames) -> Result<JobSpec, Re
     let kind = match spec.kind() {
         v1::JobKind::Unspecified | v1::JobKind::Batch => JobKind::Batch,
         v1::JobKind::Rental => JobKind::Rental,
+        v1::JobKind::Replica => JobKind::Replica,
+        v1::JobKind::Import => JobKind::Import,
     };
     let retry = spec.retry.unwrap_or_default();
     let mut ids = Vec::with_capacity(spec.sites.len().min(64));
@@ -63,10 +65,35 @@ pub fn job_spec(spec: v1::JobSpec, sites: &impl SiteNames) -> Result<JobSpec, Re
         network,
         sites: ids,
         labels: spec.labels,
+        model: spec.model.map(model_file).transpose()?,
     })
 }
 
-fn task_resources(wanted: &v1::TaskResources) -> Result<TaskResources, Refusal> {
+fn model_file(model: v1::ModelFile) -> Result<ModelFile, Refusal> {
+    Ok(ModelFile {
+        digest: parse("spec.model.digest", &model.digest)?,
+        size: model.size_bytes,
+        context: model.context,
+        sequences: model.sequences,
+        requantize: model.requantize,
+    })
+}
+
+fn model_back(model: &ModelFile) -> v1::ModelFile {
+    v1::ModelFile {
+        digest: model.digest.to_string(),
+        size_bytes: model.size,
+        context: model.context,
+        sequences: model.sequences,
+        requantize: model.requantize.clone(),
+    }
+}
+
+/// What a task gets, from the wire.
+///
+/// # Errors
+/// A [`Refusal`] that names the field.
+pub fn task_resources(wanted: &v1::TaskResources) -> Result<TaskResources, Refusal> {
     let memory = if wanted.memory_bytes == 0 { DEFAULT_MEMORY } else { Bytes::new(wanted.memory_bytes) };
     Ok(TaskResources {
         class: parse("spec.resources.device_class", &wanted.device_class)?,
@@ -140,13 +167,7 @@ pub fn job_spec_back(spec: &JobSpec, sites: &impl SiteNames) -> v1::JobSpec {
         work_dir: spec.work_dir.as_ref().map(blob_back),
         inputs: spec.inputs.iter().map(blob_back).collect(),
         tasks: spec.tasks,
-        resources: Some(v1::TaskResources {
-            device_class: spec.resources.class.to_string(),
-            milli: spec.resources.milli.get(),
-            memory_bytes: spec.resources.memory.get(),
-            host_core_milli: spec.resources.host_cores.get(),
-            host_memory_bytes: spec.resources.host_memory.get(),
-        }),
+        resources: Some(resources_back(&spec.resources)),
         priority: spec.priority,
         max_run_time: spec.max_run_time.map(duration),
         retry: Some(v1::RetryPolicy { on_failure: spec.retry.on_failure, on_loss: Some(spec.retry.on_loss) }),
@@ -159,7 +180,22 @@ pub fn job_spec_back(spec: &JobSpec, sites: &impl SiteNames) -> v1::JobSpec {
         kind: match spec.kind {
             JobKind::Batch => v1::JobKind::Unspecified.into(),
             JobKind::Rental => v1::JobKind::Rental.into(),
+            JobKind::Replica => v1::JobKind::Replica.into(),
+            JobKind::Import => v1::JobKind::Import.into(),
         },
+        model: spec.model.as_ref().map(model_back),
+    }
+}
+
+/// What a task gets, for the wire.
+#[must_use]
+pub fn resources_back(resources: &TaskResources) -> v1::TaskResources {
+    v1::TaskResources {
+        device_class: resources.class.to_string(),
+        milli: resources.milli.get(),
+        memory_bytes: resources.memory.get(),
+        host_core_milli: resources.host_cores.get(),
+        host_memory_bytes: resources.host_memory.get(),
     }
 }
 

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use sluice_controller::{Controller, ControllerConfig, SystemClock};
+use sluice_controller::{Controller, ControllerConfig, GatewayConfig, GatewayLimits, SystemClock};
 use sluice_identity::Lifetimes;
 
-use crate::command::ControllerArgs;
+use crate::command::{ControllerArgs, GatewayArgs};
 use crate::metrics::{self, Figures};
 use crate::{process, telemetry};
 
@@ -19,7 +19,9 @@ pub(crate) async fn controller(arguments: ControllerArgs) -> anyhow::Result<()> 
     telemetry::start();
     process::end_with_parent(arguments.process.with_parent)?;
     let database = arguments.database.clone();
+    let limits = limits(&arguments.gateway);
     let config = ControllerConfig {
+        gateway: arguments.gateway.gateway.map(|listen| GatewayConfig { listen, limits }),
         database: database.unwrap_or_else(|| format!("sqlite:{}", arguments.folder.join("sluice.db").display())),
         data: arguments.folder.clone(),
         listen: arguments.listen,
@@ -51,4 +53,19 @@ pub(crate) async fn controller(arguments: ControllerArgs) -> anyhow::Result<()> 
     }
     controller.stop();
     controller.wait().await.context("the controller did not end well")
+}
+
+/// A tenant may do twice what each of its keys may.
+fn limits(arguments: &GatewayArgs) -> GatewayLimits {
+    if arguments.gateway_unlimited {
+        return GatewayLimits::NONE;
+    }
+    let (requests, tokens) = (arguments.gateway_requests, arguments.gateway_tokens);
+    GatewayLimits {
+        key_requests: requests,
+        tenant_requests: requests.saturating_mul(2),
+        key_tokens: tokens,
+        tenant_tokens: tokens.saturating_mul(2),
+        ..GatewayLimits::default()
+    }
 }

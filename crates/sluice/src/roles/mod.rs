@@ -1,6 +1,7 @@
 //! One function per role: reads its arguments, wires the room that does the work, and waits.
 
 mod controller;
+mod engine;
 mod host;
 mod node;
 mod operator;
@@ -10,6 +11,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 pub(crate) use controller::controller;
+pub(crate) use engine::{engine_check, engine_requantize, engine_worker};
 pub(crate) use node::{half_of_memory, node};
 pub(crate) use operator::operator;
 pub(crate) use vault::vault;

@@ -104,6 +104,7 @@ impl Layout {
         let mut arguments = words(["controller", "--with-parent", "--metrics", "127.0.0.1:0", "--folder"]);
         arguments.push(self.controller_folder().display().to_string());
         arguments.extend(["--listen".to_owned(), self.arguments.listen.to_string()]);
+        arguments.extend(["--gateway".to_owned(), self.arguments.gateway.to_string()]);
         let times = &self.arguments.times;
         arguments.extend(["--window".to_owned(), format!("{}ms", times.window.as_millis())]);
         arguments.extend(["--loss-timeout".to_owned(), format!("{}ms", times.loss_timeout.as_millis())]);
@@ -154,6 +155,15 @@ impl Layout {
             _ => format!(" --data {}", self.data.display()),
         };
         say(&format!("sluice is up at {}", self.endpoint()));
+        match std::fs::read_to_string(self.controller_folder().join("gateway.addr")) {
+            Ok(address) => {
+                let scheme = if self.arguments.gateway.ip().is_loopback() { "http" } else { "https" };
+                say(&format!("  models    {scheme}://{address}/v1"));
+            }
+            Err(_) => {
+                say(&format!("  models    not served: {} is taken; choose another --gateway", self.arguments.gateway))
+            }
+        }
         say(&format!("  data      {}", self.data.display()));
         say(&format!("  logs      {}", self.data.join("processes").display()));
         say(&format!("  admin key {}", self.key_file().display()));

@@ -5,6 +5,7 @@ mod fleet;
 mod job;
 mod money;
 mod people;
+mod serving;
 
 use std::collections::HashSet;
 use std::hash::Hash;
@@ -19,6 +20,7 @@ use crate::value::{Statement, Value};
 
 pub(crate) use job::state_word;
 pub(crate) use money::{account, halves, hold, site, transfer};
+pub(crate) use serving::model_word;
 
 /// Rows per statement, largest first. Powers of two down to one, so that any number of rows takes few statements and
 /// each of their texts is prepared once.

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod sample;
+mod serving;
 
 pub use cluster::{Cluster, NoCluster};
 pub use sample::{RequestIds, Sample};

@@ -192,6 +192,7 @@ impl Sample {
             run_time: Nanos::ZERO,
             purchase: None,
             manager: String::new(),
+            endpoint: None,
             by: KeyId::from_raw(4),
             created: self.now(),
             started: None,
@@ -544,5 +545,6 @@ fn spec() -> JobSpec {
         network: NetworkMode::Loopback,
         sites: Vec::new(),
         labels: BTreeMap::from([("team".to_owned(), "a/\"b\"".to_owned())]),
+        model: None,
     }
 }

@@ -7,6 +7,7 @@
 
 mod lists;
 mod loads;
+mod serving;
 mod writes;
 
 use std::future::Future;
@@ -85,6 +86,8 @@ cases! {
     lists::transfers_of_accounts_are_merged,
     lists::people_and_fleet_are_found,
     lists::readers_do_not_wait_for_the_writer,
+    serving::models_and_endpoints_are_found_until_they_are_deleted,
+    serving::requests_are_listed_by_endpoint_and_by_caller_and_forgotten,
 }
 
 #[tokio::test]

@@ -1,9 +1,10 @@
-//! `proof moves|partition|money|fractions|rents|channels`: shows it on real processes. Prints one JSON line per figure.
+//! `proof moves|partition|money|fractions|rents|serves|scales|hostile|channels`: shows it on real processes. Prints one JSON line per
+//! figure.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_e2e::proof::{channels, fractions, money, moves, partition, rents};
+use sluice_e2e::proof::{channels, fractions, hostile, money, moves, partition, rents, scales, serves};
 use sluice_e2e::{print, wan};
 
 /// Moves and loses training jobs, cuts sites off, ends budgets; and judges what became of it by what jobs and nodes wrote.
@@ -25,6 +26,12 @@ enum What {
     Fractions(fractions::Plan),
     /// Slices are rented and worked in
     Rents(rents::Plan),
+    /// Models are served to the official client
+    Serves(serves::Plan),
+    /// An endpoint grows and shrinks, and a stream outlives its replica's site
+    Scales(scales::Plan),
+    /// Hostile clients at the gateway
+    Hostile(hostile::Plan),
     /// Hostile clients at byte channels
     Channels(channels::Plan),
     /// Spins: the load of measurements
@@ -42,6 +49,10 @@ fn main() -> anyhow::Result<ExitCode> {
         println!("SKIPPED: {reason}");
         return Ok(ExitCode::SUCCESS);
     }
+    if matches!(arguments.what, What::Serves(_) | What::Scales(_)) {
+        // Fetched while there is a way out.
+        serves::prepare();
+    }
     // Before any thread is there.
     if let Err(error) = wan::enter() {
         println!("SKIPPED: {error:#}");
@@ -53,6 +64,9 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Money(plan) => money::run(plan),
         What::Fractions(plan) => fractions::run(plan),
         What::Rents(plan) => rents::run(plan),
+        What::Serves(plan) => serves::run(plan),
+        What::Scales(plan) => scales::run(plan),
+        What::Hostile(plan) => hostile::run(plan),
         What::Channels(plan) => channels::run(plan),
         What::Spin(_) => Ok(Vec::new()),
     };

@@ -68,6 +68,7 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
         loss_timeout: Duration::from_secs(5),
         no_restart: true,
         listen: None,
+        gateway: None,
     };
     let mut system = System::start("chaos", options)?;
     if plan.keep {

@@ -5,16 +5,22 @@
 //! * [`partition`]: what a site does while nobody hears of it is refused behind the cut and paid before it.
 //! * [`fractions`]: jobs get their slices of a core, neither less nor more.
 //! * [`rents`]: slices are rented and worked in through a real terminal.
+//! * [`hostile`]: what hostile clients at the gateway cost it, and others.
+//! * [`scales`]: an endpoint grows and shrinks, and a stream outlives its replica's site.
+//! * [`serves`]: models are served to the official client, and every token is counted where it arrives.
 //! * [`channels`]: hostile clients at rentals' byte channels take little memory and hold up nobody.
 //! * [`money`]: a budget stops its job without overdraft; every receipt is recomputed.
 
 mod bytes;
 pub mod channels;
 pub mod fractions;
+pub mod hostile;
 pub mod money;
 pub mod moves;
 mod outcome;
 pub mod partition;
 pub mod rents;
+pub mod scales;
+pub mod serves;
 mod sites;
 mod watch;

@@ -64,6 +64,7 @@ fn figures(system: &mut System, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     waits.sort();
     let mut all = firsts(&waits);
     all.extend(disturbed(system, &tenants[0])?);
+    all.extend(kept(&tenants[1])?);
     settled(&tenants)?;
     all.extend(left(system)?);
     all.push(bills(system)?);
@@ -157,6 +158,60 @@ fn disturbed(system: &mut System, cli: &Cli) -> anyhow::Result<Vec<Figure>> {
             i64::try_from(AGAIN.as_millis()).unwrap_or(i64::MAX),
         ),
     ])
+}
+
+/// Files of every kind, a hundred megabytes of them.
+const FILLS: &str = "umask 022; mkdir -p d/e; seq 1 20000 > d/numbers; echo secret > key; chmod 600 key; ln key again; \
+                     ln -s /etc/passwd out; for n in $(seq 1 50); do head -c 2000000 /dev/urandom > d/e/$n; done; \
+                     truncate -s 100M sparse; echo end >> sparse; chmod 2750 d/e; touch -d '2020-01-02' d/numbers; sync";
+/// The home in words.
+const WORDS: &str = "find . -printf '%P %y %m %T@ %n %l\\n' | sort; find . -type f | sort | xargs sha256sum; \
+                     find . ! -uid $(id -u)";
+
+/// A rental at one site, the next at the other: its files, and how long the first stood still for its captures.
+fn kept(cli: &Cli) -> anyhow::Result<Vec<Figure>> {
+    let rent = |flags: &[&str]| -> anyhow::Result<(String, String)> {
+        let usual = ["rent", "200m", "--memory", "256MiB", "--for", "10m", "-y"];
+        let order = cli.json(&usual.iter().chain(flags).copied().collect::<Vec<_>>())?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        Ok((text(&order["id"]), text(&order["legs"][0]["job"])))
+    };
+    let words = |id: &str| anyhow::Ok(cli.well(&["exec", id, "--", "sh", "-c", WORDS])?.stdout);
+    let (first, job) = rent(&["--site", "a", "--capture-every", "3s"])?;
+    cli.well(&["exec", &first, "--", "sh", "-c", FILLS])?;
+    let job = job.rsplit('/').next().unwrap_or_default().to_owned();
+    let captures =
+        |cli: &Cli| anyhow::Ok(cli.well(&["logs", &job])?.stdout.lines().filter_map(still).collect::<Vec<_>>());
+    let from = captures(cli)?.len();
+    // Those after the next know everything.
+    let waits = wait_for("captures", PATIENCE, || Ok(Some(captures(cli)?).filter(|all| all.len() >= from + 4)))?;
+    let longest = waits[from + 2..].iter().copied().max().unwrap_or(i64::MAX);
+    let before = words(&first)?;
+    cli.well(&["release", &first, "-y"])?;
+    let (second, _) = rent(&["--site", "b", "--home", &first])?;
+    let after = words(&second)?;
+    let differ = |after: &str| {
+        let wrong = before.lines().zip(after.lines()).filter(|(before, after)| before != after).count();
+        i64::try_from(wrong + before.lines().count().abs_diff(after.lines().count())).unwrap_or(i64::MAX)
+    };
+    let wrong = differ(&after);
+    cli.well(&["exec", &second, "--", "chmod", "644", "key"])?;
+    let control = differ(&words(&second)?) > 0;
+    cli.well(&["release", &second, "-y"])?;
+    Ok(vec![
+        Figure::at_most(
+            "names, modes, times, links and sums of a home that differ in the next rental, at the other site",
+            wrong,
+            0,
+        )
+        .control("one mode changed: found", control && before.lines().count() > 100),
+        Figure::at_most("ms that everything stood still for a capture of 100 MB, the longest", longest, 1000),
+    ])
+}
+
+/// How long everything stood still, in a line of a rental's log.
+fn still(line: &str) -> Option<i64> {
+    line.split_once("everything stood still for ")?.1.split(' ').next()?.parse().ok()
 }
 
 /// The number of a printed line, behind what a shell that waits for input may have shown first.

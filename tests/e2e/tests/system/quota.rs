@@ -23,10 +23,15 @@ fn a_drained_job_resumes_by_itself_from_its_checkpoint() -> anyhow::Result<()> {
     })?;
     assert_eq!(view["state"], "PENDING");
     let why = cli.json(&["why", &job])?;
-    assert_eq!((&why["quota"]["quota"], &why["quota"]["level"]), (&"tenants/default/quotas/a/cpu".into(), &"none".into()));
+    assert_eq!(
+        (&why["quota"]["quota"], &why["quota"]["level"]),
+        (&"tenants/default/quotas/a/cpu".into(), &"none".into())
+    );
 
     let set = |borrow: &str, policy: &str| {
-        cli.run(&["quota", "set", "default", "cpu", "0m", "--site", "a", "--borrow", borrow, "--policy", policy, "-o", "json"])
+        cli.run(&[
+            "quota", "set", "default", "cpu", "0m", "--site", "a", "--borrow", borrow, "--policy", policy, "-o", "json",
+        ])
     };
     assert_eq!(set("1", "refuse")?.code, 0);
     reach_step(&cli, &job, 50)?;

@@ -146,3 +146,110 @@ fn a_rental_expires_when_its_time_is_over() -> anyhow::Result<()> {
     judged(&own.system)?;
     Ok(())
 }
+
+/// Files of every kind.
+const FILLS: &str = "umask 022; mkdir -p d/e; seq 1 20000 > d/numbers; echo secret > key; chmod 600 key; ln key again; \
+                     ln -s /etc/passwd out; ln -s d/numbers in; echo '#!/bin/sh' > run; chmod 755 run; : > empty; \
+                     head -c 3000000 /dev/urandom > large; truncate -s 100M sparse; echo end >> sparse; chmod 2750 d/e; \
+                     touch -d '2020-01-02 03:04:05' d/numbers";
+/// The home in words: names, kinds, modes, sizes, times, links and bytes; and that all of it is whose who looks.
+const WORDS: &str = "find . ! -type d -printf '%P %y %m %s %T@ %n %l\\n' | sort; find . -type d -printf '%P %y %m %T@\\n' \
+                     | sort; find . -type f | sort | xargs sha256sum; find . ! -uid $(id -u) | wc -l; \
+                     test key -ef again && test $(du -k sparse | cut -f1) -lt 1024 && echo well";
+
+fn words(cli: &Cli, id: &str) -> anyhow::Result<String> {
+    Ok(cli.well(&["exec", id, "--", "sh", "-c", WORDS])?.stdout)
+}
+
+#[test]
+fn what_was_in_a_rental_at_one_site_is_in_the_next_at_another() -> anyhow::Result<()> {
+    let Some(own) = start("home", Options::default())? else { return Ok(()) };
+    let cli = own.system.cli();
+    let (first, _) = rent(&cli, &["--for", "10m", "--memory", "128MiB", "--site", "a"])?;
+    cli.well(&["exec", &first, "--", "sh", "-c", FILLS])?;
+    let before = words(&cli, &first)?;
+    assert!(before.ends_with("0\nwell\n"), "{before}");
+    cli.well(&["release", &first, "-y"])?;
+    // At once: the command waits until everything is stored.
+    let (second, job) = rent(&cli, &["--for", "10m", "--memory", "128MiB", "--site", "b", "--home", &first])?;
+    assert_eq!(words(&cli, &second)?, before);
+    let view = order(&cli, &second)?;
+    assert!(view["legs"][0]["home"].as_str().is_some_and(|home| home.ends_with(&first)), "{view:#}");
+    assert_eq!((view["site"].as_str(), view["legs"][0]["captureEvery"].as_str()), (Some("sites/b"), Some("5m")));
+    assert!(credits(&view["perSecond"]) > 0, "{view:#}");
+
+    // It moves: what runs ends with a notice, the files go on.
+    cli.well(&["exec", &second, "--", "sh", "-c", "echo more > d/more"])?;
+    let mut sleeper = cli.command(&["exec", &second, "--", "sleep", "600"]);
+    let mut sleeper = sleeper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let before = words(&cli, &second)?;
+    cli.well(&["release", &second, "-y"])?;
+    let mut told = String::new();
+    sleeper.stderr.take().context("standard error")?.read_to_string(&mut told)?;
+    assert!(!sleeper.wait()?.success() && told.contains("the rental is being ended"), "{told}");
+    let (third, _) = rent(&cli, &["--for", "10m", "--memory", "128MiB", "--home", &second])?;
+    assert_eq!(words(&cli, &third)?, before);
+    let none = cli.run(&["rent", "200m", "-y", "--home", "ord-0000000000001"])?;
+    assert_eq!(none.code, 3, "{}", none.stderr);
+    cli.well(&["release", &third, "-y"])?;
+    reach_order(&cli, &third, "RELEASED")?;
+    receipt(&cli, &job)?;
+    judged(&own.system)?;
+    Ok(())
+}
+
+#[test]
+fn a_rental_moves_with_its_files_and_without_its_programs() -> anyhow::Result<()> {
+    let Some(own) = start("moves", Options::default())? else { return Ok(()) };
+    let cli = own.system.cli();
+    let (id, job) = rent(&cli, &["--for", "10m", "--memory", "128MiB", "--capture-every", "never"])?;
+    cli.well(&["exec", &id, "--", "sh", "-c", FILLS])?;
+    let before = words(&cli, &id)?;
+    let mut sleeper = cli.command(&["exec", &id, "--", "sleep", "600"]);
+    let mut sleeper = sleeper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let from = order(&cli, &id)?["site"].as_str().context("a site")?.to_owned();
+    let to = if from == "sites/a" { "b" } else { "a" };
+    cli.well(&["migrate", &job, "--to", to, "--wait", "--timeout", "60s"])?;
+    let mut told = String::new();
+    sleeper.stderr.take().context("standard error")?.read_to_string(&mut told)?;
+    assert!(!sleeper.wait()?.success() && told.contains("its files are kept"), "{told}");
+    assert_eq!(order(&cli, &id)?["site"], format!("sites/{to}"));
+    assert_eq!(words(&cli, &id)?, before);
+    cli.well(&["release", &id, "-y"])?;
+    reach_order(&cli, &id, "RELEASED")?;
+    receipt(&cli, &job)?;
+    judged(&own.system)?;
+    Ok(())
+}
+
+#[test]
+fn a_rental_that_lost_its_node_goes_on_elsewhere_with_its_files() -> anyhow::Result<()> {
+    let Some(mut own) = start("lost", Options { no_restart: true, ..Options::default() })? else { return Ok(()) };
+    let cli = own.system.cli();
+    let (id, job) = rent(&cli, &["--for", "10m", "--memory", "128MiB", "--capture-every", "1s"])?;
+    cli.well(&["exec", &id, "--", "sh", "-c", FILLS])?;
+    let before = words(&cli, &id)?;
+    let view = cli.job(&job)?;
+    let newest = |cli: &Cli| -> anyhow::Result<(u64, bool)> {
+        let newest = &cli.json(&["describe", &job])?["checkpoints"][0];
+        Ok((newest["step"].as_u64().unwrap_or(0), newest["durable"] == true))
+    };
+    let (seen, _) = newest(&cli)?;
+    // The one after the next was begun after everything was there.
+    wait_for("a capture at both sites", PATIENCE, || {
+        let (step, durable) = newest(&cli)?;
+        Ok((step >= seen + 2 && durable).then_some(()))
+    })?;
+    let node = crate::support::node_of(&view)?;
+    own.system.kill_node(&node)?;
+    let other = if node.starts_with("a/") { "sites/b" } else { "sites/a" };
+    wait_for("another site", PATIENCE, || {
+        let view = order(&cli, &id)?;
+        Ok((view["site"] == other && view["state"] == "ACTIVE").then_some(()))
+    })?;
+    assert_eq!(words(&cli, &id)?, before);
+    cli.well(&["release", &id, "-y"])?;
+    reach_order(&cli, &id, "RELEASED")?;
+    judged(&own.system)?;
+    Ok(())
+}

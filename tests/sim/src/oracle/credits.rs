@@ -44,7 +44,9 @@ impl Oracle {
         let mut uncollected = 0;
         for (lease, bill) in &self.bills {
             let later = launches.get(&bill.row.job).map_or(&[][..], Vec::as_slice);
-            let lost = self.was_lost(bill.key.attempt);
+            // What a replica has served is not done again.
+            let replica = self.serving.jobs.contains(&bill.row.job);
+            let lost = !replica && self.was_lost(bill.key.attempt);
             let from = if lost { self.replayed_from(*lease, later) } else { None };
             let placed_later = self.was_placed_later(bill.row.job, bill.key.attempt);
             let started = bill.row.started;

@@ -107,7 +107,7 @@ impl Oracle {
             by_job.entry(launch.job).or_default().push(launch.clone());
         }
         for job in store.jobs.values().filter(|job| job.state == JobState::Succeeded) {
-            if job.spec.kind == JobKind::Rental {
+            if job.spec.kind != JobKind::Batch {
                 continue; // it has no result: its time was over
             }
             self.succeeded += 1;

@@ -82,6 +82,9 @@ impl Oracle {
     /// One look.
     pub(crate) fn look(&mut self, now: u64, sight: &Sight<'_>) {
         self.watch(now, sight);
+        if let Some(since) = self.watch.controller.as_ref().map(|streak| streak.since) {
+            self.check_idle(now, since);
+        }
         if !lasts(self.watch.controller.as_ref(), now, PLACEMENT) {
             return;
         }

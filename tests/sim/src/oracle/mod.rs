@@ -6,7 +6,7 @@
 //! slices are free by proof only), `quotas` (use follows from leases; who is stopped for want of it), `lineage` (each step once on the way to a result, no result of a fenced attempt), `moves`
 //! (phases begin when the one before is over, one owner, copies are where rows say), `liveness` (nothing stays where it is
 //! while all that it waits for works), `rents` (a purchase begins at once or not at all, has its time, and costs no more than
-//! was agreed). A law is taken from the design and never from a planted bug.
+//! was agreed), `serving` (replicas within their bounds, requests paid for once). A law is taken from the design and never from a planted bug.
 
 mod bills;
 mod capacity;
@@ -17,6 +17,7 @@ mod liveness;
 mod moves;
 mod quotas;
 mod rents;
+mod serving;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -120,6 +121,8 @@ pub(crate) struct Oracle {
     rents: BTreeMap<JobId, rents::Rent>,
     /// Orders that clients were told of.
     orders: BTreeSet<OrderId>,
+    /// Endpoints and requests to them.
+    pub(crate) serving: serving::Serving,
     /// Gangs of which a task was held so long that it went on by itself.
     let_go: BTreeSet<AttemptId>,
     /// Jobs that are shown as running and have no process, since when.
@@ -150,6 +153,7 @@ impl Oracle {
 
     pub(crate) fn crashed(&mut self) {
         self.crashes += 1;
+        self.serving.crashed();
         for view in self.nodes.values_mut() {
             let since = std::mem::take(&mut view.pairs);
             view.pairs_before_crash.extend(since);
@@ -233,6 +237,7 @@ impl Oracle {
     /// Commands that changed nothing.
     pub(crate) fn heard(&mut self, now: u64, commands: &[Command], answers: &[Result<Answer, Refusal>]) {
         self.listen(now, commands, answers, &Rows::default());
+        self.check_serving(now, commands, answers, &Rows::default());
     }
 
     /// One transaction.
@@ -256,6 +261,7 @@ impl Oracle {
         self.check_moves(now, rows, hosts);
         self.check_counters(now, rows);
         self.check_prices(now, rows);
+        self.check_serving(now, commands, answers, rows);
         for row in &rows.attempts {
             self.attempts.insert(row.id, row.clone());
         }
@@ -362,6 +368,7 @@ impl Oracle {
         self.check_lineages(now, store, programs);
         self.check_credits(now);
         self.check_rents(now, store);
+        self.check_requests(now, store);
         if let Some(open) = self.ledger.open_hold() {
             self.fail(now, format!("hold {open} is open at the end"));
         }
@@ -379,7 +386,9 @@ impl Oracle {
         }
         let mut seen: BTreeMap<Option<usize>, JobId> = BTreeMap::new();
         for job in store.jobs.values() {
-            if let Some(other) = seen.insert(program_of(&job.spec), job.id) {
+            if !job.spec.kind.uses_model()
+                && let Some(other) = seen.insert(program_of(&job.spec), job.id)
+            {
                 self.fail(now, format!("{} and {other} come from one request", job.id));
             }
             if !job.state.is_terminal() {

@@ -36,12 +36,14 @@ pub(crate) struct Quotas {
     limits: BTreeMap<QuotaKey, QuotaLimits>,
     live: BTreeMap<AttemptId, Holder>,
     owners: BTreeMap<JobId, Option<AttemptId>>,
-    rentals: BTreeSet<JobId>,
+    /// Jobs that may not borrow.
+    firm: BTreeSet<JobId>,
     /// Attempts that were told to stop, and go on no more.
     leaving: BTreeSet<AttemptId>,
     /// Set in this commit.
     set: Vec<SetQuota>,
-    moved: bool,
+    /// How many quotas changed in it.
+    moved: usize,
     /// How many attempts were stopped for want of quota.
     pub(crate) stopped: usize,
     /// How many jobs resumed by themselves after it.
@@ -59,6 +61,11 @@ pub(crate) fn taken(wanted: &TaskResources) -> i64 {
     }
     let share = (u128::from(bytes) * 1000).div_ceil(u128::from(DEVICE_MEMORY)).min(1000);
     i64::try_from(u128::from(milli).max(share)).unwrap_or(i64::MAX)
+}
+
+/// What was bought, and what serves others, borrows nothing.
+fn is_firm(job: &Job) -> bool {
+    matches!(job.spec.kind, JobKind::Rental | JobKind::Replica)
 }
 
 impl Quotas {
@@ -99,7 +106,7 @@ impl Quotas {
 
     /// Whether a job may take so much more at a site.
     pub(crate) fn cover(&self, job: &Job, site: SiteId, milli: i64) -> bool {
-        let (class, firm) = (&job.spec.resources.class, job.spec.kind != JobKind::Batch);
+        let (class, firm) = (&job.spec.resources.class, is_firm(job));
         let mut used = self.used(&BTreeSet::new());
         let all = (job.tenant, None, class.clone());
         let held = |used: &Used, place: &Place| used.get(place).copied().unwrap_or_default();
@@ -131,11 +138,11 @@ impl Oracle {
             UserCommand::SetQuota(set) => {
                 self.quotas.limits.insert(set.key.clone(), set.limits);
                 self.quotas.set.push(set.clone());
-                self.quotas.moved = true;
+                self.quotas.moved += 1;
             }
             UserCommand::DeleteQuota(key, _) => {
                 self.quotas.limits.remove(key);
-                self.quotas.moved = true;
+                self.quotas.moved += 1;
             }
             _ => {}
         }
@@ -143,7 +150,8 @@ impl Oracle {
 
     /// After each commit, when its attempts and leases are known.
     pub(super) fn check_quotas(&mut self, now: u64, rows: &Rows) {
-        let (set, moved) = (std::mem::take(&mut self.quotas.set), std::mem::take(&mut self.quotas.moved));
+        let (set, changed) = (std::mem::take(&mut self.quotas.set), std::mem::take(&mut self.quotas.moved));
+        let moved = changed > 0;
         self.note_reclaimed(rows);
         if rows.attempts.is_empty() && rows.jobs.is_empty() && !moved {
             return;
@@ -152,8 +160,8 @@ impl Oracle {
         let owners = self.quotas.owners.clone();
         for job in &rows.jobs {
             self.quotas.owners.insert(job.id, job.current);
-            if job.spec.kind != JobKind::Batch {
-                self.quotas.rentals.insert(job.id);
+            if is_firm(job) {
+                self.quotas.firm.insert(job.id);
             }
         }
         let mut placed = Vec::new();
@@ -177,7 +185,7 @@ impl Oracle {
         if !moved {
             self.check_within(now, &placed, &before, &used, taken_over);
         }
-        self.check_stopped(now, rows, &used, &set);
+        self.check_stopped(now, rows, &used, &set, changed);
     }
 
     fn holder(&self, attempt: &Attempt) -> Option<Holder> {
@@ -189,7 +197,7 @@ impl Oracle {
             site: attempt.site,
             class: first.resources.class.clone(),
             milli: leases.map(|lease| taken(&lease.resources)).sum(),
-            firm: self.quotas.rentals.contains(&attempt.job),
+            firm: self.quotas.firm.contains(&attempt.job),
         })
     }
 
@@ -258,7 +266,7 @@ impl Oracle {
     }
 
     /// Who is stopped for want of quota is a borrower, or beyond a limit, and the newest; and no more are than it takes.
-    fn check_stopped(&mut self, now: u64, rows: &Rows, used: &Used, set: &[SetQuota]) {
+    fn check_stopped(&mut self, now: u64, rows: &Rows, used: &Used, set: &[SetQuota], changed: usize) {
         let must = |row: &&Attempt| {
             row.state != AttemptState::Ended
                 && row.order.is_some_and(|order| order.must || order.kind == StopCause::SuspendForMoney)
@@ -278,7 +286,8 @@ impl Oracle {
             let cohort = self.quotas.is_cohort(holder.site, &holder.class);
             let borrows = cohort && total(here) > nominal(here).unwrap_or_default().nominal;
             let over = nominal(None).is_some_and(|limits| total(None) > limits.nominal);
-            if holder.firm || !(borrows || over) {
+            // Of several quotas that were set in one commit only the last state is seen here.
+            if holder.firm || (changed < 2 && !(borrows || over)) {
                 self.fail(now, format!("{id} is stopped for want of quota and borrows nothing"));
             }
             let newer = self.quotas.live.iter().filter(|(other, row)| {
@@ -291,7 +300,7 @@ impl Oracle {
                 self.fail(now, format!("{id} is stopped for want of quota, and newer {stays:?} are not"));
             }
         }
-        if let [only] = set {
+        if let ([only], 1) = (set, changed) {
             self.check_drained(now, only, &told);
         }
     }

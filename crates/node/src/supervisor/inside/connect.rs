@@ -2,6 +2,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -19,6 +21,22 @@ pub(super) fn relay(port: u16) -> Result<(), String> {
     let _slower = peer.set_nodelay(true);
     let to = peer.try_clone().map_err(broken)?;
     std::thread::Builder::new().spawn(move || send(to)).map_err(broken)?;
+    copy(peer, io::stdout().lock()).map_err(broken)
+}
+
+/// The same for what listens at `path`, below the working directory.
+///
+/// # Errors
+/// As [`relay`].
+pub(super) fn relay_to_engine(path: &Path) -> Result<(), String> {
+    let broken = |error: io::Error| format!("the engine: {error}");
+    let peer = UnixStream::connect(path).map_err(broken)?;
+    let mut to = peer.try_clone().map_err(broken)?;
+    let send = move || {
+        let _deaf = copy(io::stdin().lock(), &mut to);
+        let _gone = to.shutdown(Shutdown::Write);
+    };
+    std::thread::Builder::new().spawn(send).map_err(broken)?;
     copy(peer, io::stdout().lock()).map_err(broken)
 }
 

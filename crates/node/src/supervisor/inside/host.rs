@@ -22,6 +22,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::engine::{Begun, Engine};
 use super::{Base, SessionTask};
 use crate::supervisor::sessions::words::{Ended, GREETING, Order, Program, Report};
 use crate::supervisor::task::{Inside, tell};
@@ -45,16 +46,17 @@ const HANDLED: [i32; 9] = [
 /// Longest order: a command and its variables, with room for their form as JSON.
 const ORDER_BOUND: usize = 1 << 20;
 
-/// Hosts sessions until it is told to terminate or the supervisor hangs up.
+/// Hosts sessions until it is told to terminate, the supervisor hangs up, or the engine beside it ends. Returns the status
+/// to exit with.
 ///
 /// # Errors
 /// The supervisor cannot be reached or refuses.
-pub(in crate::supervisor) fn host(base: Base, socket: &Path) -> io::Result<()> {
+pub(in crate::supervisor) fn host(base: Base, socket: &Path, engine: &[String]) -> io::Result<i32> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(Box::pin(serve(base, socket)))
+    runtime.block_on(Box::pin(serve(base, socket, engine)))
 }
 
-async fn serve(base: Base, socket: &Path) -> io::Result<()> {
+async fn serve(base: Base, socket: &Path, engine: &[String]) -> io::Result<i32> {
     // Before anybody is told that we run: whoever asks us to end then is heard.
     let mut terminate = signal(SignalKind::terminate())?;
     // Whoever started the node may have had some ignored, as shells do for what runs in the background. That would be
@@ -63,7 +65,19 @@ async fn serve(base: Base, socket: &Path) -> io::Result<()> {
         // The handler stays when nobody listens.
         drop(signal(SignalKind::from_raw(number))?);
     }
+    let mut engine = match engine {
+        [] => None,
+        words => match Engine::start(words, &base.env, &mut terminate).await? {
+            Begun::Serves(engine) => Some(engine),
+            Begun::Ended(why) => {
+                tell(socket, &serde_json::json!({"op": "start_failed", "message": why}))?;
+                return Ok(1);
+            }
+            Begun::Unwanted => return Ok(0),
+        },
+    };
     tell(socket, &serde_json::json!({"op": "started"}))?;
+    let mut status = 0;
     let mut link = Link::connect(socket).await?;
     let mut host = Host { base, running: BTreeMap::new(), ends: JoinSet::new(), due: VecDeque::new() };
     loop {
@@ -75,10 +89,15 @@ async fn serve(base: Base, socket: &Path) -> io::Result<()> {
             },
             Some(done) = host.ends.join_next() => host.on_end(done, &mut link).await?,
             _ = terminate.recv() => break,
+            ended = Engine::ended(&mut engine) => {
+                status = ended;
+                break;
+            }
             () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => host.kill_due(),
         }
     }
-    host.hang_up_all(&mut link).await
+    host.hang_up_all(&mut link).await?;
+    Ok(status)
 }
 
 /// What is started.

@@ -5,6 +5,7 @@
 
 mod connect;
 mod copy;
+mod engine;
 mod host;
 mod program;
 

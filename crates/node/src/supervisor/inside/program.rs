@@ -8,8 +8,8 @@ use std::path::Path;
 use std::process::Command;
 
 use super::{SessionTask, connect, copy};
-use crate::supervisor::SupervisorError;
 use crate::supervisor::sessions::words::Program;
+use crate::supervisor::{ENGINE_SOCKET, SupervisorError};
 
 /// Statuses of a program that could not be executed, as shells have them.
 const NOT_FOUND: i32 = 127;
@@ -35,6 +35,7 @@ pub(in crate::supervisor) fn become_session(task: SessionTask) -> Result<Infalli
             execute(&argv, &env, &base.home.join(work_dir))
         }
         Program::Connect { port } => connect::relay(port).map(|()| 0),
+        Program::Engine => connect::relay_to_engine(Path::new(ENGINE_SOCKET)).map(|()| 0),
         Program::Unpack { path } => copy::unpack(&base.home, &path).map(|()| 0),
         Program::Pack { path } => copy::pack(&base.home, &path).map(|()| 0),
     };

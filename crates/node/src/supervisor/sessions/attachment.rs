@@ -7,15 +7,18 @@ use std::time::Duration;
 use nix::libc;
 use sluice_proto::v1;
 use sluice_proto::v1::session_input::Message as Said;
+use sluice_types::Reason;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::frames;
 use super::session::{Cursor, Next, Session};
 use super::table::Sessions;
 use super::wanted::Wanted;
+use super::words::Program;
 use crate::supervisor::clock;
 use crate::supervisor::live::Live;
 use crate::supervisor::protocol::Refusal;
+use crate::supervisor::spec::TaskKind;
 
 /// How long a client that was replaced may take to take the word of it.
 const LAST_WORD: Duration = Duration::from_secs(5);
@@ -33,6 +36,11 @@ pub(in crate::supervisor) struct Attachment {
 /// What is wrong with the request, or why it cannot be now.
 pub(in crate::supervisor) fn grant(live: &Live, start: v1::StartSession) -> Result<Attachment, Refusal> {
     let wanted = Wanted::parse(start)?;
+    let of_engine = matches!(live.spec().kind, TaskKind::Engine { .. });
+    if wanted.program.as_ref().is_some_and(|(program, _)| (*program == Program::Engine) != of_engine) {
+        let text = "engines are connected to, and nothing else is opened beside them; a rental has none";
+        return Err(Refusal::new(Reason::WrongState, text.to_owned()));
+    }
     let sessions = live.sessions().clone();
     let (session, cursor) = sessions.attach(wanted, live.place(), clock::boottime())?;
     Ok(Attachment { sessions, session, cursor })

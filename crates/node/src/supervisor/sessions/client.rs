@@ -6,6 +6,8 @@ use tokio::io::{AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use super::frames;
+use super::wanted::Wanted;
+use super::words::Program;
 use crate::supervisor::SupervisorError;
 use crate::supervisor::protocol::Refusal;
 
@@ -67,6 +69,27 @@ impl SessionWriter {
 /// A start as the agent's line carries it.
 pub(in crate::supervisor) fn encode_start(start: &v1::StartSession) -> String {
     hex::encode(start.encode_to_vec())
+}
+
+/// For `tests/fuzz`: whether a start of a session is acceptable.
+///
+/// # Panics
+/// It is taken, and out of a bound or not as it was sent.
+#[must_use]
+pub fn takes_start(start: &v1::StartSession) -> bool {
+    let sent = decode_start(&encode_start(start)).expect("invariant: what the agent sends can be read");
+    assert_eq!(sent, *start);
+    let Ok(wanted) = Wanted::parse(sent) else { return false };
+    assert!(wanted.id.len() == 36 && wanted.id.bytes().all(|byte| byte == b'-' || byte.is_ascii_hexdigit()));
+    if let Some((program, _)) = &wanted.program {
+        let order = serde_json::to_vec(program).expect("invariant: an order is JSON");
+        assert!(order.len() < 1 << 20, "the init would not read it");
+        assert_eq!(serde_json::from_slice::<Program>(&order).expect("invariant: the init reads it"), *program);
+        if let Program::Unpack { path } | Program::Pack { path } | Program::Command { work_dir: path, .. } = program {
+            assert!(!path.starts_with('/') && path.split('/').all(|part| part != ".."), "{path}");
+        }
+    }
+    true
 }
 
 /// Reads [`encode_start`]'s form back.

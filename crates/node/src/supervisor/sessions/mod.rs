@@ -25,7 +25,7 @@ mod table;
 mod wanted;
 pub(super) mod words;
 
-pub use client::{SessionReader, SessionWriter};
+pub use client::{SessionReader, SessionWriter, takes_start};
 
 pub(super) use attachment::{converse, grant};
 pub(super) use client::{attach, decode_start, encode_start};

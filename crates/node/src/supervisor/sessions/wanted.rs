@@ -54,6 +54,7 @@ fn opened(program: Wire) -> Result<(Program, Option<Winsize>), Refusal> {
             Ok(port @ 1..) => Ok((Program::Connect { port }, None)),
             _ => Err(Refusal::field("`port` is not 1 to 65535")),
         },
+        Wire::Engine(v1::SessionEngine {}) => Ok((Program::Engine, None)),
         Wire::Copy(copy) => {
             let direction = copy.direction();
             let path = path("copy.path", copy.path)?;

@@ -78,6 +78,8 @@ pub(crate) enum Program {
         /// The port.
         port: u16,
     },
+    /// A connection to the engine of the sandbox.
+    Engine,
     /// An archive on the input is unpacked into this folder below the home folder.
     Unpack {
         /// Empty = the home folder.

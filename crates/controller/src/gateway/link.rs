@@ -1,0 +1,236 @@
+//! One connection to one replica's worker, shared by all requests that run there.
+//!
+//! What owners of requests say is kept as what is still to be said (openings, how far each came, cancels), so that it is
+//! bounded by the number of sequences and nobody waits to say it. A worker runs in a tenant's sandbox: what it sends is
+//! checked, and a connection that breaks the wire's rules, or says nothing for [`SILENCE`], is over.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use sluice_proto::v1;
+use sluice_proto::v1::engine_reply::Message as Said;
+use sluice_proto::v1::engine_request::Message as Say;
+use tokio::io::{AsyncWrite, split};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use super::control::Duplex;
+use super::wire::{self, Replies};
+
+/// A worker tells its load once a second. One whose node's agent is just being restarted is silent for longer, and one
+/// that is silent for so long will not be found again.
+const SILENCE: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 15_000 });
+/// Events of one sequence that may wait for its owner: more than a worker may be ahead.
+const EVENTS: usize = 1024;
+
+/// What becomes of a sequence.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// It has a place, and this many tokens of prompt, of which so many were cached.
+    Admitted { prompt: u32, cached: u32 },
+    /// Its next token.
+    Token(v1::EngineToken),
+    /// It is over.
+    Finished(v1::EngineFinished),
+}
+
+/// How a connection stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// The worker has not said what it is.
+    New,
+    /// It may be used: so many sequences should be open at most.
+    Ready { places: u32 },
+    /// It is over.
+    Broken,
+}
+
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Link {
+    unsaid: Mutex<Unsaid>,
+    more: Notify,
+    owners: Mutex<HashMap<u64, mpsc::Sender<Event>>>,
+    next: AtomicU64,
+    standing: watch::Sender<Standing>,
+    stop: CancellationToken,
+}
+
+/// What the worker is still to be told.
+#[derive(Debug, Default)]
+struct Unsaid {
+    open: Vec<v1::EngineGenerate>,
+    taken: BTreeMap<u64, u32>,
+    cancel: Vec<u64>,
+}
+
+impl Unsaid {
+    fn drain(&mut self) -> Vec<v1::EngineRequest> {
+        let open = self.open.drain(..).map(Say::Generate);
+        let taken = std::mem::take(&mut self.taken).into_iter();
+        let taken = taken.map(|(sequence, tokens)| Say::Taken(v1::EngineTaken { sequence, tokens }));
+        let cancel = self.cancel.drain(..).map(|sequence| Say::Cancel(v1::EngineCancel { sequence }));
+        open.chain(taken).chain(cancel).map(|message| v1::EngineRequest { message: Some(message) }).collect()
+    }
+}
+
+/// One sequence at a worker; dropped before its end, it is cancelled there.
+#[derive(Debug)]
+pub(super) struct Sequence {
+    link: Arc<Link>,
+    number: u64,
+    events: mpsc::Receiver<Event>,
+    over: bool,
+}
+
+/// A worker is fair between the tenants that wait in it, so that it is given some that wait; those beyond wait here, for the
+/// first of all replicas that has room.
+fn places(ready: &v1::EngineReady) -> u32 {
+    let computing = ready.sequences.max(1);
+    computing.saturating_mul(2).min(ready.connection_sequences.max(1))
+}
+
+impl Link {
+    /// A connection over `io`; [`Link::run`] carries it.
+    pub(super) fn new(stop: CancellationToken) -> Arc<Self> {
+        Arc::new(Self {
+            unsaid: Mutex::default(),
+            more: Notify::new(),
+            owners: Mutex::default(),
+            next: AtomicU64::new(1),
+            standing: watch::channel(Standing::New).0,
+            stop,
+        })
+    }
+
+    fn unsaid(&self) -> MutexGuard<'_, Unsaid> {
+        self.unsaid.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn owners(&self) -> MutexGuard<'_, HashMap<u64, mpsc::Sender<Event>>> {
+        self.owners.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How it stands, now and later.
+    pub(super) fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.subscribe()
+    }
+
+    /// Ends it.
+    pub(super) fn end(&self) {
+        self.stop.cancel();
+    }
+
+    /// Opens a sequence. What becomes of it comes as events; none come where the connection is over.
+    pub(super) fn open(self: &Arc<Self>, generate: v1::EngineGenerate) -> Sequence {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let (to, events) = mpsc::channel(EVENTS);
+        let sequence = Sequence { link: Arc::clone(self), number, events, over: false };
+        // Looked at under the lock: an end of the connection leaves nobody behind.
+        let mut owners = self.owners();
+        if *self.standing.borrow() != Standing::Broken {
+            owners.insert(number, to);
+            self.unsaid().open.push(v1::EngineGenerate { sequence: number, ..generate });
+            self.more.notify_one();
+        }
+        drop(owners);
+        sequence
+    }
+
+    /// Carries the connection until it is over, and says why.
+    pub(super) async fn run(&self, io: Box<dyn Duplex>) -> String {
+        let (from, mut to) = split(io);
+        let why = tokio::select! {
+            why = self.listen(Replies::new(from)) => why,
+            why = self.speak(&mut to) => why,
+            () = self.stop.cancelled() => "it was ended".to_owned(),
+        };
+        let mut owners = self.owners();
+        self.standing.send_replace(Standing::Broken);
+        // Dropped senders tell the owners.
+        owners.clear();
+        why
+    }
+
+    async fn speak(&self, to: &mut (impl AsyncWrite + Unpin)) -> String {
+        loop {
+            let news = self.more.notified();
+            let messages = self.unsaid().drain();
+            for message in &messages {
+                if let Err(error) = wire::write(to, message).await {
+                    return format!("the worker takes no more: {error}");
+                }
+            }
+            if messages.is_empty() {
+                news.await;
+            }
+        }
+    }
+
+    async fn listen(&self, mut replies: Replies<impl tokio::io::AsyncRead + Unpin>) -> String {
+        loop {
+            let said = match timeout(SILENCE, replies.next()).await {
+                Err(_) => return format!("it said nothing for {} s", SILENCE.as_secs()),
+                Ok(Err(error)) => return format!("it broke: {error}"),
+                Ok(Ok(None)) => return "the worker ended it".to_owned(),
+                Ok(Ok(Some(reply))) => reply.message,
+            };
+            let new = *self.standing.borrow() == Standing::New;
+            match said {
+                Some(Said::Ready(ready)) if new => {
+                    self.standing.send_replace(Standing::Ready { places: places(&ready) });
+                }
+                _ if new => return "the worker did not say what it is".to_owned(),
+                Some(Said::Admitted(admitted)) => {
+                    let event = Event::Admitted { prompt: admitted.prompt_tokens, cached: admitted.cached_tokens };
+                    self.tell(admitted.sequence, event);
+                }
+                Some(Said::Token(token)) => self.tell(token.sequence, Event::Token(token)),
+                Some(Said::Finished(finished)) => self.tell(finished.sequence, Event::Finished(finished)),
+                Some(Said::Load(_)) => {}
+                Some(Said::Ready(_)) => return "the worker said twice what it is".to_owned(),
+                None => return "the worker said something unknown".to_owned(),
+            }
+        }
+    }
+
+    /// Passes an event on. An owner that is gone cancels, one that is overrun loses the sequence and asks anew.
+    fn tell(&self, sequence: u64, event: Event) {
+        let over = matches!(event, Event::Finished(_));
+        let mut owners = self.owners();
+        let told = owners.get(&sequence).is_none_or(|to| to.try_send(event).is_ok());
+        if over || !told {
+            owners.remove(&sequence);
+        }
+    }
+}
+
+impl Sequence {
+    /// What happens next; `None` where nothing more will come though it is not over.
+    pub(super) async fn next(&mut self) -> Option<Event> {
+        let event = self.events.recv().await;
+        self.over |= matches!(event, Some(Event::Finished(_)));
+        event
+    }
+
+    /// So many tokens were taken, those of earlier workers included.
+    pub(super) fn taken(&self, tokens: u32) {
+        self.link.unsaid().taken.insert(self.number, tokens);
+        self.link.more.notify_one();
+    }
+}
+
+impl Drop for Sequence {
+    fn drop(&mut self) {
+        self.link.owners().remove(&self.number);
+        let mut unsaid = self.link.unsaid();
+        unsaid.taken.remove(&self.number);
+        if !self.over {
+            unsaid.cancel.push(self.number);
+            self.link.more.notify_one();
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! Reads what imports of models left, and tells the writer.
+//!
+//! What is to be done is derived from rows: models that are being imported and whose job has ended well. Nothing of it is
+//! remembered here, so that a start, or another controller, goes on where it was; telling the writer twice does nothing
+//! twice.
+
+use std::io::{Read, Write as _};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use sluice_lifecycle::model::{Job, JobState, Model, ModelInfo, StoredFile};
+use sluice_lifecycle::{Caller, Command, ModelFound, UserCommand};
+use sluice_store::{Page, Store};
+use sluice_types::{Digest, KeyId, Nanos};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+
+use crate::clock::Clock;
+use crate::directory::Directory;
+use crate::error::ControllerError;
+use crate::link::{BlobSource, RelayError};
+use crate::spool::{Spool, Spools};
+use crate::writer::WriterHandle;
+
+/// What imports leave in their outputs: what was found, and the file that was made where one was asked for.
+const REPORT: &str = "model.json";
+const MADE: &str = "model.gguf";
+/// Bytes of a report.
+const MAX_REPORT: u64 = 64 << 10;
+/// How often it is looked where nothing is heard of, and how often at most.
+const EVERY: Duration = Duration::from_secs(30);
+const PAUSE: Duration = Duration::from_millis(200);
+/// What cannot be read for so long after the import's end never will be.
+const PATIENCE: Nanos = Nanos::from_secs(3600);
+
+/// Everything it needs.
+pub(crate) struct Importer {
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) store: Arc<dyn Store>,
+    pub(crate) writer: WriterHandle,
+    pub(crate) blobs: BlobSource,
+    pub(crate) spools: Arc<Spools>,
+    pub(crate) events: watch::Receiver<u64>,
+    pub(crate) clock: Arc<dyn Clock>,
+}
+
+/// Why a model is not known yet.
+enum Trouble {
+    /// It will never be: this is said of it.
+    Wrong(String),
+    /// It may be, later.
+    Later(String),
+}
+
+impl Importer {
+    /// Looks after every change, and now and then, until `stop`.
+    pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), ControllerError> {
+        loop {
+            if self.directory.serving.imports() {
+                self.look().await;
+            }
+            tokio::select! {
+                () = stop.cancelled() => return Ok(()),
+                () = tokio::time::sleep(EVERY) => {}
+                changed = self.events.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    tokio::select! {
+                        () = stop.cancelled() => return Ok(()),
+                        () = tokio::time::sleep(PAUSE) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    async fn look(&self) {
+        let models = match self.store.importing_models(Page::first(1000)).await {
+            Ok(models) => models,
+            Err(error) => return tracing::warn!(%error, "models cannot be read"),
+        };
+        for model in models {
+            match self.store.get_job(model.import).await {
+                Ok(Some(job)) if job.state == JobState::Succeeded => self.finish(&model, &job).await,
+                Ok(_) => {}
+                Err(error) => return tracing::warn!(%error, "jobs cannot be read"),
+            }
+        }
+    }
+
+    async fn finish(&self, model: &Model, job: &Job) {
+        let found = match self.read(model, job).await {
+            Ok(found) => Ok(found),
+            Err(Trouble::Wrong(what)) => Err(what),
+            Err(Trouble::Later(what)) => {
+                tracing::warn!(model = %model.id, what, "what an import found cannot be read now");
+                if job.ended.is_none_or(|ended| self.clock.now().since(ended) <= PATIENCE) {
+                    return;
+                }
+                Err(format!("what its import found cannot be read: {what}"))
+            }
+        };
+        if let Err(refusal) = self.writer.report(Command::ModelChecked(model.id, found)).await {
+            tracing::debug!(model = %model.id, %refusal, "the model is imported no more");
+        }
+    }
+
+    async fn read(&self, model: &Model, job: &Job) -> Result<ModelFound, Trouble> {
+        let attempt = self.store.latest_attempt(job.id).await.map_err(|error| Trouble::Later(error.to_string()))?;
+        let left = attempt.and_then(|row| Some((row.site, row.tasks.first()?.end.as_ref()?.outputs.clone()?)));
+        let (site, outputs) = left.ok_or_else(|| Trouble::Wrong("its import left nothing".to_owned()))?;
+        let stream = self.blobs.open(outputs.digest, 0, Some(site), None).await.map_err(|error| match error {
+            RelayError::Missing => Trouble::Wrong("what its import found is gone".to_owned()),
+            error => Trouble::Later(error.to_string()),
+        })?;
+        let folder = self.spools.folder();
+        let wants = !model.requantize.is_empty();
+        // No quantisation that is made has more than double the bytes of the one it is made of.
+        let most = if wants { model.file.size.saturating_mul(2).saturating_add(MAX_REPORT) } else { 0 };
+        let unpacked = tokio::task::spawn_blocking(move || unpack(Pieces::new(stream.parts), most, folder)).await;
+        let unpacked = unpacked.map_err(|_| Trouble::Later("reading it was given up".to_owned()))??;
+        let info = report(&unpacked.report)?;
+        let file = match unpacked.made {
+            Some((file, digest, size)) if wants => self.keep(model, file, digest, size).await?,
+            None if wants => return Err(Trouble::Wrong(format!("its import left no {MADE}"))),
+            _ => model.file,
+        };
+        Ok(ModelFound { info, file })
+    }
+
+    /// The file that an import made becomes an upload of its project.
+    async fn keep(&self, model: &Model, file: std::fs::File, digest: Digest, size: u64) -> Result<StoredFile, Trouble> {
+        let room = self.spools.admit(model.tenant, size);
+        let room = room.ok_or_else(|| Trouble::Later("too many bytes of uploads are under way".to_owned()))?;
+        self.record(model, digest, size, false).await?;
+        let spool = Spool::whole(room, file, digest, size);
+        spool.store(&self.blobs.uploads).await.map_err(|error| Trouble::Later(error.to_string()))?;
+        self.record(model, digest, size, true).await?;
+        Ok(StoredFile { digest, size })
+    }
+
+    async fn record(&self, model: &Model, digest: Digest, size: u64, complete: bool) -> Result<(), Trouble> {
+        let caller = Caller { key: KeyId::from_raw(0), request: None, manager: String::new() };
+        let upload = UserCommand::RecordUpload { project: model.project, digest, size, complete };
+        let answer = self.writer.report(Command::User(caller, upload)).await;
+        answer.map(drop).map_err(|refusal| Trouble::Later(refusal.message))
+    }
+}
+
+/// Outputs of an import, taken apart.
+struct Unpacked {
+    report: Vec<u8>,
+    made: Option<(std::fs::File, Digest, u64)>,
+}
+
+/// Takes the archive apart. What is in it was made by a task, so nothing of it is believed: other entries are passed over,
+/// and at most `most` bytes of a file that was made are taken.
+fn unpack(pieces: Pieces, most: u64, folder: PathBuf) -> Result<Unpacked, Trouble> {
+    // A whole archive that cannot be read never can.
+    let bad = |error: std::io::Error| match error.kind() {
+        CUT => Trouble::Later(error.to_string()),
+        _ => Trouble::Wrong(format!("what its import left cannot be read: {error}")),
+    };
+    let later = |error: std::io::Error| Trouble::Later(error.to_string());
+    let mut archive = tar::Archive::new(pieces);
+    let (mut found, mut made) = (None, None);
+    for entry in archive.entries().map_err(bad)? {
+        let mut entry = entry.map_err(bad)?;
+        let path = entry.path().map(|path| path.strip_prefix("./").unwrap_or(&path).to_owned()).map_err(bad)?;
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        if path.as_os_str() == REPORT && found.is_none() {
+            let mut bytes = Vec::new();
+            (&mut entry).take(MAX_REPORT + 1).read_to_end(&mut bytes).map_err(bad)?;
+            if bytes.len() as u64 > MAX_REPORT {
+                return Err(Trouble::Wrong(format!("{REPORT} has more than {MAX_REPORT} bytes")));
+            }
+            found = Some(bytes);
+        } else if path.as_os_str() == MADE && most > 0 && made.is_none() {
+            let file = tempfile::tempfile_in(&folder).map_err(later)?;
+            let taken = copied(&mut (&mut entry).take(most + 1), file).map_err(later)?;
+            if taken.2 > most {
+                return Err(Trouble::Wrong(format!("{MADE} has more than {most} bytes")));
+            }
+            made = Some(taken);
+        }
+    }
+    let report = found.ok_or_else(|| Trouble::Wrong(format!("its import left no {REPORT}")))?;
+    Ok(Unpacked { report, made })
+}
+
+fn copied(from: &mut impl Read, mut file: std::fs::File) -> std::io::Result<(std::fs::File, Digest, u64)> {
+    let mut hasher = blake3::Hasher::new();
+    let mut piece = vec![0; 1 << 20];
+    let mut size = 0;
+    loop {
+        let count = from.read(&mut piece)?;
+        if count == 0 {
+            file.flush()?;
+            return Ok((file, Digest::from_bytes(*hasher.finalize().as_bytes()), size));
+        }
+        hasher.update(&piece[..count]);
+        file.write_all(&piece[..count])?;
+        size += count as u64;
+    }
+}
+
+/// What `sluice engine-check` says of a model's file.
+#[derive(Debug, Deserialize)]
+struct Report {
+    architecture: String,
+    parameters: u64,
+    context: u64,
+    quantisation: String,
+    template: bool,
+    #[serde(default)]
+    overhead: Option<Overhead>,
+}
+
+/// Tokens that a chat template adds.
+#[derive(Debug, Clone, Copy, Deserialize)]
+struct Overhead {
+    first: u32,
+    message: u32,
+}
+
+/// More of a chat's frame than any template has: a report that says so is none.
+const MOST_OVERHEAD: u32 = 1 << 16;
+
+fn report(bytes: &[u8]) -> Result<ModelInfo, Trouble> {
+    let wrong = |what: &str| Trouble::Wrong(format!("{REPORT} is no report of a model: {what}"));
+    let report: Report = serde_json::from_slice(bytes).map_err(|error| wrong(&error.to_string()))?;
+    let plain = |text: &str| text.len() <= 64 && !text.chars().any(char::is_control);
+    if !plain(&report.architecture) || !plain(&report.quantisation) {
+        return Err(wrong("its words are too long"));
+    }
+    if report.parameters > i64::MAX.unsigned_abs() {
+        return Err(wrong("it has more parameters than can be counted"));
+    }
+    let overhead = report.overhead.filter(|_| report.template);
+    if overhead.is_some_and(|it| it.first > MOST_OVERHEAD || it.message > MOST_OVERHEAD) {
+        return Err(wrong("its chat template adds more than any does"));
+    }
+    Ok(ModelInfo {
+        architecture: report.architecture,
+        parameters: report.parameters,
+        context: u32::try_from(report.context).unwrap_or(u32::MAX).min(sluice_lifecycle::validate::MAX_CONTEXT),
+        quantization: report.quantisation,
+        chats: overhead.is_some(),
+        template_tokens: overhead.map_or(0, |it| it.first),
+        message_tokens: overhead.map_or(0, |it| it.message),
+    })
+}
+
+/// How a relay that broke off reads, as no archive does by itself.
+const CUT: std::io::ErrorKind = std::io::ErrorKind::ConnectionAborted;
+
+/// Bytes of a relay, for a reader that waits.
+struct Pieces {
+    parts: mpsc::Receiver<Result<Bytes, RelayError>>,
+    piece: Bytes,
+}
+
+impl Pieces {
+    fn new(parts: mpsc::Receiver<Result<Bytes, RelayError>>) -> Self {
+        Self { parts, piece: Bytes::new() }
+    }
+}
+
+impl Read for Pieces {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        while self.piece.is_empty() {
+            match self.parts.blocking_recv() {
+                None => return Ok(0),
+                Some(Ok(piece)) => self.piece = piece,
+                Some(Err(error)) => return Err(std::io::Error::new(CUT, error.to_string())),
+            }
+        }
+        let count = buffer.len().min(self.piece.len());
+        buffer[..count].copy_from_slice(&self.piece.split_to(count));
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GOOD: &str = r#"{"architecture":"llama","name":null,"parameters":134515008,"context":8192,"quantisation":"Q4_1",
+        "types":{"Q4_1":1},"vocabulary":49152,"template":true,"tensors":272,"bytes":1,"size":1,"digest":"00",
+        "overhead":{"first":31,"message":5},"template_fault":null}"#;
+
+    /// An archive of these files, in pieces of an awkward size.
+    fn pieces(files: &[(&str, &[u8])]) -> Pieces {
+        let mut archive = tar::Builder::new(Vec::new());
+        for (path, bytes) in files {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(bytes.len() as u64);
+            header.set_mode(0o644);
+            archive.append_data(&mut header, path, *bytes).unwrap();
+        }
+        let bytes = archive.into_inner().unwrap();
+        let (sender, parts) = mpsc::channel(bytes.len() / 100 + 1);
+        bytes.chunks(100).for_each(|piece| sender.try_send(Ok(Bytes::copy_from_slice(piece))).unwrap());
+        Pieces::new(parts)
+    }
+
+    fn taken(files: &[(&str, &[u8])], most: u64) -> Result<Unpacked, String> {
+        let folder = tempfile::tempdir().unwrap();
+        unpack(pieces(files), most, folder.path().to_owned()).map_err(|trouble| match trouble {
+            Trouble::Wrong(what) | Trouble::Later(what) => what,
+        })
+    }
+
+    #[test]
+    fn a_report_and_what_was_made_are_found_beside_anything_else() {
+        let gguf = vec![7; 3000];
+        let files: &[(&str, &[u8])] =
+            &[("notes/model.json", b"no"), ("model.json", GOOD.as_bytes()), ("model.gguf", &gguf)];
+        let unpacked = taken(files, 3000).unwrap();
+        let (_, digest, size) = unpacked.made.unwrap();
+        assert_eq!((digest, size), (Digest::from_bytes(*blake3::hash(&gguf).as_bytes()), 3000));
+        let info = report(&unpacked.report).map_err(|_| ()).unwrap();
+        assert_eq!((info.parameters, info.context, info.quantization.as_str()), (134_515_008, 8192, "Q4_1"));
+        assert_eq!((info.chats, info.template_tokens, info.message_tokens), (true, 31, 5));
+        assert!(taken(files, 0).unwrap().made.is_none(), "nobody asked for it");
+        assert!(taken(files, 2999).is_err(), "more than any quantisation has");
+    }
+
+    #[test]
+    fn what_is_no_report_makes_no_model() {
+        assert!(taken(&[("other", b"")], 0).is_err());
+        let long = vec![b' '; usize::try_from(MAX_REPORT).unwrap() + 1];
+        assert!(taken(&[("model.json", &long)], 0).is_err());
+        for bad in ["", "{}", "[]", "\0", &GOOD.replace("8192", "-1"), &GOOD.replace("llama", "l\\u001b[1m")] {
+            assert!(report(bad.as_bytes()).is_err(), "{bad:?}");
+        }
+        assert!(report(GOOD.replace("\"first\":31", "\"first\":99999").as_bytes()).is_err());
+        assert!(report(GOOD.as_bytes()).is_ok(), "control");
+    }
+}

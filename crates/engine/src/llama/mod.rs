@@ -1,0 +1,287 @@
+//! llama.cpp in process.
+
+mod kernels;
+mod raw;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use sluice_proto::v1::EngineMessage;
+
+use self::raw::{Context, Model, Part, Size};
+use crate::engine::{Engine, EngineError, Facts, Feed, Marks, READ_QUANTUM, Slot, Vocabulary};
+use crate::template::ChatTemplate;
+
+/// Tokens of one step at most.
+const BATCH: u32 = 512;
+
+/// How a model is loaded.
+#[derive(Debug, Clone)]
+pub struct LlamaOptions {
+    /// Tokens of context that one sequence may have; 0 = as many as the model was trained for.
+    pub context: u32,
+    /// Places for sequences.
+    pub slots: u32,
+    /// Threads to compute with.
+    pub threads: u32,
+}
+
+/// The model's file that was handed over as descriptor `number`: opened anew where that is allowed, so that nobody else moves
+/// its place, or else as it is.
+///
+/// # Errors
+///
+/// Where it is not open. A descriptor that is taken as it is must belong to nobody else in this process.
+pub fn inherited(number: i32) -> std::io::Result<File> {
+    File::open(format!("/proc/self/fd/{number}")).or_else(|_| raw::inherited(number))
+}
+
+/// A model that was loaded, to be handed to the thread that will compute.
+#[derive(Debug, Clone)]
+pub struct LlamaModel {
+    model: Arc<Model>,
+    template: Arc<Result<ChatTemplate, String>>,
+}
+
+impl LlamaModel {
+    /// Maps a model's weights.
+    ///
+    /// # Errors
+    ///
+    /// Where the file is no model that can generate text.
+    pub fn load(file: &File) -> Result<Self, EngineError> {
+        let model = Model::load(file, Part::Whole)?;
+        if model.has_encoder() || !model.has_decoder() {
+            return Err(EngineError::Load("it does not generate text: only decoders are served".to_owned()));
+        }
+        Ok(Self::of(model))
+    }
+
+    /// Reads what tokens are, and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// Where the file is no model.
+    pub fn load_vocabulary(file: &File) -> Result<Self, EngineError> {
+        Ok(Self::of(Model::load(file, Part::Vocabulary)?))
+    }
+
+    fn of(model: Model) -> Self {
+        let (bos, eos) = model.marks();
+        let text = |token: Option<u32>| {
+            let bytes = token.map(|token| model.piece(token, true)).unwrap_or_default();
+            String::from_utf8_lossy(&bytes).into_owned()
+        };
+        let template = match model.template() {
+            Some(source) => ChatTemplate::read(source, text(bos), text(eos)),
+            None => Err("the model has no chat template: send a text instead of a conversation".to_owned()),
+        };
+        Self { model: Arc::new(model), template: Arc::new(template) }
+    }
+
+    /// Why conversations cannot be rendered, if they cannot.
+    #[must_use]
+    pub fn template_fault(&self) -> Option<&str> {
+        self.template.as_ref().as_ref().err().map(String::as_str)
+    }
+}
+
+impl Vocabulary for LlamaModel {
+    fn size(&self) -> u32 {
+        self.model.tokens()
+    }
+
+    fn tokenize(&self, text: &str, marks: Marks) -> Vec<u32> {
+        let read = marks == Marks::Read;
+        let (bos, _) = self.model.marks();
+        let begins = bos.is_some_and(|bos| {
+            let mark = self.model.piece(bos, true);
+            !mark.is_empty() && text.as_bytes().starts_with(&mark)
+        });
+        self.model.tokenize(text, !(read && begins), read)
+    }
+
+    fn piece(&self, token: u32) -> Vec<u8> {
+        self.model.piece(token, false)
+    }
+
+    fn ends(&self, token: u32) -> bool {
+        self.model.ends(token)
+    }
+
+    fn render(&self, messages: &[EngineMessage]) -> Result<String, String> {
+        self.template.as_ref().as_ref().map_err(Clone::clone)?.render(messages)
+    }
+}
+
+/// Tokens that were generated are read again at most so many at once: below the number from which llama.cpp computes attention
+/// in tiles, and so as when they came one by one.
+const AGAIN: usize = 32;
+
+/// The engine.
+#[derive(Debug)]
+pub struct LlamaEngine {
+    context: Context,
+    facts: Facts,
+    free: Vec<Slot>,
+    /// Logits of the last step, by the place in its batch.
+    logits: BTreeMap<usize, Vec<f32>>,
+}
+
+impl LlamaEngine {
+    /// Makes a context; the thread that does owns it.
+    ///
+    /// # Errors
+    ///
+    /// Where there is no memory for it.
+    pub fn new(model: &LlamaModel, options: &LlamaOptions) -> Result<Self, EngineError> {
+        let trained = model.model.trained_context().max(1);
+        let context = if options.context == 0 { trained } else { options.context.min(trained) };
+        let slots = options.slots.max(1);
+        let batch = BATCH.max(slots);
+        let size = Size { context, batch, sequences: slots, threads: options.threads.max(1) };
+        let made = Context::new(Arc::clone(&model.model), size)?;
+        let facts = Facts {
+            context,
+            cells: context.saturating_mul(slots),
+            slots,
+            batch,
+            threads: size.threads,
+            kernels: kernels::name().to_owned(),
+        };
+        Ok(Self { context: made, facts, free: (0..slots).rev().collect(), logits: BTreeMap::new() })
+    }
+}
+
+impl LlamaEngine {
+    /// One call of the library. Keeps the logits that are wanted: the next call overwrites them.
+    fn compute(&mut self, feeds: &[(usize, Feed)]) -> Result<(), EngineError> {
+        if feeds.is_empty() {
+            return Ok(());
+        }
+        let batch: Vec<Feed> = feeds.iter().map(|(_, feed)| *feed).collect();
+        self.context.step(&batch)?;
+        for (place, (index, feed)) in feeds.iter().enumerate() {
+            if feed.logits {
+                self.logits.insert(*index, self.context.logits(place).to_vec());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Cuts a batch into what is computed at once: of a prompt, all up to a multiple of the quantum, and the rest by itself; of what
+/// was generated, a few at a time.
+fn parts(batch: &[Feed]) -> Vec<Range<usize>> {
+    let mut parts = Vec::new();
+    let mut start = 0;
+    for next in 1..=batch.len() {
+        let first = &batch[start];
+        let ends = batch.get(next).is_none_or(|feed| {
+            let other = feed.slot != first.slot || feed.generated != first.generated;
+            let again = feed.generated && next - start >= AGAIN;
+            other || again
+        });
+        if !ends {
+            continue;
+        }
+        let whole = if first.generated { next } else { whole_until(batch, start, next) };
+        parts.extend([start..whole, whole..next].into_iter().filter(|part| !part.is_empty()));
+        start = next;
+    }
+    parts
+}
+
+/// Where the last whole quantum of a prompt's part ends, by its place in the prompt.
+fn whole_until(batch: &[Feed], start: usize, end: usize) -> usize {
+    let rest = (batch[end - 1].position + 1) % READ_QUANTUM;
+    end.saturating_sub(rest as usize).max(start)
+}
+
+impl Engine for LlamaEngine {
+    fn facts(&self) -> Facts {
+        self.facts.clone()
+    }
+
+    fn open(&mut self) -> Option<Slot> {
+        self.free.pop()
+    }
+
+    fn close(&mut self, slot: Slot) {
+        self.context.forget(slot);
+        self.free.push(slot);
+    }
+
+    fn step(&mut self, batch: &[Feed]) -> Result<(), EngineError> {
+        self.logits.clear();
+        let parts = parts(batch);
+        let alone = |part: &Range<usize>| {
+            let slot = batch[part.start].slot;
+            part.len() == 1 && batch.iter().filter(|feed| feed.slot == slot).count() == 1
+        };
+        // Those of one token each are computed together, the others by sequence, in their order.
+        let (single, others): (Vec<_>, Vec<_>) = parts.into_iter().partition(alone);
+        let feeds = |part: &Range<usize>| part.clone().zip(batch[part.clone()].iter().copied()).collect::<Vec<_>>();
+        self.compute(&single.iter().flat_map(feeds).collect::<Vec<_>>())?;
+        for part in &others {
+            self.compute(&feeds(part))?;
+        }
+        Ok(())
+    }
+
+    fn logits(&self, index: usize) -> &[f32] {
+        self.logits.get(&index).map_or(&[], Vec::as_slice)
+    }
+
+    fn resize(&mut self, threads: u32) {
+        self.context.resize(threads);
+        self.facts.threads = threads.max(1);
+    }
+}
+
+/// Writes a model anew as Q4_0, which this engine computes several times faster than Q4_1; lossy.
+///
+/// # Errors
+///
+/// Where the file is no model or the other cannot be written.
+pub fn requantize(from: &Path, to: &Path, threads: u32) -> Result<(), EngineError> {
+    raw::requantize(from, to, threads)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(slot: Slot, from: u32, to: u32, prompt: u32) -> impl Iterator<Item = Feed> {
+        (from..to).map(move |position| Feed { slot, token: 0, position, logits: false, generated: position >= prompt })
+    }
+
+    fn cut(batch: impl Iterator<Item = Feed>) -> Vec<(usize, usize)> {
+        parts(&batch.collect::<Vec<_>>()).into_iter().map(|part| (part.start, part.end)).collect()
+    }
+
+    #[test]
+    fn prompts_are_cut_at_their_own_places_whatever_comes_at_once() {
+        assert_eq!(cut(run(0, 0, 200, 200)), [(0, 192), (192, 200)]);
+        assert_eq!(cut(run(0, 128, 200, 200)), [(0, 64), (64, 72)]);
+        assert_eq!(cut(run(0, 0, 128, 200)), [(0, 128)]);
+        assert_eq!(cut(run(0, 192, 200, 200)), [(0, 8)]);
+        assert_eq!(cut(run(0, 0, 1, 1)), [(0, 1)]);
+        assert_eq!(cut(std::iter::empty()), []);
+    }
+
+    #[test]
+    fn what_was_generated_is_read_again_a_few_at_a_time() {
+        assert_eq!(cut(run(0, 64, 150, 100)), [(0, 36), (36, 68), (68, 86)]);
+        assert_eq!(cut(run(0, 100, 132, 100)), [(0, 32)]);
+    }
+
+    #[test]
+    fn sequences_are_kept_apart() {
+        let batch = run(0, 70, 71, 10).chain(run(1, 90, 91, 20)).chain(run(2, 0, 64, 100)).chain(run(3, 0, 3, 3));
+        assert_eq!(cut(batch), [(0, 1), (1, 2), (2, 66), (66, 69)]);
+    }
+}

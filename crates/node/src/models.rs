@@ -1,0 +1,197 @@
+//! Files of models on this node: fetched once from the site's vault, verified, shared by all tasks that use them.
+//!
+//! A file in use has a second name in the folder of each task that uses it, so that what is in use is read from the disk,
+//! survives the agent, and taking away a file that is in use would free nothing. Where there is no room, the file goes that
+//! was used last longest ago and that nobody uses.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use sluice_types::{Bytes, Digest};
+
+use crate::depot::{Depot, DepotError};
+
+/// What a file is called while it comes.
+const PART: &str = "part";
+
+/// The models of one node.
+#[derive(Debug)]
+pub(crate) struct Models {
+    folder: PathBuf,
+    bound: Bytes,
+    /// One task fetches a model, the others wait for it.
+    fetching: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    /// One makes room at a time.
+    room: tokio::sync::Mutex<()>,
+}
+
+impl Models {
+    /// Those in `folder`, at most `bound` of them.
+    pub(crate) fn new(folder: PathBuf, bound: Bytes) -> Self {
+        Self { folder, bound, fetching: Mutex::default(), room: tokio::sync::Mutex::default() }
+    }
+
+    fn path(&self, digest: Digest) -> PathBuf {
+        self.folder.join(digest.to_string())
+    }
+
+    /// Gives a model the name `link`, which may be there already; fetches it where it is not here.
+    ///
+    /// # Errors
+    /// It cannot be fetched, or there is no room for it.
+    pub(crate) async fn give(
+        &self,
+        depot: &Arc<dyn Depot>,
+        digest: Digest,
+        size: Bytes,
+        link: &Path,
+    ) -> Result<(), DepotError> {
+        let turn = {
+            let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+            fetching.retain(|_, turn| Arc::strong_count(turn) > 1);
+            Arc::clone(fetching.entry(digest).or_default())
+        };
+        let _turn = turn.lock().await;
+        let path = self.path(digest);
+        if !path.exists() {
+            let _room = self.room.lock().await;
+            self.make_room(size)?;
+            let part = path.with_extension(PART);
+            fs::create_dir_all(&self.folder)?;
+            fs::set_permissions(&self.folder, Permissions::from_mode(0o700))?;
+            depot.fetch_file(digest, &part).await?;
+            // Read by the tasks' users through an open file, written by nobody.
+            fs::set_permissions(&part, Permissions::from_mode(0o444))?;
+            File::open(&part)?.sync_all()?;
+            fs::rename(&part, &path)?;
+        }
+        File::open(&path)?.set_modified(SystemTime::now())?;
+        match fs::remove_file(link) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+            _ => {}
+        }
+        Ok(fs::hard_link(&path, link)?)
+    }
+
+    /// Takes away what nobody uses until there is room for `size`.
+    fn make_room(&self, size: Bytes) -> Result<(), DepotError> {
+        let mut files = Vec::new();
+        for entry in fs::read_dir(&self.folder).into_iter().flatten() {
+            let entry = entry?;
+            let data = entry.metadata()?;
+            if entry.path().extension().is_some_and(|extension| extension == PART) {
+                // Of an agent that was killed. Whoever comes for it again begins anew.
+                fs::remove_file(entry.path())?;
+                continue;
+            }
+            files.push((data.modified()?, data.len(), data.nlink(), entry.path()));
+        }
+        files.sort();
+        let mut used: u64 = files.iter().map(|(_, length, _, _)| length).sum();
+        let most = self.bound.get();
+        for (_, length, names, path) in files {
+            if used.saturating_add(size.get()) <= most {
+                return Ok(());
+            }
+            if names == 1 {
+                fs::remove_file(path)?;
+                used -= length;
+            }
+        }
+        let fits = used.saturating_add(size.get()) <= most;
+        if fits { Ok(()) } else { Err(DepotError::NoRoom { size, used: Bytes::new(used), bound: self.bound }) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use async_trait::async_trait;
+    use sluice_vault::Materialised;
+
+    use super::*;
+    use crate::depot::{OutputsOwner, Sealed};
+    use crate::home::StoredOutputs;
+    use crate::supervisor::StagedManifest;
+
+    /// Has every file of 100 bytes.
+    #[derive(Debug, Default)]
+    struct Vault {
+        fetched: Mutex<Vec<Digest>>,
+    }
+
+    #[async_trait]
+    impl Depot for Vault {
+        async fn fetch_file(&self, digest: Digest, to: &Path) -> Result<(), DepotError> {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            self.fetched.lock().unwrap().push(digest);
+            Ok(fs::write(to, [7; 100])?)
+        }
+        async fn fetch(&self, _: Digest, _: &Path, _: &str, _: &Path) -> Result<(), DepotError> {
+            unreachable!()
+        }
+        async fn fetch_checkpoint(&self, _: Digest, _: u32, _: &Path) -> Result<Materialised, DepotError> {
+            unreachable!()
+        }
+        async fn store_checkpoint(
+            &self,
+            _: &Path,
+            _: &StagedManifest,
+            _: u32,
+            _: Option<Digest>,
+        ) -> Result<Sealed, DepotError> {
+            unreachable!()
+        }
+        async fn store_outputs(
+            &self,
+            _: &Path,
+            _: &Path,
+            _: OutputsOwner,
+        ) -> Result<Option<StoredOutputs>, DepotError> {
+            unreachable!()
+        }
+    }
+
+    fn digest(number: u8) -> Digest {
+        Digest::from_bytes([number; 32])
+    }
+
+    #[tokio::test]
+    async fn a_model_is_fetched_once_kept_while_used_and_the_oldest_unused_goes() {
+        let root = tempfile::tempdir().unwrap();
+        let models = Models::new(root.path().join("models"), Bytes::new(250));
+        let vault = Arc::new(Vault::default());
+        let depot: Arc<dyn Depot> = vault.clone();
+        let size = Bytes::new(100);
+        let link = |name: &str| root.path().join(name);
+        let all = (0..5).map(|n| format!("a{n}")).collect::<Vec<_>>();
+        let links: Vec<_> = all.iter().map(|name| link(name)).collect();
+        let given = links.iter().map(|link| models.give(&depot, digest(1), size, link));
+        futures::future::try_join_all(given).await.unwrap();
+        assert_eq!(*vault.fetched.lock().unwrap(), [digest(1)]);
+        let mode = fs::metadata(link("a0")).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o444);
+        models.give(&depot, digest(2), size, &link("b")).await.unwrap();
+        let full = models.give(&depot, digest(3), size, &link("c")).await.unwrap_err();
+        assert!(matches!(full, DepotError::NoRoom { .. }) && !full.is_final(), "{full}");
+        // The second is not used any more, the first is.
+        fs::remove_file(link("b")).unwrap();
+        fs::write(models.path(digest(9)).with_extension(PART), "left by one that was killed").unwrap();
+        models.give(&depot, digest(3), size, &link("c")).await.unwrap();
+        models.give(&depot, digest(1), size, &link("a0")).await.unwrap();
+        assert_eq!(*vault.fetched.lock().unwrap(), [1, 2, 3].map(digest));
+        let names = fs::read_dir(root.path().join("models")).unwrap().count();
+        assert_eq!(names, 2);
+        for name in &all {
+            fs::remove_file(link(name)).unwrap();
+        }
+        models.give(&depot, digest(2), size, &link("b")).await.unwrap();
+        assert!(!models.path(digest(1)).exists() && models.path(digest(3)).exists());
+    }
+}
