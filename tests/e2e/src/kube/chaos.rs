@@ -86,7 +86,7 @@ fn difference(a: &BTreeMap<String, String>, b: &BTreeMap<String, String>) -> usi
 
 fn once(plan: &Plan, kills: u32) -> anyhow::Result<(Outcome, Vec<Figure>)> {
     let options = Options { sites: 1, nodes: 1, no_restart: true, ..Options::default() };
-    let mut world = World::start("chaos", options)?;
+    let mut world = World::start("operator", options)?;
     let result = whole(plan, kills, &mut world);
     if result.is_err() {
         world.keep_folders();

@@ -60,7 +60,7 @@ impl Cluster {
     /// # Errors
     /// Kubernetes is not built, or does not come up.
     pub fn start(name: &str) -> anyhow::Result<Self> {
-        let folder = tempfile::Builder::new().prefix(&format!("e2e-{name}-")).tempdir_in("/tmp")?.keep();
+        let folder = tempfile::Builder::new().prefix(&format!("kube-{name}-")).tempdir_in("/tmp")?.keep();
         Self::start_in(&folder, true)
     }
 
