@@ -23,9 +23,9 @@ pub(super) fn show(system: &System, scratch: &Path) -> anyhow::Result<()> {
     head("a model is served on half a device, from no replica at all");
     let model = place::model()?;
     let file = model.to_str().context("a path that is not text")?;
-    println!("$ sluice model import {}", model.file_name().unwrap_or_default().to_string_lossy());
+    println!("$ sluice model import {} --requantize Q4_0", model.file_name().unwrap_or_default().to_string_lossy());
     forget(system)?;
-    system.text(&["model", "import", file, "--name", "smollm2"])?;
+    system.text(&["model", "import", file, "--name", "smollm2", "--requantize", "Q4_0"])?;
     println!("$ sluice serve smollm2 --replicas 0..1 --slice 500m");
     system.text(&["serve", "smollm2", "--replicas", "0..1", "--slice", "500m", "--memory", "768MiB"])?;
     let key = key(system, scratch)?;
