@@ -136,7 +136,7 @@ pub(super) fn serves(setting: Setting) -> anyhow::Result<Vec<Row>> {
 
 /// Roads, line 4: an endpoint grows and shrinks, and a stream outlives its replica's site.
 pub(super) fn scales(setting: Setting) -> anyhow::Result<Vec<Row>> {
-    let short: &[&str] = if setting.quick { &["--tokens", "200"] } else { &[] };
+    let short: &[&str] = if setting.quick { &["--tokens", "1000"] } else { &[] };
     let mut rows = proof("scales", short, setting)?;
     rows.push(Row::new("CPU time of a trainer beside a busy endpoint", "within 2 points of its share"));
     Ok(rows)

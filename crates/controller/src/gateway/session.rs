@@ -317,7 +317,8 @@ mod tests {
         assert_eq!(far.read(&mut [0; 8]).await.unwrap(), 0, "nobody is there");
         assert!((AWAY..AWAY * 2).contains(&begun.elapsed()));
         let mut far = open(Arc::clone(&hub), NODE, KEY, "id".to_owned());
-        connection(Arc::clone(&hub), Arc::clone(&supervisor), 2).await;
+        // It is opened, and then the node is gone.
+        connection(Arc::clone(&hub), Arc::clone(&supervisor), 1).await;
         far.write_all(b"lost").await.unwrap();
         assert_eq!(far.read(&mut [0; 8]).await.unwrap(), 0);
     }

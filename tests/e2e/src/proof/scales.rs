@@ -157,6 +157,7 @@ fn moves(
             same == got[0].tokens.len() || even,
         ),
         Figure::exactly("replicas at the lost site", count(sites.iter().filter(|other| **other == site).count()), 0),
-        Figure::seen("ms of the longest gap in it", (got[0].gap.unwrap_or(0.0) * 1000.0).round() as i64),
+        // Where there is none, the stream was over before its node was.
+        Figure::at_least("ms of the longest gap in it", (got[0].gap.unwrap_or(0.0) * 1000.0).round() as i64, 100),
     ])
 }
