@@ -1,6 +1,6 @@
 //! `cargo xtask kube up|down`: a Kubernetes control plane to work with, the same that the tests use.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::{place, run};
@@ -17,7 +17,7 @@ pub(crate) struct KubeArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum What {
+pub(crate) enum What {
     Up,
     Down,
 }
@@ -28,11 +28,16 @@ pub(crate) fn command(arguments: &KubeArgs) -> anyhow::Result<()> {
         Some(folder) => std::path::absolute(folder)?,
         None => place::cache()?.join("kube/cluster"),
     };
-    let what = match arguments.what {
-        What::Up => {
-            build()?;
-            "up"
-        }
+    if arguments.what == What::Up {
+        build()?;
+    }
+    set(arguments.what, &folder)
+}
+
+/// Starts one that was built, or ends it.
+pub(crate) fn set(what: What, folder: &Path) -> anyhow::Result<()> {
+    let what = match what {
+        What::Up => "up",
         What::Down => "down",
     };
     let mut command = place::cargo();

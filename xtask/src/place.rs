@@ -39,6 +39,13 @@ pub(crate) fn text() -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
+/// The model that is served, which `scripts/setup.sh` puts there.
+pub(crate) fn model() -> anyhow::Result<PathBuf> {
+    let path = cache()?.join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
+    anyhow::ensure!(path.is_file(), "{} is missing: run scripts/setup.sh", path.display());
+    Ok(path)
+}
+
 /// How the programs are built.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Profile {

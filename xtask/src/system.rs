@@ -160,6 +160,13 @@ impl System {
         std::fs::read_to_string(log_of(&self.options.data)).unwrap_or_default()
     }
 
+    /// Where models are served.
+    pub(crate) fn gateway(&self) -> anyhow::Result<SocketAddr> {
+        let file = self.options.data.join("controller/gateway.addr");
+        let text = std::fs::read_to_string(file).context("models are not served")?;
+        text.trim().parse().context("an address")
+    }
+
     /// The process id of `sluice up`.
     pub(crate) fn pid(&self) -> u32 {
         self.up.id()

@@ -47,7 +47,7 @@ fn model() -> Option<&'static (PathBuf, LlamaModel)> {
 }
 
 fn engine(model: &LlamaModel) -> LlamaEngine {
-    let options = LlamaOptions { context: 2_048, slots: 10, threads: 1 };
+    let options = LlamaOptions { context: 2_048, cache: 1 << 30, slots: 10, threads: 1 };
     LlamaEngine::new(model, &options).unwrap()
 }
 

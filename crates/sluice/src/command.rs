@@ -316,6 +316,9 @@ pub(crate) struct EngineWorkerArgs {
     /// Tokens of context that one sequence may have; 0 = as many as the model was trained for.
     #[arg(long, default_value_t = 0, value_name = "TOKENS")]
     pub(crate) context: u32,
+    /// Memory for the contexts of all sequences; where it does not hold them they are shorter.
+    #[arg(long, default_value = "512MiB", value_name = "SIZE")]
+    pub(crate) cache: sluice_types::Bytes,
     /// Sequences that compute at once; a quarter more places are kept for tenants that have none.
     #[arg(long, default_value_t = 8, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=128))]
     pub(crate) sequences: u32,

@@ -1,9 +1,11 @@
 //! `cargo xtask demo`: the main job, as README's first command runs it.
 //!
 //! A training job runs on half a device at one site, moves to the other half-way, and is compared bit for bit with an
-//! uninterrupted run. A second one loses its node. Both bills are printed. Then a slice is rented, and the system is left
-//! running.
+//! uninterrupted run. A second one loses its node. Both bills are printed. Then a slice is rented, a
+//! model is served and asked, quotas are set with kubectl where it can be had, and the system is left running.
 
+mod chat;
+mod quota;
 mod rental;
 
 use std::net::{SocketAddr, TcpListener};
@@ -144,7 +146,10 @@ impl Demo<'_> {
         stopped?;
         head("the power comes back: the same system with all its nodes");
         let system = self.up(&[])?;
-        let billed = bills(&system, &jobs).and_then(|()| rental::show(&system));
+        let billed = bills(&system, &jobs)
+            .and_then(|()| rental::show(&system))
+            .and_then(|()| chat::show(&system, &self.scratch))
+            .and_then(|()| quota::show(&system, &self.scratch));
         if self.arguments.stop || billed.is_err() {
             system.stop()?;
         } else {

@@ -19,8 +19,8 @@ const LEAST_CAUGHT: f64 = 18.0 / 20.0;
 /// Rentals that a day must have at least.
 const LEAST_RENTS: f64 = 15.0;
 /// Replicas that a day must have at least, and requests that are settled.
-const LEAST_REPLICAS: f64 = 10.0;
-const LEAST_SETTLED: f64 = 50.0;
+const LEAST_REPLICAS: f64 = 5.0;
+const LEAST_SETTLED: f64 = 10.0;
 /// The line by which the simulator tells its figures.
 const FIGURES: &str = "figures: ";
 

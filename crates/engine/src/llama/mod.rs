@@ -21,8 +21,10 @@ const BATCH: u32 = 512;
 /// How a model is loaded.
 #[derive(Debug, Clone)]
 pub struct LlamaOptions {
-    /// Tokens of context that one sequence may have; 0 = as many as the model was trained for.
+    /// Tokens of context that one sequence may have; 0 = as many as the model was trained for. Fewer where `cache` has no room.
     pub context: u32,
+    /// Bytes that the contexts of all places may take.
+    pub cache: u64,
     /// Places for sequences.
     pub slots: u32,
     /// Threads to compute with.
@@ -131,6 +133,29 @@ pub struct LlamaEngine {
     logits: BTreeMap<usize, Vec<f32>>,
 }
 
+/// No context is shorter, unless it was asked for.
+const LEAST_CONTEXT: u32 = 256;
+
+/// Tokens of context that each place can have.
+fn fitting(wanted: u32, slots: u32, cache: u64, cell: u64) -> Result<u32, EngineError> {
+    let room = cache / (u64::from(slots) * cell).max(1);
+    let room = u32::try_from(room).unwrap_or(u32::MAX);
+    if room >= wanted {
+        return Ok(wanted);
+    }
+    if room < LEAST_CONTEXT {
+        let needs = u64::from(LEAST_CONTEXT) * u64::from(slots) * cell;
+        return Err(EngineError::Load(format!(
+            "{cache} bytes hold no {LEAST_CONTEXT} tokens for each of {slots} places; {needs} would: ask for more memory or fewer \
+             sequences"
+        )));
+    }
+    // The library rounds up to so many.
+    let context = room / LEAST_CONTEXT * LEAST_CONTEXT;
+    tracing::warn!(wanted, context, cache, "the contexts are shorter than wanted: there is no more room for them");
+    Ok(context)
+}
+
 impl LlamaEngine {
     /// Makes a context; the thread that does owns it.
     ///
@@ -139,8 +164,9 @@ impl LlamaEngine {
     /// Where there is no memory for it.
     pub fn new(model: &LlamaModel, options: &LlamaOptions) -> Result<Self, EngineError> {
         let trained = model.model.trained_context().max(1);
-        let context = if options.context == 0 { trained } else { options.context.min(trained) };
+        let wanted = if options.context == 0 { trained } else { options.context.min(trained) };
         let slots = options.slots.max(1);
+        let context = fitting(wanted, slots, options.cache, model.model.cell_bytes())?;
         let batch = BATCH.max(slots);
         let size = Size { context, batch, sequences: slots, threads: options.threads.max(1) };
         let made = Context::new(Arc::clone(&model.model), size)?;
@@ -261,6 +287,15 @@ mod tests {
 
     fn cut(batch: impl Iterator<Item = Feed>) -> Vec<(usize, usize)> {
         parts(&batch.collect::<Vec<_>>()).into_iter().map(|part| (part.start, part.end)).collect()
+    }
+
+    #[test]
+    fn contexts_are_as_long_as_there_is_room_for() {
+        assert_eq!(fitting(8_192, 10, u64::MAX, 23_040), Ok(8_192));
+        assert_eq!(fitting(8_192, 10, 512 << 20, 23_040), Ok(2_304));
+        assert_eq!(fitting(100, 10, 512 << 20, 23_040), Ok(100));
+        let refused = fitting(8_192, 100, 512 << 20, 23_040).unwrap_err();
+        assert!(refused.to_string().contains("no 256 tokens for each of 100 places"), "{refused}");
     }
 
     #[test]

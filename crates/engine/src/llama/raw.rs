@@ -135,6 +135,22 @@ impl Model {
         u32::try_from(tokens).unwrap_or(0)
     }
 
+    /// Bytes that a token takes in the cache: keys and values of all layers, as half-precision numbers.
+    pub(super) fn cell_bytes(&self) -> u64 {
+        let model = self.model.as_ptr();
+        // SAFETY: the model lives.
+        let (layers, width, heads, shared) = unsafe {
+            (
+                sys::llama_model_n_layer(model),
+                sys::llama_model_n_embd(model),
+                sys::llama_model_n_head(model),
+                sys::llama_model_n_head_kv(model),
+            )
+        };
+        let of = |number: i32| u64::try_from(number).unwrap_or(0).max(1);
+        of(layers) * of(shared) * (of(width) / of(heads)).max(1) * 2 * 2
+    }
+
     pub(super) fn has_encoder(&self) -> bool {
         // SAFETY: the model lives.
         unsafe { sys::llama_model_has_encoder(self.model.as_ptr()) }

@@ -71,9 +71,10 @@ impl<'a> Draft<'a> {
     }
 
     fn fits(&self, view: &View<'a>) -> bool {
+        // By arrival nobody has a place kept: the control computes as wide as one tenant alone does.
         let kept = match self.rules.order {
-            Order::Fair if self.has_places(view.tenant) => self.room.spare,
-            Order::Fair | Order::Arrival => 0,
+            Order::Fair if !self.has_places(view.tenant) => 0,
+            Order::Fair | Order::Arrival => self.room.spare,
         };
         let Stage::Waiting { tokens } = view.stage else { return false };
         self.room.slots > kept && self.promised().saturating_add(tokens).saturating_add(1) <= self.room.cells

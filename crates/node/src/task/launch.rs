@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_device::{DeviceError, Granted, SliceGrant};
-use sluice_types::Nanos;
+use sluice_types::{Bytes, Nanos};
 use tokio::time::{Instant, sleep};
 
 use super::blocking;
@@ -95,7 +95,7 @@ fn describe(
             _ => TaskKind::Command,
         },
         argv: match &model {
-            Some(model) => model_program(shared, model),
+            Some(model) => model_program(shared, model, assignment.grant(0)?.memory),
             None => assignment.command()?,
         },
         model: model.is_some().then(|| home.model()),
@@ -122,7 +122,7 @@ fn describe(
 }
 
 /// What works on a model: this very program, inside.
-fn model_program(shared: &Shared, model: &Model) -> Vec<String> {
+fn model_program(shared: &Shared, model: &Model, memory: Bytes) -> Vec<String> {
     let program = match shared.config.sandbox.mode {
         SandboxMode::Enforced => INNER.to_owned(),
         SandboxMode::Advisory => shared.config.program.display().to_string(),
@@ -134,7 +134,10 @@ fn model_program(shared: &Shared, model: &Model) -> Vec<String> {
             let (context, sequences) = (context.to_string(), sequences.max(&1).to_string());
             let door = format!("unix:{ENGINE_SOCKET}");
             let which = [&program, "engine-worker", "--model-fd", &descriptor, "--digest", &digest];
-            let how = ["--context", &context, "--sequences", &sequences, "--listen", &door, "--meter", "meter"];
+            // Half is for the contexts; weights, their copy for the kernels and the rest of the program have the other.
+            let cache = (memory.get() / 2).to_string();
+            let how = ["--context", &context, "--cache", &cache, "--sequences", &sequences, "--listen", &door];
+            let how = [&how[..], &["--meter", "meter"][..]].concat();
             text(&[&which[..], &how[..]].concat())
         }
         ModelWork::Check { requantize } => {

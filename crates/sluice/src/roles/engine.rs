@@ -137,9 +137,9 @@ fn loaded(
     threads: u32,
 ) -> impl FnOnce() -> Result<Made, EngineError> + Send + use<> {
     use sluice_engine::llama::{LlamaEngine, LlamaModel, LlamaOptions};
-    let context = arguments.context;
+    let (context, cache) = (arguments.context, arguments.cache.get());
     move || {
-        let options = LlamaOptions { context, slots, threads };
+        let options = LlamaOptions { context, cache, slots, threads };
         let model = LlamaModel::load(&model)?;
         let engine = LlamaEngine::new(&model, &options)?;
         Ok(Made { engine: Box::new(engine), vocabulary: Arc::new(model) })

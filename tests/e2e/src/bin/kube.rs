@@ -1,4 +1,4 @@
-//! `kube up|down FOLDER`: a Kubernetes control plane for tests; `kube refusals`: what is shown on one. Prints one JSON line
+//! `kube up|down FOLDER`: a Kubernetes control plane for tests; `kube refusals|story|chaos`: what is shown on one. Prints one JSON line
 //! per figure.
 
 use std::path::PathBuf;

@@ -3,6 +3,7 @@
 
 pub(super) mod client;
 mod judge;
+mod node;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -81,9 +82,9 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     figures
 }
 
-/// Fetches the official client, to be called where there is a network; the proof says why where that failed.
+/// Fetches the official clients, to be called where there is a network; the proof says why where that failed.
 pub fn prepare() {
-    if let Err(why) = python() {
+    for why in [python().err(), node::client().err()].into_iter().flatten() {
         eprintln!("{why}");
     }
 }
@@ -138,12 +139,27 @@ fn figures(system: &mut System, plan: &Plan, python: &Path, model: &Path) -> any
     let how = How { base_url: &base_url, keys: &keys, workers: plan.workers, retries: None };
     let prompts = prompts(plan);
     let lone = lone(python, &how, &prompts)?;
-    let before = balances(system)?;
+    let other = other_client(&base_url, &tenants[0].secret)?;
+    let before = Before { rows: quiet(system)?, balances: balances(system)? };
     let mut all = vec![Figure::seen("s to import the model, twice", imported.as_secs_f64().round())];
+    all.push(other);
     let (asked, got) = load(system, plan, python, &how, &prompts)?;
     all.extend(judged(system, &asked, &got, &lone, &before)?);
     all.extend(gateway_lost(system, plan, python, &how, &prompts)?);
     Ok(all)
+}
+
+/// The calls of the official client for Node.
+fn other_client(base_url: &str, key: &str) -> anyhow::Result<Figure> {
+    let metric = "calls of the official Node client that went wrong";
+    let folder = match node::client() {
+        Ok(folder) => folder,
+        Err(why) => return Ok(Figure::skipped(metric, &why)),
+    };
+    let (calls, wrong) = node::check(&folder, base_url, key, "one")?;
+    wrong.iter().for_each(|text| eprintln!("{text}"));
+    let count = i64::try_from(wrong.len()).unwrap_or(i64::MAX);
+    Ok(Figure::exactly(metric, count, 0).peer(&format!("{calls} calls")))
 }
 
 /// A tenant with money and a key of its own.
@@ -252,8 +268,10 @@ fn workers(system: &System) -> anyhow::Result<Vec<i32>> {
     Ok(all)
 }
 
+type Rows = BTreeMap<String, v1::InferenceRequest>;
+
 /// All rows of both tenants, by id.
-fn rows(system: &System) -> anyhow::Result<BTreeMap<String, v1::InferenceRequest>> {
+fn rows(system: &System) -> anyhow::Result<Rows> {
     let client = system.client()?;
     let mut all = BTreeMap::new();
     for (tenant, _) in MODELS {
@@ -261,6 +279,21 @@ fn rows(system: &System) -> anyhow::Result<BTreeMap<String, v1::InferenceRequest
         all.extend(rows.into_iter().map(|row| (row.id.clone(), row)));
     }
     Ok(all)
+}
+
+/// All rows, once none is open.
+fn quiet(system: &System) -> anyhow::Result<Rows> {
+    wait_for("the last bill", PATIENCE, || {
+        let rows = rows(system)?;
+        let open = rows.values().any(|row| row.state() == v1::InferenceRequestState::Open);
+        Ok((!open).then_some(rows))
+    })
+}
+
+/// What there was before the load.
+struct Before {
+    rows: Rows,
+    balances: BTreeMap<&'static str, i64>,
 }
 
 /// What both tenants have, in units.
@@ -281,18 +314,11 @@ fn judged(
     asked: &[Asked],
     got: &[Got],
     lone: &BTreeMap<String, Lone>,
-    before: &BTreeMap<&'static str, i64>,
+    before: &Before,
 ) -> anyhow::Result<Vec<Figure>> {
-    let open = |row: &v1::InferenceRequest| row.state() == v1::InferenceRequestState::Open;
-    let rows = wait_for("the last bill", PATIENCE, || {
-        let rows = rows(system)?;
-        Ok((!rows.values().any(open)).then_some(rows))
-    })?;
-    // The lone runs are paid as well and were no clients of this load.
-    let first = got.iter().map(|got| got.at).fold(f64::MAX, f64::min);
-    let of_load =
-        |row: &v1::InferenceRequest| row.open_time.is_some_and(|time| time.seconds as f64 + 1.0 >= first.floor());
-    let loaded: BTreeMap<_, _> = rows.clone().into_iter().filter(|(_, row)| of_load(row)).collect();
+    let mut loaded = quiet(system)?;
+    // Those before were no clients of this load.
+    loaded.retain(|id, _| !before.rows.contains_key(id));
     let verdict = judge(asked, got, &loaded, lone);
     verdict.told.iter().for_each(|text| eprintln!("{text}"));
     let mut all = told(&verdict, asked, got);
@@ -316,7 +342,7 @@ fn judged(
     for (tenant, _) in MODELS {
         let paid: i64 = loaded.values().filter(|row| row.caller == tenant).map(|row| row.credits).sum();
         let earned: i64 = loaded.values().filter(|row| row.owner == tenant).map(|row| row.credits).sum();
-        wrong += i64::from(after[tenant] - before[tenant] != earned - paid);
+        wrong += i64::from(after[tenant] - before.balances[tenant] != earned - paid);
     }
     all.push(Figure::exactly("tenants whose balance is not what their requests say", wrong, 0));
     Ok(all)
@@ -380,10 +406,7 @@ fn gateway_lost(
     };
     let kept = failed.iter().filter(|got| !retryable(got)).count();
     let before = failed.iter().filter(|got| got.at + got.took + 0.2 < killed).count();
-    let rows = wait_for("the last credit", PATIENCE, || {
-        let rows = rows(system)?;
-        Ok((!rows.values().any(|row| row.state() == v1::InferenceRequestState::Open)).then_some(rows))
-    })?;
+    let rows = quiet(system)?;
     let lost = rows.values().filter(|row| row.reason == "GATEWAY_LOST");
     let paid = lost.clone().filter(|row| row.credits != 0).count();
     let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
