@@ -6,9 +6,10 @@ mod support;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sluice_ledger::{AccountKey, Price, Rate};
 use sluice_lifecycle::model::{Capture, Checkpoint, CheckpointPolicy, JobKind, JobSpec, JobState, Order};
 use sluice_lifecycle::{Answer, Command, KeptHome, NodeReport, Refusal, TaskKey, UserCommand};
-use sluice_types::{Digest, JobId, Nanos, Reason, SiteId};
+use sluice_types::{Credits, Digest, JobId, Nanos, Reason, SiteId};
 use support::{Bench, WINDOW_COST, end, spec};
 
 const DAY: u64 = 24 * 3600;
@@ -206,6 +207,47 @@ fn a_drained_rental_moves_with_its_files() {
     assert!(attempt.site != from && attempt.resume == bench.job(job).checkpoint);
     assert_eq!(bench.job(job).current, Some(target.id));
     bench.check_world();
+}
+
+/// Buys 100 s at so much an hour; returns what is held for them.
+fn begin_priced(bench: &mut Bench, hour: i64, limit: Option<Credits>) -> (Order, i64) {
+    let rate = Rate { device_hour: Credits::new(hour), core_hour: Credits::ZERO, gib_hour: Credits::ZERO };
+    let price = Price { class: "cpu".parse().unwrap(), isolation: None, site: None, rate };
+    bench.user(UserCommand::SetPrices(vec![price])).unwrap();
+    let project = bench.project;
+    let legs = vec![Arc::new(JobSpec { max_run_time: Some(Nanos::from_secs(100)), ..leg(1) })];
+    let command = UserCommand::CreateOrder { project, name: None, legs, limit, home: None, begins_at: None };
+    bench.user(command).unwrap();
+    let order = bench.rows.orders[0].clone();
+    bench.plan();
+    let funds = bench.state.books().account(&AccountKey::Funds(bench.tenant));
+    (order, funds.balance() - funds.available())
+}
+
+#[test]
+fn roundings_do_not_keep_a_rental_where_it_is() {
+    for hour in 1000..1060 {
+        // What a quote says: all of its time, rounded up.
+        let (_, quoted) = begin_priced(&mut Bench::new(), hour, None);
+        let mut bench = Bench::new();
+        let (order, _) = begin_priced(&mut bench, hour, Some(Credits::new(quoted)));
+        let (job, key) = (order.legs[0], bench.task(order.legs[0]));
+        // What is credited for the preparation is rounded, what it cost went on to the next window, and the price of the
+        // rest is rounded up.
+        bench.window(key);
+        let started = bench.clock();
+        bench.node_of(key, NodeReport::Running { key, started, step: 0, metrics: BTreeMap::new(), held: None });
+        (0..4).for_each(|_| bench.window(key));
+        let node = bench.state.lease(key.lease).unwrap().device.node;
+        bench.user(UserCommand::SetNode { node, cordoned: true, draining: true, reason: String::new() }).unwrap();
+        bench.pass(1);
+        bench.plan();
+        let migration = bench.state.migration(bench.job(job).migration.unwrap()).unwrap();
+        assert_eq!(migration.reason, None, "at {hour} an hour");
+        let funds = bench.state.attempt(migration.target.unwrap()).unwrap().funds;
+        let whole = bench.job(job).net_paid().units() + bench.state.books().hold(funds).unwrap().remaining;
+        assert!(whole <= quoted, "{whole} of {quoted} at {hour} an hour");
+    }
 }
 
 #[test]

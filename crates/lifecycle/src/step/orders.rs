@@ -16,6 +16,16 @@ use crate::state::Happened;
 /// Where a request says with whose files it begins.
 const FIELD: &str = "spec.home";
 
+/// What is held for the rest of a leg's time at a new place: its price, or what is left of what was agreed where that is less
+/// by no more than roundings. What a lease costs is rounded, what is credited of it for its preparation is rounded, and
+/// the rest's price is rounded up: less than two units for each place that the leg has had, which are the platform's.
+pub(super) fn within_limit(job: &Job, price: Credits) -> Credits {
+    let Some(limit) = job.purchase.and_then(|purchase| purchase.limit) else { return price };
+    let left = limit.units().saturating_sub(job.net_paid().units());
+    let rounded = price.units().saturating_sub(left);
+    if left > 0 && (1..=i64::from(job.attempts)).contains(&rounded) { Credits::new(left) } else { price }
+}
+
 impl Step<'_> {
     /// Writes down an order with the job of its leg. The next decision places it or ends it.
     pub(super) fn create_order(

@@ -7,6 +7,7 @@ use sluice_plan::{Footprint, Placement, Plan, Purpose, Verdict, footprint};
 use sluice_types::{AttemptId, BootId, Credits, DeviceRef, HoldId, LeaseId, MilliGpu, Nanos, NodeId, NodeInstant};
 
 use super::Step;
+use super::orders::within_limit;
 use crate::command::{Answer, Refusal};
 use crate::model::{
     Attempt, AttemptState, BudgetHold, Goal, Job, JobState, Lease, LeaseState, MigrationCause, MigrationPhase, Node,
@@ -65,7 +66,10 @@ impl Step<'_> {
         let mut rejected = Vec::new();
         let mut loads = Loads::default();
         for placement in plan.placements {
-            let accepted = self.revalidate(&placement, &mut loads);
+            let mut accepted = self.revalidate(&placement, &mut loads);
+            if let Some(accepted) = &mut accepted {
+                accepted.money = within_limit(&accepted.job, accepted.money);
+            }
             if accepted.as_ref().is_some_and(|accepted| self.refuse_price(&accepted.job, accepted.money)) {
                 loads.forget(&placement);
                 continue;

@@ -290,7 +290,8 @@ fn judge_credits(
         verdict.find(format!("{id}: credits of {told} on the receipt, {sum} on its windows"));
     }
     let mut paid: Vec<&v1::Window> = billed.iter().filter(|window| window.amount_credits > 0).collect();
-    if case.job.spec.as_ref().is_some_and(|spec| spec.kind() == v1::JobKind::Rental) {
+    let rental = case.job.spec.as_ref().is_some_and(|spec| spec.kind() == v1::JobKind::Rental);
+    if rental {
         let free = paid.iter().take_while(|window| window.credited_credits > 0).count();
         let span = paid[..free].iter().map(|window| window.end_ns - window.start_ns).sum::<u64>();
         paid.drain(..if span <= PREPARATION { free } else { 0 });
@@ -302,6 +303,8 @@ fn judge_credits(
     verdict.figures.credited += u64::try_from(paid.len() - from).unwrap_or(0);
     let Replay { next, times } = replay;
     let holds = match next {
+        // No step tells when its files were captured. What is credited is the end of it, as was judged above.
+        Some(1) if rental => true,
         None => from == paid.len(),
         Some(1) => from == 0,
         // The capture lies between the end of the step before and that of the next one. What is not credited ended
