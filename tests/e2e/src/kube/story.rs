@@ -230,8 +230,9 @@ impl Story {
         }
         self.types(User::Admin, &["get", "gj", "-A"])?;
         wait_for("the use of quotas", AGREES, || {
-            let row = kubectl.json(&["get", "gq", "cpu", "-n", "acme"])?;
-            Ok((row["status"]["borrowed"] == "400m").then_some(()))
+            let acme = kubectl.json(&["get", "gq", "cpu", "-n", "acme"])?;
+            let beta = kubectl.json(&["get", "gq", "cpu", "-n", "beta"])?;
+            Ok((acme["status"]["borrowed"] == "400m" && beta["status"]["used"] == "400m").then_some(()))
         })?;
         self.types(User::Admin, &["get", "gq", "-A", "-o", "wide"])?;
         Ok(())
