@@ -344,3 +344,25 @@ impl Relay<'_> {
 fn away() -> Status {
     refuse(Reason::Unavailable, "the connection to the node of the sandbox ended; attach again")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(offset: u64, size: usize) -> Answer {
+        let data = v1::SessionData { offset, data: vec![7; size].into(), ..Default::default() };
+        Ok(v1::AttachSessionResponse { output: Some(v1::SessionOutput { message: Some(Output::Data(data)) }) })
+    }
+
+    #[test]
+    fn what_was_not_handed_to_a_client_is_not_taken_for_read() {
+        let handed = Handed::new(100);
+        assert!(handed.covers(100) && !handed.covers(101));
+        handed.note(&piece(100, 50));
+        assert!(handed.covers(150) && !handed.covers(151));
+        // What comes again takes nothing back, and a refusal is no output.
+        handed.note(&piece(100, 10));
+        handed.note(&Err(away()));
+        assert!(handed.covers(150) && !handed.covers(151));
+    }
+}
