@@ -11,6 +11,7 @@
 //!
 //! Everything here needs root, bubblewrap and writable control groups; [`missing`] says what is not there.
 
+mod address;
 mod binary;
 pub mod chaos;
 pub mod checker;
@@ -29,6 +30,7 @@ mod terminal;
 mod trainer;
 pub mod wan;
 
+pub use address::quiet_address;
 pub use binary::{missing, sluice_binary, trainer_binary};
 pub use cli::{Cli, Done};
 pub use client::{Authed, Caller, Client};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 
+use crate::address::quiet_address;
 use crate::cli::Cli;
 use crate::client::Client;
 use crate::keeper::{Keeper, Kept};
@@ -115,11 +116,11 @@ impl System {
             program: binary::sluice_binary()?,
             address: match options.listen {
                 Some(address) => address,
-                None => TcpListener::bind("127.0.0.1:0")?.local_addr()?,
+                None => quiet_address()?,
             },
             gateway: match options.gateway {
                 Some(address) => address,
-                None => TcpListener::bind("127.0.0.1:0")?.local_addr()?,
+                None => quiet_address()?,
             },
             folder,
             data,

@@ -1,7 +1,7 @@
 //! Where everything of one `sluice up` is: folders, ports, and which node owns which part of which core.
 
 use std::fs::{File, OpenOptions};
-use std::net::{SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -225,9 +225,23 @@ fn vault_address(site: &Path) -> anyhow::Result<SocketAddr> {
     if let Some(known) = std::fs::read_to_string(&file).ok().and_then(|text| text.trim().parse().ok()) {
         return Ok(known);
     }
-    let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).context("no free port")?;
+    let free = quiet_address()?;
     std::fs::write(&file, free.to_string()).context("cannot write the vault's address")?;
     Ok(free)
+}
+
+/// A free address that no outgoing connection takes before its owner listens there: a port below those that the kernel
+/// gives out by itself (Linux gives out 32768 and up), tried from a random one on.
+fn quiet_address() -> anyhow::Result<SocketAddr> {
+    const PORTS: std::ops::Range<u16> = 20_000..32_000;
+    let mut random = [0; 2];
+    getrandom::fill(&mut random).context("no random numbers")?;
+    let first = u16::from_le_bytes(random) % (PORTS.end - PORTS.start);
+    (first..PORTS.end - PORTS.start)
+        .chain(0..first)
+        .map(|place| SocketAddr::from((Ipv4Addr::LOCALHOST, PORTS.start + place)))
+        .find(|address| TcpListener::bind(address).is_ok())
+        .context("no free port from 20000 to 31999")
 }
 
 #[cfg(test)]

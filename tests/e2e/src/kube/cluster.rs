@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 
 use super::access::Access;
 use super::{Kubectl, User, binary, install};
+use crate::address::quiet_listener;
 use crate::{processes, wait_for};
 
 /// How long a part may take to serve, and to end.
@@ -82,10 +83,10 @@ impl Cluster {
     fn start_in(folder: &Path, own: bool) -> anyhow::Result<Self> {
         let program = binary().map_err(anyhow::Error::msg)?;
         // All three at once: a port that was given back could be given out again.
-        let ports: Vec<TcpListener> = (0..3).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<_, _>>()?;
-        let port = |place: usize| ports.get(place).context("a port")?.local_addr().map(|a| a.port()).context("a port");
-        let (store, peers, api) = (port(0)?, port(1)?, port(2)?);
-        drop(ports);
+        let held = (quiet_listener()?, quiet_listener()?, quiet_listener()?);
+        let port = |listener: &TcpListener| listener.local_addr().map(|address| address.port());
+        let (store, peers, api) = (port(&held.0)?, port(&held.1)?, port(&held.2)?);
+        drop(held);
         let access = Access::make(folder, api)?;
         let cluster = Self { folder: folder.to_owned(), program, access, store, peers, api, own };
         cluster.launch(Part::Etcd)?;

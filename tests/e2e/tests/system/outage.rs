@@ -1,10 +1,9 @@
 //! `up` dies and comes back; jobs do not notice.
 
-use std::net::TcpListener;
 use std::process::Command;
 
 use serde_json::Value;
-use sluice_e2e::{Options, Shape, Trainer, wait_for};
+use sluice_e2e::{Options, Shape, Trainer, quiet_address, wait_for};
 
 use crate::support::{PATIENCE, judged, reach, reach_step, run_of, same_curve, start};
 
@@ -84,7 +83,7 @@ fn a_commit_that_stands_still_loses_no_node() -> anyhow::Result<()> {
 fn nodes_follow_the_vault_of_their_site() -> anyhow::Result<()> {
     let Some(mut own) = start("moved", Options { no_restart: true, ..Options::default() })? else { return Ok(()) };
     let vault = own.system.kill_part("vault-a")?;
-    let free = TcpListener::bind("127.0.0.1:0")?.local_addr()?.to_string();
+    let free = quiet_address()?.to_string();
     own.system.launch("vault-a", vault.with("--listen", &free)?.with("--advertise", &free)?)?;
     let given = own.system.scratch().join("given");
     std::fs::create_dir_all(&given)?;
