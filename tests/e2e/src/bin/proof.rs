@@ -34,6 +34,9 @@ enum What {
     Hostile(hostile::Plan),
     /// Hostile clients at byte channels
     Channels(channels::Plan),
+    /// The hostile clients at byte channels
+    #[command(hide = true)]
+    Attack(channels::attack::Plan),
     /// Spins: the load of measurements
     #[command(hide = true)]
     Spin(fractions::Spin),
@@ -43,6 +46,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     if let What::Spin(load) = &arguments.what {
         fractions::spin(load);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let What::Attack(plan) = &arguments.what {
+        channels::attack::run(plan)?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(reason) = wan::missing() {
@@ -68,7 +75,7 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Scales(plan) => scales::run(plan),
         What::Hostile(plan) => hostile::run(plan),
         What::Channels(plan) => channels::run(plan),
-        What::Spin(_) => Ok(Vec::new()),
+        What::Spin(_) | What::Attack(_) => Ok(Vec::new()),
     };
     Ok(if print(&figures?)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
