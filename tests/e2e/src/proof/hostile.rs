@@ -288,7 +288,7 @@ async fn times(address: SocketAddr, key: &str, requests: usize) -> anyhow::Resul
 }
 
 /// One streamed answer: microseconds to its first token, and between tokens.
-async fn ask(address: SocketAddr, key: &str, tokens: u32) -> anyhow::Result<(u64, Vec<u64>)> {
+pub(super) async fn ask(address: SocketAddr, key: &str, tokens: u32) -> anyhow::Result<(u64, Vec<u64>)> {
     let begun = Instant::now();
     let asked = async {
         let mut stream = TcpStream::connect(address).await?;
