@@ -272,10 +272,17 @@ impl Oracle {
                 && row.order.is_some_and(|order| order.must || order.kind == StopCause::SuspendForMoney)
         };
         let stops = |row: &&Attempt| row.state != AttemptState::Ended && matches!(row.goal, Goal::Stop | Goal::Release);
-        let quota = |row: &&Attempt| row.order.is_some_and(|order| order.kind == StopCause::SuspendForQuota);
+        // What has no checkpoints is stopped as it is; its job says why.
+        let says = |job: &Job| job.state == JobState::Suspending && job.reason == Some(Reason::QuotaReclaimed);
+        let plain: BTreeSet<_> = rows.jobs.iter().filter(|job| says(job)).filter_map(|job| job.current).collect();
+        let quota = |row: &&Attempt| match row.order {
+            Some(order) => order.kind == StopCause::SuspendForQuota,
+            None => plain.contains(&row.id),
+        };
         let news: Vec<_> = rows.attempts.iter().filter(|row| must(row) || stops(row)).collect();
         let news: Vec<_> = news.into_iter().filter(|row| !self.quotas.leaving.contains(&row.id)).collect();
         let told: BTreeSet<_> = news.iter().filter(|row| quota(row)).map(|row| row.id).collect();
+        let left_before = self.quotas.leaving.clone();
         self.quotas.leaving.extend(news.iter().map(|row| row.id));
         self.quotas.stopped += told.len();
         for id in &told {
@@ -301,12 +308,20 @@ impl Oracle {
             }
         }
         if let ([only], 1) = (set, changed) {
-            self.check_drained(now, only, &told);
+            let ended = rows.attempts.iter().any(|row| row.state == AttemptState::Ended);
+            self.check_drained(now, only, &told, (!ended).then_some(left_before));
         }
     }
 
     /// Lowered with the policy to drain, limits hold for what is left; and without the oldest that was stopped they would not.
-    fn check_drained(&mut self, now: u64, set: &SetQuota, told: &BTreeSet<AttemptId>) {
+    /// `left_before` is what was on its way out before this commit, where nothing ended in it.
+    fn check_drained(
+        &mut self,
+        now: u64,
+        set: &SetQuota,
+        told: &BTreeSet<AttemptId>,
+        left_before: Option<BTreeSet<AttemptId>>,
+    ) {
         if set.policy == QuotaPolicy::Refuse {
             if let Some(id) = told.first() {
                 self.fail(now, format!("{id} is stopped by a quota that stops nothing"));
@@ -321,8 +336,9 @@ impl Oracle {
             self.fail(now, format!("{} still means to hold {total} of {most}", set.key.tenant));
         }
         let (Some(site), Some(oldest)) = (set.key.site, told.first()) else { return };
-        let mut but = self.quotas.leaving.clone();
-        but.remove(oldest);
+        let Some(mut but) = left_before else { return };
+        // What else was told to go in this commit may have been behind the quota.
+        but.extend(told.iter().filter(|id| *id != oldest));
         let with = self.quotas.used(&but);
         let over = with.get(&place).map_or(0, |sum| sum.0) > most
             || self.quotas.pooled(&with, site, &set.key.class) > self.quotas.lendable(site, &set.key.class);
