@@ -8,10 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use sluice_ledger::{AccountKey, QuotaKey, QuotaLimits};
 use sluice_lifecycle::model::{Attempt, AttemptState, Goal, Job, JobKind, JobState, QuotaPolicy, StopCause};
 use sluice_lifecycle::{Answer, Command, Refusal, Rows, SetQuota, UserCommand};
-use sluice_types::{AttemptId, DeviceClassName, JobId, Reason, SiteId, TaskResources, TenantId};
+use sluice_types::{AttemptId, DeviceClassName, Generation, JobId, Reason, SiteId, TaskResources, TenantId};
 
 use super::Oracle;
 use crate::cluster::DEVICE_MEMORY;
+use crate::params::MINUTE;
+
+/// A job is not stopped for want of quota more often than so within this time.
+const STOPS_OF_LATE: usize = 4;
+const OF_LATE: u64 = 30 * MINUTE;
 
 /// What a live attempt takes.
 #[derive(Debug, Clone)]
@@ -49,6 +54,8 @@ pub(crate) struct Quotas {
     /// How many jobs resumed by themselves after it.
     pub(crate) resumed: usize,
     reclaimed: BTreeSet<JobId>,
+    /// When jobs were told to stop for want of quota, of late.
+    stops: BTreeMap<JobId, Vec<(u64, Generation)>>,
 }
 
 /// What a task takes of a quota on a device of a class, from its definition.
@@ -152,7 +159,7 @@ impl Oracle {
     pub(super) fn check_quotas(&mut self, now: u64, rows: &Rows) {
         let (set, changed) = (std::mem::take(&mut self.quotas.set), std::mem::take(&mut self.quotas.moved));
         let moved = changed > 0;
-        self.note_reclaimed(rows);
+        self.note_reclaimed(now, rows);
         if rows.attempts.is_empty() && rows.jobs.is_empty() && !moved {
             return;
         }
@@ -347,8 +354,20 @@ impl Oracle {
         }
     }
 
-    fn note_reclaimed(&mut self, rows: &Rows) {
+    /// Who is stopped for want of quota and resumes, does not do so again and again: then it is stopped for somebody who
+    /// does not take what it leaves.
+    fn note_reclaimed(&mut self, now: u64, rows: &Rows) {
         for job in &rows.jobs {
+            if job.state == JobState::Suspending && job.reason == Some(Reason::QuotaReclaimed) {
+                let stops = self.quotas.stops.entry(job.id).or_default();
+                // Each time it is stopped is one generation.
+                stops.retain(|(at, generation)| now - at < OF_LATE && *generation != job.generation);
+                stops.push((now, job.generation));
+                if stops.len() > STOPS_OF_LATE {
+                    let times = stops.len();
+                    self.fail(now, format!("{} was stopped for want of quota {times} times of late", job.id));
+                }
+            }
             let reclaimed = job.state == JobState::Suspended && job.reason == Some(Reason::QuotaReclaimed);
             match reclaimed {
                 true => drop(self.quotas.reclaimed.insert(job.id)),
