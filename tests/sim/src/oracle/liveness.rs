@@ -133,11 +133,11 @@ impl Oracle {
                 self.fail(now, format!("{} stays suspended though its quota covers it", job.id));
             }
         }
-        // Longer than those that are told to stop may take to do so.
+        // Longer than those that are told to stop may take to do so, or to be taken for lost.
         for job in sight.store.jobs.values() {
             let streak = self.watch.lent.entry(job.id).or_default();
             Streak::see(streak, now, lent(job).then_some(()));
-            if lasts(streak.as_ref(), now, PATIENCE) && lasts(self.watch.controller.as_ref(), now, PATIENCE) {
+            if lasts(streak.as_ref(), now, PLACEMENT) {
                 self.fail(now, format!("{} waits for what its tenant lends, and nobody gives it back", job.id));
             }
         }
