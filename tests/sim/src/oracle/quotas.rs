@@ -54,6 +54,8 @@ pub(crate) struct Quotas {
     /// How many jobs resumed by themselves after it.
     pub(crate) resumed: usize,
     reclaimed: BTreeSet<JobId>,
+    /// What all of them take, since the last commit.
+    taken: Used,
     /// When jobs were told to stop for want of quota, of late.
     stops: BTreeMap<JobId, Vec<(u64, Generation)>>,
 }
@@ -114,10 +116,10 @@ impl Quotas {
     /// Whether a job may take so much more at a site.
     pub(crate) fn cover(&self, job: &Job, site: SiteId, milli: i64) -> bool {
         let (class, firm) = (&job.spec.resources.class, is_firm(job));
-        let mut used = self.used(&BTreeSet::new());
+        let used = &self.taken;
         let all = (job.tenant, None, class.clone());
         let held = |used: &Used, place: &Place| used.get(place).copied().unwrap_or_default();
-        if self.limits(&all).is_some_and(|limits| held(&used, &all).0 + milli > limits.nominal) {
+        if self.limits(&all).is_some_and(|limits| held(used, &all).0 + milli > limits.nominal) {
             return false;
         }
         if !self.is_cohort(site, class) {
@@ -125,10 +127,11 @@ impl Quotas {
         }
         let here = (job.tenant, Some(site), class.clone());
         let Some(limits) = self.limits(&here) else { return false };
-        let before = held(&used, &here);
+        let before = held(used, &here);
         let within =
             before.0 + milli <= limits.nominal + limits.borrow && (!firm || before.1 + milli <= limits.nominal);
-        let drawn = self.drawn(&used, &here);
+        let drawn = self.drawn(used, &here);
+        let mut used = used.clone();
         used.entry(here.clone()).or_default().0 += milli;
         within && (self.drawn(&used, &here) == drawn || self.pooled(&used, site, class) <= self.lendable(site, class))
     }
@@ -163,7 +166,7 @@ impl Oracle {
         if rows.attempts.is_empty() && rows.jobs.is_empty() && !moved {
             return;
         }
-        let before = self.quotas.used(&BTreeSet::new());
+        let before = std::mem::take(&mut self.quotas.taken);
         let owners = self.quotas.owners.clone();
         for job in &rows.jobs {
             self.quotas.owners.insert(job.id, job.current);
@@ -193,6 +196,7 @@ impl Oracle {
             self.check_within(now, &placed, &before, &used, taken_over);
         }
         self.check_stopped(now, rows, &used, &set, changed);
+        self.quotas.taken = used;
     }
 
     fn holder(&self, attempt: &Attempt) -> Option<Holder> {
