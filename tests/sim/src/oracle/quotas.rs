@@ -113,6 +113,20 @@ impl Quotas {
         here.map(|place| self.drawn(used, place)).sum()
     }
 
+    /// Whether a job could take so much more at a site if all that others have borrowed there, and may be stopped, were given
+    /// back.
+    pub(crate) fn could_be_given(&self, job: &Job, site: SiteId, milli: i64) -> bool {
+        let class = &job.spec.resources.class;
+        let mut used = self.taken.clone();
+        for (place, (total, firm)) in used.iter_mut().filter(|((_, at, known), _)| *at == Some(site) && known == class)
+        {
+            let nominal = self.limits(place).unwrap_or_default().nominal;
+            *total = (*total).min(nominal.max(*firm));
+        }
+        used.entry((job.tenant, Some(site), class.clone())).or_default().0 += milli;
+        self.pooled(&used, site, class) <= self.lendable(site, class)
+    }
+
     /// Whether a job may take so much more at a site.
     pub(crate) fn cover(&self, job: &Job, site: SiteId, milli: i64) -> bool {
         let (class, firm) = (&job.spec.resources.class, is_firm(job));
