@@ -141,9 +141,10 @@ impl Oracle {
             let lent = job.state == JobState::Pending && job.reason == Some(Reason::QuotaLent);
             let streak = self.watch.lent.entry(job.id).or_default();
             let milli = super::quotas::taken(&job.spec.resources) * i64::from(job.spec.tasks);
-            let given = |site: &SiteSim| self.quotas.could_be_given(job, site.id, milli);
+            let given = |site: &SiteSim| self.quotas.lent_could_be_given(job, site.id, milli);
             let allowed = |site: &&SiteSim| job.spec.sites.is_empty() || job.spec.sites.contains(&site.id);
-            let waits = lent && sight.sites.iter().filter(allowed).all(given);
+            let mut sites = sight.sites.iter().filter(allowed).filter_map(given).peekable();
+            let waits = lent && sites.peek().is_some() && sites.all(|given| given);
             Streak::see(streak, now, waits.then_some(()));
             // Longer than those that are told to stop may take to do so, or to be taken for lost.
             if lasts(streak.as_ref(), now, PLACEMENT) {
