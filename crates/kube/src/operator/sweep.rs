@@ -79,7 +79,7 @@ pub(super) async fn quotas(context: &Context, here: impl Fn() -> BTreeSet<String
 async fn managed(context: &Context) -> Result<Vec<(String, v1::Quota)>, Error> {
     let (mut all, mut page_token) = (Vec::new(), String::new());
     loop {
-        let request = v1::ListTenantsRequest { page_size: PAGE, page_token, ..Default::default() };
+        let request = v1::ListTenantsRequest { page_size: PAGE, page_token };
         let page = said(context.gate.tenants().list_tenants(timed(request)).await)?.found()?.unwrap_or_default();
         for tenant in page.tenants {
             let request = v1::ListQuotasRequest { tenant: tenant.name };
