@@ -1,9 +1,10 @@
 //! Reads what imports of models left, and tells the writer.
 //!
-//! What is to be done is derived from rows: models that are being imported and whose job has ended well. Nothing of it is
-//! remembered here, so that a start, or another controller, goes on where it was; telling the writer twice does nothing
-//! twice.
+//! What is to be done is derived from rows: models that are being imported and whose job has ended well. So a start, or
+//! another controller, goes on where it was; telling the writer twice does nothing twice. Only this is remembered here: what
+//! could not be read is tried again later and later, and one tenant's models are read one after the other beside others'.
 
+use std::collections::BTreeMap;
 use std::io::{Read, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,15 +15,17 @@ use serde::Deserialize;
 use sluice_lifecycle::model::{Job, JobState, Model, ModelInfo, StoredFile};
 use sluice_lifecycle::{Caller, Command, ModelFound, UserCommand};
 use sluice_store::{Page, Store};
-use sluice_types::{Digest, KeyId, Nanos};
+use sluice_types::{Digest, KeyId, ModelId, Nanos, TenantId};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::ControllerError;
 use crate::link::{BlobSource, RelayError};
-use crate::spool::{Spool, Spools};
+use crate::spool::{Room, Spool, Spools};
 use crate::writer::WriterHandle;
 
 /// What imports leave in their outputs: what was found, and the file that was made where one was asked for.
@@ -33,6 +36,10 @@ const MAX_REPORT: u64 = 64 << 10;
 /// How often it is looked where nothing is heard of, and how often at most.
 const EVERY: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
+/// Tenants whose models are read at the same time.
+const AT_ONCE: usize = 4;
+/// What cannot be read is tried again after so long, twice as long after each try, up to the second.
+const AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(120)];
 /// What cannot be read for so long after the import's end never will be.
 const PATIENCE: Nanos = Nanos::from_secs(3600);
 
@@ -43,7 +50,6 @@ pub(crate) struct Importer {
     pub(crate) writer: WriterHandle,
     pub(crate) blobs: BlobSource,
     pub(crate) spools: Arc<Spools>,
-    pub(crate) events: watch::Receiver<u64>,
     pub(crate) clock: Arc<dyn Clock>,
 }
 
@@ -55,17 +61,55 @@ enum Trouble {
     Later(String),
 }
 
+/// What is under way, and what is tried again.
+#[derive(Default)]
+struct Rounds {
+    /// Whether the result was told.
+    running: JoinSet<bool>,
+    /// What is read by whom.
+    models: BTreeMap<tokio::task::Id, (ModelId, TenantId)>,
+    again: Again,
+}
+
+/// When what could not be read is tried again.
+#[derive(Debug, Default)]
+struct Again(BTreeMap<ModelId, (Instant, Duration)>);
+
+impl Again {
+    fn is_due(&self, model: ModelId, now: Instant) -> bool {
+        self.0.get(&model).is_none_or(|(due, _)| *due <= now)
+    }
+
+    fn later(&mut self, model: ModelId, now: Instant) {
+        let [least, most] = AGAIN;
+        let pause = self.0.get(&model).map_or(least, |(_, pause)| (*pause * 2).min(most));
+        self.0.insert(model, (now + pause, pause));
+    }
+
+    /// When the first one is due.
+    fn next(&self) -> Option<Instant> {
+        self.0.values().map(|(due, _)| *due).min()
+    }
+}
+
 impl Importer {
-    /// Looks after every change, and now and then, until `stop`.
-    pub(crate) async fn run(mut self, stop: CancellationToken) -> Result<(), ControllerError> {
+    /// Looks after every change of `events`, and now and then, until `stop`.
+    pub(crate) async fn run(
+        self,
+        mut events: watch::Receiver<u64>,
+        stop: CancellationToken,
+    ) -> Result<(), ControllerError> {
+        let (all, mut rounds) = (Arc::new(self), Rounds::default());
         loop {
-            if self.directory.serving.imports() {
-                self.look().await;
+            if all.directory.serving.imports() {
+                all.look(&mut rounds).await;
             }
+            let due = rounds.again.next().map_or(Instant::now() + EVERY, |due| due.max(Instant::now() + PAUSE));
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(EVERY) => {}
-                changed = self.events.changed() => {
+                () = tokio::time::sleep_until(due.min(Instant::now() + EVERY)) => {}
+                Some(done) = rounds.running.join_next_with_id() => rounds.over(done),
+                changed = events.changed() => {
                     if changed.is_err() {
                         return Ok(());
                     }
@@ -78,28 +122,39 @@ impl Importer {
         }
     }
 
-    async fn look(&self) {
+    /// Begins to read what is there to be read.
+    async fn look(self: &Arc<Self>, rounds: &mut Rounds) {
         let models = match self.store.importing_models(Page::first(1000)).await {
             Ok(models) => models,
             Err(error) => return tracing::warn!(%error, "models cannot be read"),
         };
+        rounds.again.0.retain(|id, _| models.iter().any(|model| model.id == *id));
         for model in models {
+            let busy = rounds.models.values().any(|(_, tenant)| *tenant == model.tenant);
+            if busy || rounds.models.len() >= AT_ONCE || !rounds.again.is_due(model.id, Instant::now()) {
+                continue;
+            }
             match self.store.get_job(model.import).await {
-                Ok(Some(job)) if job.state == JobState::Succeeded => self.finish(&model, &job).await,
+                Ok(Some(job)) if job.state == JobState::Succeeded => {
+                    let (all, of) = (Arc::clone(self), (model.id, model.tenant));
+                    let task = rounds.running.spawn(async move { all.finish(&model, &job).await });
+                    rounds.models.insert(task.id(), of);
+                }
                 Ok(_) => {}
                 Err(error) => return tracing::warn!(%error, "jobs cannot be read"),
             }
         }
     }
 
-    async fn finish(&self, model: &Model, job: &Job) {
+    /// Reads what an import left, and tells it; false where it is to be tried again.
+    async fn finish(&self, model: &Model, job: &Job) -> bool {
         let found = match self.read(model, job).await {
             Ok(found) => Ok(found),
             Err(Trouble::Wrong(what)) => Err(what),
             Err(Trouble::Later(what)) => {
                 tracing::warn!(model = %model.id, what, "what an import found cannot be read now");
                 if job.ended.is_none_or(|ended| self.clock.now().since(ended) <= PATIENCE) {
-                    return;
+                    return false;
                 }
                 Err(format!("what its import found cannot be read: {what}"))
             }
@@ -107,6 +162,7 @@ impl Importer {
         if let Err(refusal) = self.writer.report(Command::ModelChecked(model.id, found)).await {
             tracing::debug!(model = %model.id, %refusal, "the model is imported no more");
         }
+        true
     }
 
     async fn read(&self, model: &Model, job: &Job) -> Result<ModelFound, Trouble> {
@@ -119,23 +175,39 @@ impl Importer {
         })?;
         let folder = self.spools.folder();
         let wants = !model.requantize.is_empty();
+        // Before anything of it is read: what is made is hardly ever larger than what it is made of.
+        let room = wants.then(|| self.admit(model, model.file.size)).transpose()?;
         // No quantisation that is made has more than double the bytes of the one it is made of.
         let most = if wants { model.file.size.saturating_mul(2).saturating_add(MAX_REPORT) } else { 0 };
         let unpacked = tokio::task::spawn_blocking(move || unpack(Pieces::new(stream.parts), most, folder)).await;
         let unpacked = unpacked.map_err(|_| Trouble::Later("reading it was given up".to_owned()))??;
         let info = report(&unpacked.report)?;
         let file = match unpacked.made {
-            Some((file, digest, size)) if wants => self.keep(model, file, digest, size).await?,
+            Some((file, digest, size)) if wants => {
+                let more = size.saturating_sub(model.file.size);
+                let _more = (more > 0).then(|| self.admit(model, more)).transpose()?;
+                self.keep(model, room, file, (digest, size)).await?
+            }
             None if wants => return Err(Trouble::Wrong(format!("its import left no {MADE}"))),
             _ => model.file,
         };
         Ok(ModelFound { info, file })
     }
 
-    /// The file that an import made becomes an upload of its project.
-    async fn keep(&self, model: &Model, file: std::fs::File, digest: Digest, size: u64) -> Result<StoredFile, Trouble> {
+    fn admit(&self, model: &Model, size: u64) -> Result<Room, Trouble> {
         let room = self.spools.admit(model.tenant, size);
-        let room = room.ok_or_else(|| Trouble::Later("too many bytes of uploads are under way".to_owned()))?;
+        room.ok_or_else(|| Trouble::Later("too many bytes of uploads are under way".to_owned()))
+    }
+
+    /// The file that an import made becomes an upload of its project.
+    async fn keep(
+        &self,
+        model: &Model,
+        room: Option<Room>,
+        file: std::fs::File,
+        (digest, size): (Digest, u64),
+    ) -> Result<StoredFile, Trouble> {
+        let room = room.map_or_else(|| self.admit(model, size), Ok)?;
         self.record(model, digest, size, false).await?;
         let spool = Spool::whole(room, file, digest, size);
         spool.store(&self.blobs.uploads).await.map_err(|error| Trouble::Later(error.to_string()))?;
@@ -148,6 +220,17 @@ impl Importer {
         let upload = UserCommand::RecordUpload { project: model.project, digest, size, complete };
         let answer = self.writer.report(Command::User(caller, upload)).await;
         answer.map(drop).map_err(|refusal| Trouble::Later(refusal.message))
+    }
+}
+
+impl Rounds {
+    fn over(&mut self, done: Result<(tokio::task::Id, bool), tokio::task::JoinError>) {
+        let (task, told) = done.unwrap_or_else(|error| (error.id(), false));
+        match self.models.remove(&task) {
+            Some((model, _)) if told => drop(self.again.0.remove(&model)),
+            Some((model, _)) => self.again.later(model, Instant::now()),
+            None => {}
+        }
     }
 }
 
@@ -330,6 +413,21 @@ mod tests {
         assert_eq!((info.chats, info.template_tokens, info.message_tokens), (true, 31, 5));
         assert!(taken(files, 0).unwrap().made.is_none(), "nobody asked for it");
         assert!(taken(files, 2999).is_err(), "more than any quantisation has");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_cannot_be_read_is_tried_later_and_later() {
+        let (mut again, model) = (Again::default(), ModelId::from_raw(1));
+        let mut tries = 0;
+        for _ in 0..3600 {
+            if again.is_due(model, Instant::now()) {
+                again.later(model, Instant::now());
+                tries += 1;
+            }
+            assert!(again.is_due(ModelId::from_raw(2), Instant::now()));
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert!((30..50).contains(&tries), "{tries} in an hour");
     }
 
     #[test]

@@ -156,10 +156,9 @@ impl Controller {
             writer: writer.clone(),
             blobs: BlobSource { uploads: shared.uploads.clone(), hub: Arc::clone(&shared.hub) },
             spools: Arc::clone(&shared.spools),
-            events: events.clone(),
             clock: Arc::clone(&shared.clock),
         };
-        let importer = tokio::spawn(importer.run(stop.clone()));
+        let importer = tokio::spawn(importer.run(events.clone(), stop.clone()));
         let server = serve(&config, &shared, &writer, &planner, events, window, listener, stop.clone())?;
         Ok(Self {
             address,

@@ -96,6 +96,9 @@ pub trait Vocabulary: Send + Sync {
     /// The bytes of a token as users see them; marks have none.
     fn piece(&self, token: u32) -> Vec<u8>;
 
+    /// Bytes of text that a token stands for, at most: a longer text has more tokens than that.
+    fn longest(&self) -> usize;
+
     /// Whether the token ends a text.
     fn ends(&self, token: u32) -> bool;
 

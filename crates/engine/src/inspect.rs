@@ -74,6 +74,7 @@ fn overhead(path: &Path, header: &ModelHeader) -> Result<(Option<TemplateOverhea
     if u64::from(model.size()) != header.vocabulary {
         return Err(GgufError::Malformed("its vocabulary is not what its header says").into());
     }
+    strain(&model)?;
     if let Some(fault) = model.template_fault() {
         return Ok((None, Some(fault.to_owned())));
     }
@@ -85,11 +86,33 @@ fn overhead(path: &Path, header: &ModelHeader) -> Result<(Option<TemplateOverhea
     };
     match (tokens(&["user"]), tokens(&["user", "assistant", "user"])) {
         (Ok(first), Ok(three)) => {
-            let message = three.saturating_sub(first).div_ceil(2);
-            Ok((Some(TemplateOverhead { first, message }), None))
+            let answered = three.saturating_sub(first).div_ceil(2);
+            // Some templates say more around what the system is told; some have no place for it.
+            let told = tokens(&["system", "user"]).map_or(0, |two| two.saturating_sub(first));
+            Ok((Some(TemplateOverhead { first, message: answered.max(told) }), None))
         }
         (Err(fault), _) | (_, Err(fault)) => Ok((None, Some(fault))),
     }
+}
+
+/// Puts long runs of one character into tokens, with less stack than a worker has: where that cannot be done, the check ends
+/// here, and no worker that serves others does. (Regular expressions of the C++ library call themselves for each character.)
+#[cfg(feature = "llama")]
+fn strain(model: &crate::llama::LlamaModel) -> Result<(), InspectError> {
+    use crate::engine::{EngineError, Marks, Vocabulary as _};
+
+    const RUN: usize = 64 << 10;
+    const STACK: usize = 1 << 20;
+    let model = model.clone();
+    let runs = move || {
+        for character in ['a', '1', ' ', '!', '\n', '\u{e9}', '\u{3042}', '\u{1f600}'] {
+            let text: String = std::iter::repeat_n(character, RUN / character.len_utf8()).collect();
+            model.tokenize(&text, Marks::Text);
+        }
+    };
+    let thread = std::thread::Builder::new().stack_size(STACK).spawn(runs)?;
+    let fault = |_| EngineError::Load("its vocabulary cannot put long texts into tokens".to_owned());
+    Ok(thread.join().map_err(fault)?)
 }
 
 #[cfg(not(feature = "llama"))]

@@ -194,6 +194,10 @@ impl Vocabulary for SimulatedVocabulary {
         u8::try_from(token).map(|byte| vec![byte]).unwrap_or_default()
     }
 
+    fn longest(&self) -> usize {
+        1
+    }
+
     fn ends(&self, token: u32) -> bool {
         token == END
     }

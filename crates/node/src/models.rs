@@ -2,14 +2,14 @@
 //!
 //! A file in use has a second name in the folder of each task that uses it, so that what is in use is read from the disk,
 //! survives the agent, and taking away a file that is in use would free nothing. Where there is no room, the file goes that
-//! was used last longest ago and that nobody uses.
+//! was used last longest ago and that nobody uses. Several come at the same time: one that is far away keeps no other waiting.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use sluice_types::{Bytes, Digest};
@@ -26,18 +26,35 @@ pub(crate) struct Models {
     bound: Bytes,
     /// One task fetches a model, the others wait for it.
     fetching: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
-    /// One makes room at a time.
-    room: tokio::sync::Mutex<()>,
+    /// Bytes that are on their way, by model. Whoever takes away, names or counts files has it locked.
+    coming: Mutex<BTreeMap<Digest, u64>>,
+}
+
+/// A model on its way; its room is free again where it does not come.
+struct Coming<'a> {
+    models: &'a Models,
+    digest: Digest,
+}
+
+impl Drop for Coming<'_> {
+    fn drop(&mut self) {
+        self.models.coming().remove(&self.digest);
+    }
 }
 
 impl Models {
     /// Those in `folder`, at most `bound` of them.
     pub(crate) fn new(folder: PathBuf, bound: Bytes) -> Self {
-        Self { folder, bound, fetching: Mutex::default(), room: tokio::sync::Mutex::default() }
+        Self { folder, bound, fetching: Mutex::default(), coming: Mutex::default() }
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
         self.folder.join(digest.to_string())
+    }
+
+    fn coming(&self) -> MutexGuard<'_, BTreeMap<Digest, u64>> {
+        // Whoever panicked left whole entries.
+        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Gives a model the name `link`, which may be there already; fetches it where it is not here.
@@ -58,32 +75,42 @@ impl Models {
         };
         let _turn = turn.lock().await;
         let path = self.path(digest);
-        if !path.exists() {
-            let _room = self.room.lock().await;
-            self.make_room(size)?;
-            let part = path.with_extension(PART);
-            fs::create_dir_all(&self.folder)?;
-            fs::set_permissions(&self.folder, Permissions::from_mode(0o700))?;
-            depot.fetch_file(digest, &part).await?;
-            // Read by the tasks' users through an open file, written by nobody.
-            fs::set_permissions(&part, Permissions::from_mode(0o444))?;
-            File::open(&part)?.sync_all()?;
-            fs::rename(&part, &path)?;
-        }
-        File::open(&path)?.set_modified(SystemTime::now())?;
-        match fs::remove_file(link) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
-        Ok(fs::hard_link(&path, link)?)
+        let coming = {
+            let mut coming = self.coming();
+            if path.exists() {
+                return name(&path, link);
+            }
+            self.make_room(&coming, size)?;
+            coming.insert(digest, size.get());
+            Coming { models: self, digest }
+        };
+        let part = path.with_extension(PART);
+        fs::create_dir_all(&self.folder)?;
+        fs::set_permissions(&self.folder, Permissions::from_mode(0o700))?;
+        depot.fetch_file(digest, &part).await?;
+        // Read by the tasks' users through an open file, written by nobody.
+        fs::set_permissions(&part, Permissions::from_mode(0o444))?;
+        let file = File::open(&part)?;
+        tokio::task::spawn_blocking(move || file.sync_all()).await.map_err(io::Error::other)??;
+        let known = self.coming();
+        fs::rename(&part, &path)?;
+        // It has its name before it could be taken away, and is counted until then.
+        let named = name(&path, link);
+        drop(known);
+        drop(coming);
+        named
     }
 
-    /// Takes away what nobody uses until there is room for `size`.
-    fn make_room(&self, size: Bytes) -> Result<(), DepotError> {
+    /// Takes away what nobody uses until there is room for `size` beside what is on its way.
+    fn make_room(&self, coming: &BTreeMap<Digest, u64>, size: Bytes) -> Result<(), DepotError> {
         let mut files = Vec::new();
         for entry in fs::read_dir(&self.folder).into_iter().flatten() {
             let entry = entry?;
             let data = entry.metadata()?;
+            let is_of = |digest: &Digest| entry.file_name().to_string_lossy().starts_with(&digest.to_string());
+            if coming.keys().any(is_of) {
+                continue;
+            }
             if entry.path().extension().is_some_and(|extension| extension == PART) {
                 // Of an agent that was killed. Whoever comes for it again begins anew.
                 fs::remove_file(entry.path())?;
@@ -92,7 +119,7 @@ impl Models {
             files.push((data.modified()?, data.len(), data.nlink(), entry.path()));
         }
         files.sort();
-        let mut used: u64 = files.iter().map(|(_, length, _, _)| length).sum();
+        let mut used: u64 = files.iter().map(|(_, length, _, _)| length).chain(coming.values()).sum();
         let most = self.bound.get();
         for (_, length, names, path) in files {
             if used.saturating_add(size.get()) <= most {
@@ -106,6 +133,16 @@ impl Models {
         let fits = used.saturating_add(size.get()) <= most;
         if fits { Ok(()) } else { Err(DepotError::NoRoom { size, used: Bytes::new(used), bound: self.bound }) }
     }
+}
+
+/// Gives a file that is used now another name.
+fn name(path: &Path, link: &Path) -> Result<(), DepotError> {
+    File::open(path)?.set_modified(SystemTime::now())?;
+    match fs::remove_file(link) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    Ok(fs::hard_link(path, link)?)
 }
 
 #[cfg(test)]
@@ -129,7 +166,9 @@ mod tests {
     #[async_trait]
     impl Depot for Vault {
         async fn fetch_file(&self, digest: Digest, to: &Path) -> Result<(), DepotError> {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            // One is very far away.
+            let far = if digest == Digest::from_bytes([99; 32]) { 3_600_000 } else { 5 };
+            tokio::time::sleep(Duration::from_millis(far)).await;
             self.fetched.lock().unwrap().push(digest);
             Ok(fs::write(to, [7; 100])?)
         }
@@ -193,5 +232,27 @@ mod tests {
         }
         models.give(&depot, digest(2), size, &link("b")).await.unwrap();
         assert!(!models.path(digest(1)).exists() && models.path(digest(3)).exists());
+    }
+
+    #[tokio::test]
+    async fn one_that_is_far_away_keeps_no_other_waiting_and_its_room_is_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let models = Arc::new(Models::new(root.path().join("models"), Bytes::new(250)));
+        let depot: Arc<dyn Depot> = Arc::new(Vault::default());
+        let (size, link) = (Bytes::new(100), |name: &str| root.path().join(name));
+        let far = {
+            let (models, depot, link) = (Arc::clone(&models), Arc::clone(&depot), link("far"));
+            tokio::spawn(async move { models.give(&depot, digest(99), size, &link).await })
+        };
+        tokio::task::yield_now().await;
+        let near = link("near");
+        let near = tokio::time::timeout(Duration::from_secs(5), models.give(&depot, digest(1), size, &near));
+        near.await.unwrap().unwrap();
+        let full = models.give(&depot, digest(2), size, &link("more")).await.unwrap_err();
+        assert!(matches!(full, DepotError::NoRoom { .. }), "{full}");
+        // Given up, its room is free.
+        far.abort();
+        assert!(far.await.is_err());
+        models.give(&depot, digest(2), size, &link("more")).await.unwrap();
     }
 }

@@ -6,6 +6,9 @@ use super::GgufError;
 
 /// All of the header together has at most so many bytes.
 const HEADER_BOUND: u64 = 128 << 20;
+/// A text of an array, which is a token as a vocabulary has it or a rule of how two become one: what is told to users for
+/// one token is no larger.
+const TOKEN_BOUND: u64 = 2 << 10;
 /// A text that is kept.
 const KEPT_BOUND: u64 = 1 << 20;
 
@@ -129,6 +132,9 @@ impl<R: Read> Reader<R> {
             8 => {
                 for _ in 0..count {
                     let length = self.u64()?;
+                    if length > TOKEN_BOUND {
+                        return Err(GgufError::Malformed("a token is too long"));
+                    }
                     self.skip(length)?;
                 }
                 return Ok(Value::Array(count));

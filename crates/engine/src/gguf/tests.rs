@@ -86,6 +86,7 @@ fn what_cannot_be_is_refused_in_words() {
         (begin(0, 1).u64(u64::MAX).0, "it is malformed: a text is too long"),
         (begin(0, 1).text("k").u32(77).0, "it is malformed: a value has an unknown type"),
         (begin(0, 1).text("k").u32(9).u32(9).u64(1).0, "it is malformed: an array has arrays"),
+        (begin(0, 1).text("k").u32(9).u32(8).u64(1).text(&"t".repeat(2_049)).0, "it is malformed: a token is too long"),
         (begin(0, 1).text("k").u32(9).u32(0).u64(u64::MAX).0, "its header is too long"),
         (begin(0, 1).text("k").u32(9).u32(0).u64(99).0, "it ends within its header"),
         (begin(0, 2).key("k", "a").key("k", "b").0, "it is malformed: a key is there twice"),

@@ -46,6 +46,7 @@ pub fn inherited(number: i32) -> std::io::Result<File> {
 pub struct LlamaModel {
     model: Arc<Model>,
     template: Arc<Result<ChatTemplate, String>>,
+    longest: usize,
 }
 
 impl LlamaModel {
@@ -81,7 +82,8 @@ impl LlamaModel {
             Some(source) => ChatTemplate::read(source, text(bos), text(eos)),
             None => Err("the model has no chat template: send a text instead of a conversation".to_owned()),
         };
-        Self { model: Arc::new(model), template: Arc::new(template) }
+        let longest = (0..model.tokens()).map(|token| model.piece(token, true).len()).max().unwrap_or(0);
+        Self { model: Arc::new(model), template: Arc::new(template), longest }
     }
 
     /// Why conversations cannot be rendered, if they cannot.
@@ -108,6 +110,10 @@ impl Vocabulary for LlamaModel {
 
     fn piece(&self, token: u32) -> Vec<u8> {
         self.model.piece(token, false)
+    }
+
+    fn longest(&self) -> usize {
+        self.longest
     }
 
     fn ends(&self, token: u32) -> bool {

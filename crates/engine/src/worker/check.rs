@@ -40,28 +40,38 @@ pub(super) fn submission(
     };
     bounds(&generate, vocabulary)?;
     let sampling = Sampling::read(generate.sampling.as_ref()).map_err(invalid)?;
+    let too_long = |tokens: &str, most: &str| Refused {
+        reason: "PROMPT_TOO_LONG",
+        message: format!("the prompt has {tokens} tokens; {most}: shorten it"),
+    };
+    let of_context = format!("the context has {context}, with at least one for the answer");
+    // What is too long by its bytes alone is not worth putting into tokens.
+    let short = |text: &str| match text.len() / vocabulary.longest().max(1) {
+        least if least >= context as usize => Err(too_long(&format!("at least {least}"), &of_context)),
+        _ => Ok(()),
+    };
     let prompt = match generate.prompt {
         None => return Err(invalid("neither a text nor a conversation is to be continued")),
-        Some(Prompt::Text(text)) => vocabulary.tokenize(&text, Marks::Text),
+        Some(Prompt::Text(text)) => {
+            short(&text)?;
+            vocabulary.tokenize(&text, Marks::Text)
+        }
         Some(Prompt::Chat(chat)) => {
             if chat.messages.is_empty() {
                 return Err(invalid("the conversation has no messages"));
             }
             let rendered = vocabulary.render(&chat.messages);
             let rendered = rendered.map_err(|message| Refused { reason: "TEMPLATE", message })?;
+            short(&rendered)?;
             vocabulary.tokenize(&rendered, Marks::Read)
         }
     };
     let tokens = u32::try_from(prompt.len()).unwrap_or(u32::MAX);
-    let too_long = |most: &str| Refused {
-        reason: "PROMPT_TOO_LONG",
-        message: format!("the prompt has {tokens} tokens; {most}: shorten it"),
-    };
     if generate.max_prompt_tokens > 0 && tokens > generate.max_prompt_tokens {
-        return Err(too_long(&format!("{} are reserved for it", generate.max_prompt_tokens)));
+        return Err(too_long(&tokens.to_string(), &format!("{} are reserved for it", generate.max_prompt_tokens)));
     }
     if tokens >= context {
-        return Err(too_long(&format!("the context has {context}, with at least one for the answer")));
+        return Err(too_long(&tokens.to_string(), &of_context));
     }
     Ok(Submission {
         origin: Origin { connection, sequence: generate.sequence },
@@ -169,7 +179,9 @@ mod tests {
         let long =
             |bytes: usize| move |asked: &mut EngineGenerate| asked.prompt = Some(Prompt::Text("x".repeat(bytes)));
         assert!(checked(long(63)).is_ok());
-        assert_eq!(checked(long(64)).unwrap_err().reason, "PROMPT_TOO_LONG");
+        let refused = checked(long(64)).unwrap_err();
+        assert_eq!(refused.reason, "PROMPT_TOO_LONG");
+        assert!(refused.message.contains("at least 64 tokens"), "{}", refused.message);
         assert_eq!(checked(|asked| asked.max_prompt_tokens = 2).unwrap_err().reason, "PROMPT_TOO_LONG");
         assert!(checked(|asked| asked.max_prompt_tokens = 3).is_ok());
     }

@@ -6,14 +6,14 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use sluice_proto::v1::{
-    EngineFinish, EngineFinished, EngineGenerate, EngineReady, EngineReply, EngineRequest, engine_reply::Message,
-    engine_request,
+    EngineFinish, EngineFinished, EngineReady, EngineReply, EngineRequest, engine_reply::Message, engine_request,
 };
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::check::{self, Refused};
+use super::check::Refused;
+use super::preparing::{Prepared, Preparing};
 use super::thread::{Command, EngineThread};
 use crate::runner::Origin;
 use crate::wire::{MessageReader, WireError, put};
@@ -43,6 +43,7 @@ where
         open: Arc::clone(&open),
         most,
         reader: MessageReader::new(reader),
+        preparing: Preparing::new(number, engine.facts.context, Arc::clone(&engine.vocabulary)),
     };
     let served = tokio::select! {
         done = incoming.run() => done,
@@ -64,46 +65,67 @@ struct Incoming<S> {
     open: Arc<AtomicU32>,
     most: u32,
     reader: MessageReader<ReadHalf<S>>,
+    preparing: Preparing,
 }
 
 impl<S: AsyncRead> Incoming<S> {
     async fn run(mut self) -> Result<(), WireError> {
-        while let Some(request) = self.reader.next::<EngineRequest>().await? {
-            let origin = |sequence| Origin { connection: self.number, sequence };
-            let command = match request.message {
-                Some(engine_request::Message::Generate(generate)) => match self.generate(generate).await? {
-                    Some(command) => command,
-                    None => continue,
+        loop {
+            tokio::select! {
+                request = self.reader.next::<EngineRequest>(), if !self.preparing.is_full() => match request? {
+                    Some(request) => self.obey(request).await?,
+                    None => return Ok(()),
                 },
-                Some(engine_request::Message::Cancel(cancel)) => Command::Cancel(origin(cancel.sequence)),
-                Some(engine_request::Message::Taken(taken)) => Command::Taken(origin(taken.sequence), taken.tokens),
-                // A newer driver's: ignored.
-                None => continue,
-            };
-            self.engine.commands.send(command).await.map_err(|_| ended())?;
+                prepared = self.preparing.next(), if self.preparing.is_busy() => {
+                    if let Some(prepared) = prepared {
+                        self.prepared(prepared).await?;
+                    }
+                }
+            }
         }
-        Ok(())
     }
 
-    /// Prepares a sequence beside the engine's thread. Messages behind it wait, so their order is kept.
-    async fn generate(&mut self, generate: EngineGenerate) -> Result<Option<Command>, WireError> {
-        let sequence = generate.sequence;
-        let refused = if self.open.load(Ordering::Acquire) >= self.most {
-            let message = format!("{} sequences are open on this connection, the most there may be", self.most);
-            Refused { reason: "BUSY", message }
-        } else {
-            let (number, vocabulary) = (self.number, Arc::clone(&self.engine.vocabulary));
-            let context = self.engine.facts.context;
-            let check = move || check::submission(generate, number, &*vocabulary, context);
-            match tokio::task::spawn_blocking(check).await {
-                Ok(Ok(submission)) => {
-                    self.open.fetch_add(1, Ordering::AcqRel);
-                    return Ok(Some(Command::Submit(Box::new(submission))));
+    async fn obey(&mut self, request: EngineRequest) -> Result<(), WireError> {
+        let origin = |sequence| Origin { connection: self.number, sequence };
+        match request.message {
+            Some(engine_request::Message::Generate(generate)) => {
+                // Counted until its end is told, also where that is a refusal.
+                if self.open.fetch_add(1, Ordering::AcqRel) < self.most {
+                    self.preparing.push(generate);
+                    return Ok(());
                 }
-                Ok(Err(refused)) => refused,
-                Err(_) => Refused { reason: "INVALID", message: "it cannot be put into tokens".to_owned() },
+                let most = self.most;
+                let message = format!("{most} sequences are open on this connection, the most there may be");
+                self.refuse(generate.sequence, Refused { reason: "BUSY", message }).await
             }
-        };
+            Some(engine_request::Message::Cancel(cancel)) if self.preparing.cancel(cancel.sequence) => Ok(()),
+            Some(engine_request::Message::Cancel(cancel)) => {
+                self.command(Command::Cancel(origin(cancel.sequence))).await
+            }
+            Some(engine_request::Message::Taken(taken)) => {
+                self.command(Command::Taken(origin(taken.sequence), taken.tokens)).await
+            }
+            // A newer driver's: ignored.
+            None => Ok(()),
+        }
+    }
+
+    async fn prepared(&mut self, prepared: Prepared) -> Result<(), WireError> {
+        match prepared {
+            Prepared::Ready(submission, cancelled) => {
+                let origin = submission.origin;
+                self.command(Command::Submit(submission)).await?;
+                if cancelled { self.command(Command::Cancel(origin)).await } else { Ok(()) }
+            }
+            Prepared::Refused(sequence, refused) => self.refuse(sequence, refused).await,
+            Prepared::Cancelled(sequence) => {
+                let finish = EngineFinish::Cancelled.into();
+                self.finish(EngineFinished { sequence, finish, ..EngineFinished::default() }).await
+            }
+        }
+    }
+
+    async fn refuse(&mut self, sequence: u64, refused: Refused) -> Result<(), WireError> {
         let finished = EngineFinished {
             sequence,
             finish: EngineFinish::Error.into(),
@@ -111,10 +133,15 @@ impl<S: AsyncRead> Incoming<S> {
             message: refused.message,
             ..EngineFinished::default()
         };
-        // Counted like any other, because its end is.
-        self.open.fetch_add(1, Ordering::AcqRel);
-        self.replies.send(vec![Message::Finished(finished)]).await.map_err(|_| ended())?;
-        Ok(None)
+        self.finish(finished).await
+    }
+
+    async fn finish(&mut self, finished: EngineFinished) -> Result<(), WireError> {
+        self.replies.send(vec![Message::Finished(finished)]).await.map_err(|_| ended())
+    }
+
+    async fn command(&mut self, command: Command) -> Result<(), WireError> {
+        self.engine.commands.send(command).await.map_err(|_| ended())
     }
 }
 

@@ -5,6 +5,7 @@
 
 mod check;
 mod connection;
+mod preparing;
 mod thread;
 
 use std::hash::{BuildHasher as _, Hasher as _};
