@@ -76,6 +76,8 @@ pub struct Controller {
     metrics: Arc<ControllerMetrics>,
     directory: Arc<Directory>,
     stop: CancellationToken,
+    /// The gateway's: it goes first, because its requests are closed by the writer.
+    leave: CancellationToken,
     tasks: Vec<(&'static str, JoinHandle<Result<(), ControllerError>>)>,
 }
 
@@ -146,7 +148,8 @@ impl Controller {
             clock: Arc::clone(&shared.clock),
         };
         let janitor = tokio::spawn(janitor.run(stop.clone()));
-        let gateway = gateway(&config, &shared, &writer, stop.clone())?;
+        let leave = CancellationToken::new();
+        let gateway = gateway(&config, &shared, &writer, leave.clone(), stop.clone())?;
         let importer = Importer {
             directory: Arc::clone(&shared.directory),
             store: Arc::clone(&shared.store),
@@ -164,6 +167,7 @@ impl Controller {
             metrics: shared.metrics,
             directory: shared.directory,
             stop,
+            leave,
             tasks: vec![
                 ("the writer", writer_task),
                 ("the planner", planning),
@@ -215,9 +219,9 @@ impl Controller {
         Ok(())
     }
 
-    /// Begins to stop; [`Controller::wait`] returns when all parts have.
+    /// Begins to stop, users' HTTP first; [`Controller::wait`] returns when all parts have.
     pub fn stop(&self) {
-        self.stop.cancel();
+        self.leave.cancel();
     }
 }
 
@@ -306,16 +310,18 @@ async fn first_admin(config: &ControllerConfig, writer: &WriterHandle) -> Result
     Ok(())
 }
 
-/// The door for users' HTTP, where there is to be one.
+/// The door for users' HTTP, where there is to be one. It serves until `leave`, and `stop`s the rest when it is done.
 fn gateway(
     config: &ControllerConfig,
     shared: &Shared,
     writer: &WriterHandle,
+    leave: CancellationToken,
     stop: CancellationToken,
 ) -> Result<JoinHandle<Result<(), ControllerError>>, ControllerError> {
     let Some(wanted) = config.gateway.clone() else {
         return Ok(tokio::spawn(async move {
-            stop.cancelled().await;
+            leave.cancelled().await;
+            stop.cancel();
             Ok(())
         }));
     };
@@ -328,7 +334,12 @@ fn gateway(
     let (authority, clock) = (Arc::clone(&shared.authority), Arc::clone(&shared.clock));
     let tls = tls::config(authority, config.names.clone(), config.lifetimes.controller, clock)?;
     let door = Door { config: wanted, control: Arc::new(control), tls, data: config.data.clone() };
-    Ok(tokio::spawn(door.run(stop)))
+    Ok(tokio::spawn(async move {
+        // Also where it breaks: nobody is left to stop the rest.
+        let _rest = stop.drop_guard();
+        let ended = door.run(leave.clone()).await;
+        if leave.is_cancelled() { ended } else { Err(ended.err().unwrap_or(ControllerError::Stopped("the gateway"))) }
+    }))
 }
 
 #[allow(clippy::too_many_arguments)]

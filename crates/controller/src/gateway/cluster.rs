@@ -120,6 +120,11 @@ impl Control for Cluster {
         Ok(Caller { key: id, tenant, project: of.or(only) })
     }
 
+    fn still(&self, caller: &Caller) -> bool {
+        let directory = self.directory.read();
+        directory.keys.get(&caller.key).is_some_and(|key| key.revoked.is_none() && authz::allows(METHOD, key.role))
+    }
+
     fn served(&self, caller: &Caller) -> Vec<Served> {
         let all = self.directory.serving.endpoints();
         let mut seen: Vec<_> = all.iter().filter_map(|endpoint| self.view(caller, endpoint)).collect();

@@ -101,6 +101,9 @@ pub(crate) trait Control: Send + Sync + 'static {
     /// It opens nothing, or not this.
     fn caller(&self, secret: &str, project: Option<&str>) -> Result<Caller, ApiError>;
 
+    /// Whether a caller's key still opens. Asked again and again while its requests run.
+    fn still(&self, caller: &Caller) -> bool;
+
     /// What a caller may use, in order of their names.
     fn served(&self, caller: &Caller) -> Vec<Served>;
 

@@ -13,7 +13,8 @@ pub(super) const IN_ALL: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Fair<T> {
     waiting: BTreeMap<TenantId, VecDeque<T>>,
-    /// When each tenant that waits had its last turn. One that comes anew comes behind nobody.
+    /// When each tenant that waits had its last turn, or came: whoever comes anew comes behind all that wait already,
+    /// and so nobody is passed by those that come again and again.
     turns: BTreeMap<TenantId, u64>,
     turn: u64,
     count: usize,
@@ -31,18 +32,29 @@ impl<T> Fair<T> {
         self.count
     }
 
-    /// Puts something at the end of its tenant's line, or gives it back where that is full.
-    pub(super) fn push(&mut self, tenant: TenantId, item: T) -> Result<(), T> {
-        let line = self.waiting.entry(tenant).or_default();
-        if line.len() >= PER_TENANT || self.count >= IN_ALL {
-            if line.is_empty() {
-                self.waiting.remove(&tenant);
-            }
+    /// Puts something at the end of its tenant's line, or gives it back where there is no room. Where all are full
+    /// together the newest of the longest line goes instead, and is given as `Ok(Some(_))`.
+    pub(super) fn push(&mut self, tenant: TenantId, item: T) -> Result<Option<T>, T> {
+        let length = self.waiting.get(&tenant).map_or(0, VecDeque::len);
+        if length >= PER_TENANT {
             return Err(item);
         }
-        line.push_back(item);
+        let mut gone = None;
+        if self.count >= IN_ALL {
+            // Never one of a line that would then be the shorter one, so never the last of its line.
+            let longest = self.waiting.values_mut().max_by_key(|line| line.len());
+            let longest = longest.filter(|line| line.len() > length + 1);
+            let Some(newest) = longest.and_then(VecDeque::pop_back) else { return Err(item) };
+            gone = Some(newest);
+            self.count -= 1;
+        }
+        if length == 0 {
+            self.turn += 1;
+            self.turns.entry(tenant).or_insert(self.turn);
+        }
+        self.waiting.entry(tenant).or_default().push_back(item);
         self.count += 1;
-        Ok(())
+        Ok(gone)
     }
 
     /// Puts something that had its turn before at the front of its tenant's line.
@@ -127,6 +139,43 @@ mod tests {
         assert_eq!(fair.pop(|who| who != tenant(1), running), None);
         fair.push_front(tenant(1), 99);
         assert_eq!(fair.pop(|_| true, running), Some((tenant(1), 99)));
+    }
+
+    #[test]
+    fn a_late_tenant_is_not_passed_by_those_that_come_again_and_again() {
+        let mut fair = Fair::default();
+        for who in [1, 2] {
+            fair.push(tenant(who), 0).unwrap();
+        }
+        for _ in 0..5 {
+            // Each has one place and asks again when it had its turn.
+            let (who, item) = fair.pop(|_| true, |_| 0).unwrap();
+            fair.push(who, item).unwrap();
+        }
+        fair.push(tenant(3), 0).unwrap();
+        let popped: Vec<_> = (0..3)
+            .map(|_| {
+                let (who, item) = fair.pop(|_| true, |_| 0).unwrap();
+                fair.push(who, item).unwrap();
+                who
+            })
+            .collect();
+        assert!(popped.contains(&tenant(3)), "{popped:?}");
+    }
+
+    #[test]
+    fn where_all_is_full_the_newest_of_the_longest_line_makes_room() {
+        let mut fair = Fair::default();
+        let lines = u64::try_from(IN_ALL / PER_TENANT).unwrap();
+        for who in 0..lines {
+            for item in 0..PER_TENANT {
+                fair.push(tenant(who), item).unwrap();
+            }
+        }
+        assert_eq!(fair.push(tenant(0), 7), Err(7), "its own line is full");
+        assert_eq!(fair.push(tenant(99), 7), Ok(Some(PER_TENANT - 1)));
+        assert_eq!(fair.len(), IN_ALL);
+        assert_eq!(fair.pop(|who| who == tenant(99), |_| 0), Some((tenant(99), 7)));
     }
 
     #[test]

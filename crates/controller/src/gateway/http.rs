@@ -21,7 +21,7 @@ use tokio_util::task::TaskTracker;
 
 use super::outflow::{Outflow, Watched};
 use super::seats::{Busy, Seat};
-use super::{Gateway, routes};
+use super::{DRAIN, Gateway, routes};
 
 /// A request's head must have come in so long; a connection without one goes as well.
 const HEAD: Duration = Duration::from_secs(30);
@@ -37,7 +37,7 @@ const SEND_BUFFER: u32 = 32 << 10;
 const BACKLOG: u32 = 1024;
 /// Headers of a request.
 const HEADERS: usize = 64;
-/// Out of descriptors, for example.
+/// A short while: for a descriptor to be free, for example.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// One client's connection, as its requests see it.
@@ -68,7 +68,7 @@ pub(super) fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves until `stop`; answers under way end in their own time, or with the process.
+/// Serves until `stop`; answers under way are ended then, and clients have a while to take their ends.
 pub(super) async fn serve(
     gateway: Arc<Gateway>,
     listener: TcpListener,
@@ -95,8 +95,11 @@ pub(super) async fn serve(
         let (gateway, acceptor, stop) = (Arc::clone(&gateway), acceptor.clone(), stop.clone());
         connections.spawn(connection(gateway, stream, acceptor, seat, stop));
     }
+    drop(listener);
+    gateway.end().await;
     connections.close();
-    connections.wait().await;
+    // What is left ends with the process.
+    let _late = timeout(DRAIN, connections.wait()).await;
 }
 
 async fn connection(
@@ -118,7 +121,8 @@ async fn connection(
     }
 }
 
-async fn carry(
+/// Carries a connection to its end.
+pub(super) async fn carry(
     gateway: Arc<Gateway>,
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     seat: Seat,
@@ -126,7 +130,8 @@ async fn carry(
 ) {
     let end = seat.end.clone();
     let stream = Watched::new(stream, SLOW);
-    let connection = Connection { seat: Arc::new(seat), outflow: stream.outflow() };
+    let seat = Arc::new(seat);
+    let connection = Connection { seat: Arc::clone(&seat), outflow: stream.outflow() };
     let service = service_fn(move |request: Request<Incoming>| {
         let (gateway, connection) = (Arc::clone(&gateway), connection.clone());
         async move { Ok::<_, Infallible>(routes::answer(&gateway, &connection, request.map(Body::new)).await) }
@@ -147,8 +152,9 @@ async fn carry(
         () = end.cancelled() => {}
         () = stop.cancelled() => {
             served.as_mut().graceful_shutdown();
-            // What breaks now breaks for its client.
-            let _broken = served.await;
+            // What breaks now breaks for its client. Twice as long: its request's end may come late. One that asks nothing
+            // may be halfway through a head, and is not waited for.
+            let _broken = timeout(if seat.is_busy() { DRAIN * 2 } else { PAUSE }, served).await;
         }
     }
 }

@@ -167,15 +167,24 @@ pub(super) type Refused = (ApiError, HeaderMap);
 pub(super) struct Entry {
     of: Arc<Limits>,
     caller: Caller,
-    tokens: u32,
+    /// What was taken of the key's tokens and of the tenant's: never more than their limits, whatever was asked for.
+    taken: [u32; 2],
     headers: HeaderMap,
+    open: Arc<Open>,
+}
+
+/// A request counts as open for its tenant while this is kept.
+#[derive(Debug)]
+pub(super) struct Open {
+    of: Arc<Limits>,
+    tenant: TenantId,
 }
 
 /// Room for a body and what is made of it.
 #[derive(Debug)]
 pub(super) struct Room {
-    _tenant: OwnedSemaphorePermit,
-    _all: OwnedSemaphorePermit,
+    tenant: OwnedSemaphorePermit,
+    all: OwnedSemaphorePermit,
 }
 
 impl Limits {
@@ -213,7 +222,11 @@ impl Limits {
         let tried = self.take(&mut accounts, who, tokens);
         let headers = self.headers(&accounts, who);
         match tried {
-            Ok(()) => Ok(Entry { of: Arc::clone(self), caller, tokens, headers }),
+            Ok(()) => {
+                let taken = who.map(|one| tokens.min(self.of(one).1));
+                let open = Arc::new(Open { of: Arc::clone(self), tenant: caller.tenant });
+                Ok(Entry { of: Arc::clone(self), caller, taken, headers, open })
+            }
             Err(error) => Err(Box::new((error, headers))),
         }
     }
@@ -284,12 +297,12 @@ impl Limits {
         headers
     }
 
-    /// Room for a body of so many bytes; waits a little for it.
+    /// Room for a body or an answer of so many bytes; waits a little for it.
     ///
     /// # Errors
     /// Other bodies fill what there is.
     pub(super) async fn room(&self, tenant: TenantId, bytes: usize) -> Result<Room, ApiError> {
-        let wanted = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).max(1);
+        let wanted = kib(bytes);
         let own = {
             let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
             let most = usize::try_from(self.limits.tenant_kib).unwrap_or(usize::MAX);
@@ -300,10 +313,10 @@ impl Limits {
             let tenant = own.acquire_many_owned(wanted).await;
             let all = Arc::clone(&self.bodies).acquire_many_owned(wanted).await;
             // They are never closed.
-            Some(Room { _tenant: tenant.ok()?, _all: all.ok()? })
+            Some(Room { tenant: tenant.ok()?, all: all.ok()? })
         };
         let full = || {
-            let text = "requests that are under way fill the room for their bodies; try again, or send shorter ones";
+            let text = "requests that are under way fill the room for bodies and answers; try again, or ask for less";
             ApiError::limited(text, Duration::from_secs(1))
         };
         tokio::time::timeout(ROOM, wait).await.ok().flatten().ok_or_else(full)
@@ -316,51 +329,85 @@ impl Entry {
         &self.headers
     }
 
-    /// So many tokens more may be needed.
+    /// What keeps it open for its tenant.
+    pub(super) fn open(&self) -> Arc<Open> {
+        Arc::clone(&self.open)
+    }
+
+    fn who(&self) -> [Who; 2] {
+        [Who::Key(self.caller.key), Who::Tenant(self.caller.tenant)]
+    }
+
+    /// So many tokens more may be needed. With what it took before it takes a limit whole at most.
     ///
     /// # Errors
     /// The limit that it is over; nothing more was taken then.
     pub(super) fn also(&mut self, tokens: u32, now: Instant) -> Result<(), ApiError> {
         let mut accounts = self.of.accounts();
-        let mut taken = None;
-        for who in [Who::Key(self.caller.key), Who::Tenant(self.caller.tenant)] {
+        let mut more = [0; 2];
+        for (place, who) in self.who().into_iter().enumerate() {
             let (_, limit) = self.of.of(who);
             let Some(account) = accounts.get_mut(&who) else { continue };
             account.tokens.fill(limit, now);
-            if let Err(after) = account.tokens.take(tokens, limit) {
-                if let Some((who, limit)) = taken
-                    && let Some(account) = accounts.get_mut(&who)
-                {
-                    account.tokens.give_back(tokens, limit);
+            let wanted = tokens.min(limit.saturating_sub(self.taken[place]));
+            if let Err(after) = account.tokens.take(wanted, limit) {
+                for (who, more) in self.who().into_iter().zip(more) {
+                    let (_, limit) = self.of.of(who);
+                    if let Some(account) = accounts.get_mut(&who) {
+                        account.tokens.give_back(more, limit);
+                    }
                 }
                 return Err(no_tokens(who, tokens, limit, after));
             }
-            taken = Some((who, limit));
+            more[place] = wanted;
         }
-        self.tokens = self.tokens.saturating_add(tokens);
+        drop(accounts);
+        for (taken, more) in self.taken.iter_mut().zip(more) {
+            *taken += more;
+        }
         Ok(())
     }
 
     /// So many tokens were used in the end: the rest is given back.
     pub(super) fn used(&mut self, tokens: u32) {
-        let rest = self.tokens.saturating_sub(tokens);
-        self.tokens = self.tokens.min(tokens);
         let mut accounts = self.of.accounts();
-        for who in [Who::Key(self.caller.key), Who::Tenant(self.caller.tenant)] {
+        for (who, taken) in self.who().into_iter().zip(self.taken) {
             let (_, limit) = self.of.of(who);
             if let Some(account) = accounts.get_mut(&who) {
-                account.tokens.give_back(rest, limit);
+                account.tokens.give_back(taken.saturating_sub(tokens), limit);
             }
+        }
+        drop(accounts);
+        self.taken = self.taken.map(|taken| taken.min(tokens));
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(account) = self.of.accounts().get_mut(&Who::Tenant(self.tenant)) {
+            account.open = account.open.saturating_sub(1);
         }
     }
 }
 
-impl Drop for Entry {
-    fn drop(&mut self) {
-        if let Some(account) = self.of.accounts().get_mut(&Who::Tenant(self.caller.tenant)) {
-            account.open = account.open.saturating_sub(1);
+impl Room {
+    /// So many bytes of it are enough from now on.
+    pub(super) fn shrink(&mut self, bytes: usize) {
+        let kept = kib(bytes) as usize;
+        for permit in [&mut self.tenant, &mut self.all] {
+            drop(permit.split(permit.num_permits().saturating_sub(kept)));
         }
     }
+
+    /// Both as one.
+    pub(super) fn join(&mut self, other: Self) {
+        self.tenant.merge(other.tenant);
+        self.all.merge(other.all);
+    }
+}
+
+fn kib(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX).max(1)
 }
 
 #[cfg(test)]
@@ -411,6 +458,42 @@ mod tests {
         assert!(limits.enter(caller(1, 1), 20, Instant::now()).is_ok());
         // More than there ever is passes when everything is there.
         assert!(limits.enter(caller(5, 5), 1000, Instant::now()).is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_given_back_is_what_was_taken_and_no_more() {
+        let limits = Limits::new(SMALL);
+        let remaining = |who| {
+            let (_, limit) = limits.of(who);
+            limits.accounts()[&who].tokens.read(limit).remaining
+        };
+        let (key, tenant) = (Who::Key(KeyId::from_raw(1)), Who::Tenant(TenantId::from_raw(1)));
+        let mut entry = limits.enter(caller(1, 1), 10, Instant::now()).unwrap();
+        entry.also(1000, Instant::now()).unwrap();
+        assert_eq!((remaining(key), remaining(tenant)), (0, 0));
+        entry.used(50);
+        assert_eq!((remaining(key), remaining(tenant)), (50, 100));
+        entry.used(0);
+        drop(entry);
+        assert_eq!((remaining(key), remaining(tenant)), (100, 150));
+        // Where the tenant has less than the key, the key gives nothing for a refusal.
+        let _other = limits.enter(caller(2, 1), 100, Instant::now()).unwrap();
+        let mut entry = limits.enter(caller(1, 1), 10, Instant::now()).unwrap();
+        assert!(entry.also(1000, Instant::now()).is_err());
+        assert_eq!((remaining(key), remaining(tenant)), (90, 40));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn room_that_a_body_does_not_need_any_more_is_others() {
+        let limits = Limits::new(SMALL);
+        let mut first = limits.room(TenantId::from_raw(1), 4096).await.unwrap();
+        assert!(limits.room(TenantId::from_raw(1), 3072).await.is_err());
+        first.shrink(1000);
+        let mut second = limits.room(TenantId::from_raw(1), 2048).await.unwrap();
+        second.join(limits.room(TenantId::from_raw(1), 1024).await.unwrap());
+        assert!(limits.room(TenantId::from_raw(1), 1).await.is_err());
+        drop(second);
+        assert!(limits.room(TenantId::from_raw(1), 3072).await.is_ok());
     }
 
     #[tokio::test(start_paused = true)]

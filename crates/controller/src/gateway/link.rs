@@ -1,10 +1,10 @@
 //! One connection to one replica's worker, shared by all requests that run there.
 //!
 //! What owners of requests say is kept as what is still to be said (openings, how far each came, cancels), so that it is
-//! bounded by the number of sequences and nobody waits to say it. A worker runs in a tenant's sandbox: what it sends is
+//! bounded by the number of sequences and nobody waits to say it; an opening that nobody wants any more is taken back. A worker runs in a tenant's sandbox: what it sends is
 //! checked, and a connection that breaks the wire's rules, or says nothing for [`SILENCE`], is over.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -62,18 +62,61 @@ pub(super) struct Link {
 /// What the worker is still to be told.
 #[derive(Debug, Default)]
 struct Unsaid {
-    open: Vec<v1::EngineGenerate>,
+    /// By tenant, in the order of their turns; no line is empty.
+    open: VecDeque<VecDeque<v1::EngineGenerate>>,
     taken: BTreeMap<u64, u32>,
     cancel: Vec<u64>,
 }
 
 impl Unsaid {
+    fn open(&mut self, generate: v1::EngineGenerate) {
+        let same = |line: &&mut VecDeque<v1::EngineGenerate>| {
+            line.front().is_some_and(|first| first.tenant == generate.tenant)
+        };
+        match self.open.iter_mut().find(same) {
+            Some(line) => line.push_back(generate),
+            None => self.open.push_back(VecDeque::from([generate])),
+        }
+    }
+
+    /// Takes back what was not said yet, its prompt with it.
+    fn take_back(&mut self, sequence: u64) -> bool {
+        let before = self.open.iter().map(VecDeque::len).sum::<usize>();
+        for line in &mut self.open {
+            line.retain(|generate| generate.sequence != sequence);
+        }
+        self.open.retain(|line| !line.is_empty());
+        self.open.iter().map(VecDeque::len).sum::<usize>() < before
+    }
+
+    /// What is short and frees the worker goes first; then one opening, for these are long and may be taken back while
+    /// they wait.
     fn drain(&mut self) -> Vec<v1::EngineRequest> {
-        let open = self.open.drain(..).map(Say::Generate);
+        let cancel = self.cancel.drain(..).map(|sequence| Say::Cancel(v1::EngineCancel { sequence }));
         let taken = std::mem::take(&mut self.taken).into_iter();
         let taken = taken.map(|(sequence, tokens)| Say::Taken(v1::EngineTaken { sequence, tokens }));
-        let cancel = self.cancel.drain(..).map(|sequence| Say::Cancel(v1::EngineCancel { sequence }));
-        open.chain(taken).chain(cancel).map(|message| v1::EngineRequest { message: Some(message) }).collect()
+        let next = self.open.pop_front().and_then(|mut line| {
+            let first = line.pop_front();
+            if !line.is_empty() {
+                self.open.push_back(line);
+            }
+            first
+        });
+        let all = cancel.chain(taken).chain(next.map(Say::Generate));
+        all.map(|message| v1::EngineRequest { message: Some(message) }).collect()
+    }
+}
+
+/// However carrying ends, its task's end included: nobody waits for more.
+struct Over<'a>(&'a Link);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        let mut owners = self.0.owners();
+        self.0.standing.send_replace(Standing::Broken);
+        // Dropped senders tell the owners.
+        owners.clear();
+        *self.0.unsaid() = Unsaid::default();
     }
 }
 
@@ -133,7 +176,7 @@ impl Link {
         let mut owners = self.owners();
         if *self.standing.borrow() != Standing::Broken {
             owners.insert(number, to);
-            self.unsaid().open.push(v1::EngineGenerate { sequence: number, ..generate });
+            self.unsaid().open(v1::EngineGenerate { sequence: number, ..generate });
             self.more.notify_one();
         }
         drop(owners);
@@ -142,17 +185,13 @@ impl Link {
 
     /// Carries the connection until it is over, and says why.
     pub(super) async fn run(&self, io: Box<dyn Duplex>) -> String {
+        let _over = Over(self);
         let (from, mut to) = split(io);
-        let why = tokio::select! {
+        tokio::select! {
             why = self.listen(Replies::new(from)) => why,
             why = self.speak(&mut to) => why,
             () = self.stop.cancelled() => "it was ended".to_owned(),
-        };
-        let mut owners = self.owners();
-        self.standing.send_replace(Standing::Broken);
-        // Dropped senders tell the owners.
-        owners.clear();
-        why
+        }
     }
 
     async fn speak(&self, to: &mut (impl AsyncWrite + Unpin)) -> String {
@@ -228,9 +267,56 @@ impl Drop for Sequence {
         self.link.owners().remove(&self.number);
         let mut unsaid = self.link.unsaid();
         unsaid.taken.remove(&self.number);
-        if !self.over {
+        if !self.over && !unsaid.take_back(self.number) && *self.link.standing.borrow() != Standing::Broken {
             unsaid.cancel.push(self.number);
             self.link.more.notify_one();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn generate(tenant: &str) -> v1::EngineGenerate {
+        v1::EngineGenerate { tenant: tenant.to_owned(), ..v1::EngineGenerate::default() }
+    }
+
+    fn opened(messages: Vec<v1::EngineRequest>) -> Vec<String> {
+        let open = messages.into_iter().filter_map(|message| match message.message {
+            Some(Say::Generate(generate)) => Some(generate.tenant),
+            _ => None,
+        });
+        open.collect()
+    }
+
+    #[tokio::test]
+    async fn what_nobody_wants_any_more_is_not_said_and_tenants_take_turns() {
+        let link = Link::new(CancellationToken::new());
+        for _ in 0..1000 {
+            drop(link.open(generate("a")));
+        }
+        assert!(link.unsaid().open.is_empty() && link.unsaid().cancel.is_empty() && link.owners().is_empty());
+        let late = link.open(generate("late"));
+        assert_eq!(opened(link.unsaid().drain()), ["late"]);
+        late.taken(1);
+        drop(late);
+        let [v1::EngineRequest { message: Some(Say::Cancel(_)) }] = link.unsaid().drain()[..] else { panic!() };
+        let _all: Vec<_> = ["a", "a", "a", "b", "b"].map(|tenant| link.open(generate(tenant))).into();
+        let order: Vec<_> = (0..6).flat_map(|_| opened(link.unsaid().drain())).collect();
+        assert_eq!(order, ["a", "b", "a", "b", "a"]);
+    }
+
+    #[tokio::test]
+    async fn a_link_whose_task_is_ended_leaves_nobody_waiting() {
+        let link = Link::new(CancellationToken::new());
+        let (near, _far) = tokio::io::duplex(16);
+        let carried = Arc::clone(&link);
+        let carried = tokio::spawn(async move { carried.run(Box::new(near)).await });
+        let mut sequence = link.open(generate("a"));
+        tokio::task::yield_now().await;
+        carried.abort();
+        assert!(timeout(Duration::from_secs(5), sequence.next()).await.unwrap().is_none());
+        assert_eq!(*link.standing().borrow(), Standing::Broken);
     }
 }

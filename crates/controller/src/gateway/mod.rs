@@ -29,8 +29,10 @@ mod wire;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use sluice_types::EndpointId;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -51,8 +53,14 @@ pub(crate) struct Gateway {
     seats: Arc<Seats>,
     pools: Arc<Mutex<BTreeMap<EndpointId, Arc<Pool>>>>,
     owners: TaskTracker,
+    /// Cancelled first: nothing more is let in, and what is under way ends.
     stop: CancellationToken,
+    /// Of the ways to replicas; they end when nobody needs them any more.
+    links: CancellationToken,
 }
+
+/// At the end, requests have so long to be told and closed, and clients to take what they are told.
+const DRAIN: Duration = Duration::from_secs(5);
 
 impl Gateway {
     pub(crate) fn new(control: SharedControl, limits: GatewayLimits, stop: CancellationToken) -> Arc<Self> {
@@ -63,7 +71,18 @@ impl Gateway {
             pools: Arc::default(),
             owners: TaskTracker::new(),
             stop,
+            links: CancellationToken::new(),
         })
+    }
+
+    /// After the signal to stop: waits until requests that were under way are closed, or for as long as they have.
+    async fn end(&self) {
+        self.stop.cancel();
+        self.owners.close();
+        if timeout(DRAIN, self.owners.wait()).await.is_err() {
+            tracing::warn!(left = self.owners.len(), "requests were not closed in time; the next start credits them");
+        }
+        self.links.cancel();
     }
 
     /// The pool of an endpoint that was found; made where there is none.

@@ -72,7 +72,7 @@ impl Member {
 
 /// Places of a replica that one tenant may have.
 fn share(places: u32) -> u32 {
-    if places < 4 { places } else { places - (places / LEFT).max(1) }
+    if places < 2 { places } else { places - (places / LEFT).max(1) }
 }
 
 /// The right to run at a replica, for as long as it is kept.
@@ -117,12 +117,16 @@ impl Pool {
             } else if let Err(to) = state.waiting.push(tenant, to) {
                 // Those that are gone make room.
                 state.waiting.retain(|to| !to.is_closed());
-                state.waiting.push(tenant, to).map_err(|_| NoPlace::Full)?;
+                // One that goes instead is told by the end of its channel.
+                let _instead = state.waiting.push(tenant, to).map_err(|_| NoPlace::Full)?;
             }
         }
         self.dispatch();
         self.news.notify_one();
-        timeout_at(until, place).await.ok().and_then(Result::ok).ok_or(NoPlace::Late)
+        match timeout_at(until, place).await {
+            Ok(given) => given.map_err(|_| NoPlace::Full),
+            Err(_) => Err(NoPlace::Late),
+        }
     }
 
     /// Gives out what is free.
@@ -179,6 +183,24 @@ impl Pool {
         let _all = stop.clone().drop_guard();
         let mut keeper = Keeper { pool: &self, stop, links: JoinSet::new(), known: BTreeMap::new() };
         keeper.run().await;
+        // None is left behind for the next one that keeps this pool.
+        keeper.links.shutdown().await;
+    }
+}
+
+/// However a connection's task ends: no place is given at it any more.
+struct Unlisted {
+    pool: Arc<Pool>,
+    replica: ReplicaKey,
+    link: Arc<Link>,
+}
+
+impl Drop for Unlisted {
+    fn drop(&mut self) {
+        let mut state = self.pool.state();
+        if state.members.get(&self.replica).is_some_and(|member| Arc::ptr_eq(&member.link, &self.link)) {
+            state.members.remove(&self.replica);
+        }
     }
 }
 
@@ -281,6 +303,7 @@ impl Keeper<'_> {
         let (pool, io) = (Arc::clone(self.pool), self.pool.control.connect(replica));
         self.links.spawn(async move {
             let begun = Instant::now();
+            let _unlisted = Unlisted { pool: Arc::clone(&pool), replica, link: Arc::clone(&link) };
             let (mut standing, carried) = (link.standing(), link.run(io));
             tokio::pin!(carried);
             let why = loop {
@@ -303,10 +326,6 @@ impl Keeper<'_> {
                 }
             };
             tracing::info!(%replica, why, "the connection to a replica is over");
-            let mut state = pool.state();
-            if state.members.get(&replica).is_some_and(|member| Arc::ptr_eq(&member.link, &link)) {
-                state.members.remove(&replica);
-            }
             Ended { replica, lasted: begun.elapsed() }
         });
     }
@@ -329,6 +348,6 @@ mod tests {
     #[test]
     fn a_tenant_leaves_a_place_to_others_where_there_are_some() {
         let shares = [1, 2, 3, 4, 8, 16, 64].map(share);
-        assert_eq!(shares, [1, 2, 3, 3, 7, 14, 56]);
+        assert_eq!(shares, [1, 1, 2, 3, 7, 14, 56]);
     }
 }

@@ -5,13 +5,14 @@
 //! connection is what is billed.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use sluice_proto::v1;
 use sluice_types::{Reason, RequestId};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::control::{Caller, SharedControl, Usage};
 use super::limits::{Entry, Room};
@@ -32,6 +33,9 @@ const REFUSED: u32 = 8;
 /// Before it goes to the next replica.
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// How often it is looked at whether the key still opens.
+const CHECK: Duration = Duration::from_secs(2);
+
 /// What a client is given.
 #[derive(Debug)]
 pub(super) enum Piece {
@@ -41,6 +45,25 @@ pub(super) enum Piece {
     Done { text: bytes::Bytes, finish: v1::EngineFinish, usage: Usage },
     /// It failed; it is credited.
     Failed(ApiError),
+}
+
+/// What the client's side tells the owner.
+#[derive(Debug, Default)]
+pub(super) struct Delivery {
+    tokens: AtomicU32,
+    too_large: AtomicBool,
+}
+
+impl Delivery {
+    /// A token was put into the client's connection.
+    pub(super) fn token(&self) {
+        self.tokens.fetch_add(1, Ordering::Release);
+    }
+
+    /// The answer is larger than one may be that comes whole: the client gets nothing of it.
+    pub(super) fn too_large(&self) {
+        self.too_large.store(true, Ordering::Release);
+    }
 }
 
 /// A request that is paid for.
@@ -56,24 +79,39 @@ pub(super) struct Request {
     /// What it takes up, until it is over.
     pub(super) entry: Entry,
     pub(super) _room: Room,
+    /// The gateway's end.
+    pub(super) stop: CancellationToken,
 }
 
 /// How it came to its end.
 enum End {
     Finished(v1::EngineFinished),
-    /// The client is gone, or does not read.
-    Left,
+    Cut(Cut),
+}
+
+/// How one ends that is not finished.
+enum Cut {
+    /// The client is gone, or does not read, or may not go on: then it is told why.
+    Left(Option<ApiError>),
     Failed(ApiError),
+}
+
+impl From<Cut> for End {
+    fn from(cut: Cut) -> Self {
+        Self::Cut(cut)
+    }
 }
 
 /// Where it stands.
 struct Course {
     out: mpsc::Sender<Piece>,
-    delivered: Arc<AtomicU32>,
+    delivery: Arc<Delivery>,
     usage: Usage,
     admitted: bool,
     lost: u32,
     refused: u32,
+    /// When it is looked again at whether the key still opens.
+    check: Interval,
 }
 
 /// Why a replica is left.
@@ -84,34 +122,86 @@ enum Turn {
 }
 
 impl Request {
-    /// Carries the request to its end. `delivered` counts tokens that were put into the client's connection.
-    pub(super) async fn own(mut self, out: mpsc::Sender<Piece>, delivered: Arc<AtomicU32>) {
+    /// Carries the request to its end.
+    pub(super) async fn own(mut self, out: mpsc::Sender<Piece>, delivery: Arc<Delivery>) {
+        let mut check = interval_at(Instant::now() + CHECK, CHECK);
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (usage, admitted, lost, refused) = (Usage::default(), false, 0, 0);
-        let mut course = Course { out, delivered, usage, admitted, lost, refused };
-        let end = self.drive(&mut course).await;
-        let generated = u32::try_from(self.generate.generated.len()).unwrap_or(u32::MAX);
-        let mut usage = course.usage;
-        match end {
-            End::Finished(finished) => {
-                usage.completion = generated;
-                self.close(usage).await;
-                let finish = finished.finish();
-                let _gone = course.out.send(Piece::Done { text: finished.text, finish, usage }).await;
-            }
-            End::Left if course.admitted => {
-                // Of an answer that comes whole nothing was delivered.
-                let got = course.delivered.load(Ordering::Acquire);
-                usage.completion = if self.stream { got.min(generated) } else { 0 };
-                self.close(usage).await;
-            }
-            End::Left => {
-                self.entry.used(0);
-                self.control.void(self.key, Reason::Signalled).await;
-            }
-            End::Failed(error) => {
-                self.entry.used(usage.prompt.saturating_add(generated));
+        let mut course = Course { out, delivery, usage, admitted, lost, refused, check };
+        let cut = match self.drive(&mut course).await {
+            End::Finished(finished) => self.finish(&mut course, finished).await.err(),
+            End::Cut(cut) => Some(cut),
+        };
+        match cut {
+            None => {}
+            Some(Cut::Left(why)) => self.leave(&course, why).await,
+            Some(Cut::Failed(error)) => {
+                self.entry.used(course.usage.prompt.saturating_add(self.generated()));
                 self.control.void(self.key, Reason::Unavailable).await;
                 let _gone = course.out.send(Piece::Failed(error)).await;
+            }
+        }
+    }
+
+    /// Bills a whole answer when there is room for its end, so that nobody pays for what is not wanted any more.
+    async fn finish(&mut self, course: &mut Course, finished: v1::EngineFinished) -> Result<(), Cut> {
+        let out = course.out.clone();
+        let room = self.unless_cut(course, timeout(SLOW, out.reserve())).await?;
+        let Ok(Ok(room)) = room else { return Err(Cut::Left(None)) };
+        let usage = Usage { completion: self.generated(), ..course.usage };
+        self.close(usage).await;
+        let finish = finished.finish();
+        room.send(Piece::Done { text: finished.text, finish, usage });
+        Ok(())
+    }
+
+    /// What was delivered is billed, and the client is told why where it is not it that left.
+    async fn leave(&mut self, course: &Course, why: Option<ApiError>) {
+        // Room in the way out: what is in it was taken, and counts.
+        let room = match &why {
+            Some(_) => timeout(SLOW, course.out.reserve()).await.ok().and_then(Result::ok),
+            None => None,
+        };
+        let (generated, mut usage) = (self.generated(), course.usage);
+        if course.delivery.too_large.load(Ordering::Acquire) {
+            self.entry.used(usage.prompt.saturating_add(generated));
+            self.control.void(self.key, Reason::TooLarge).await;
+        } else if course.admitted {
+            // Of an answer that comes whole nothing was delivered.
+            let got = course.delivery.tokens.load(Ordering::Acquire);
+            usage.completion = if self.stream { got.min(generated) } else { 0 };
+            self.close(usage).await;
+        } else {
+            self.entry.used(0);
+            self.control.void(self.key, Reason::Signalled).await;
+        }
+        if let (Some(room), Some(why)) = (room, why) {
+            room.send(Piece::Failed(why));
+        }
+    }
+
+    fn generated(&self) -> u32 {
+        u32::try_from(self.generate.generated.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Waits for something, unless the request is cut: its client is gone, its key opens nothing any more, the gateway
+    /// stops.
+    async fn unless_cut<T>(&self, course: &mut Course, what: impl Future<Output = T>) -> Result<T, Cut> {
+        tokio::pin!(what);
+        loop {
+            tokio::select! {
+                biased;
+                () = course.out.closed() => return Err(Cut::Left(None)),
+                () = self.stop.cancelled() => {
+                    let text = "the gateway stops; the request is not charged; try again";
+                    return Err(Cut::Failed(ApiError::unavailable(text, Duration::from_secs(1))));
+                }
+                _ = course.check.tick() => {
+                    if !self.control.still(&self.caller) {
+                        return Err(Cut::Left(Some(ApiError::unauthenticated())));
+                    }
+                }
+                got = &mut what => return Ok(got),
             }
         }
     }
@@ -126,19 +216,16 @@ impl Request {
         loop {
             let again = course.admitted || course.refused > 0;
             let until = Instant::now() + wait;
-            let place = tokio::select! {
-                place = self.pool.place(self.caller.tenant, again, until) => place,
-                () = course.out.closed() => return End::Left,
-            };
-            let place = match place {
-                Ok(place) => place,
-                Err(NoPlace::Full) => {
-                    let text = "too many requests of the tenant wait for this model; wait for some to end";
-                    return End::Failed(ApiError::limited(text, Duration::from_secs(2)));
+            let place = match self.unless_cut(course, self.pool.place(self.caller.tenant, again, until)).await {
+                Err(cut) => return cut.into(),
+                Ok(Ok(place)) => place,
+                Ok(Err(NoPlace::Full)) => {
+                    let text = "too many requests wait for this model; wait for some of yours to end";
+                    return Cut::Failed(ApiError::limited(text, Duration::from_secs(2))).into();
                 }
-                Err(NoPlace::Late) => {
+                Ok(Err(NoPlace::Late)) => {
                     let text = format!("no replica of the model had room within {} s; try again", wait.as_secs());
-                    return End::Failed(ApiError::unavailable(text, Duration::from_secs(5)));
+                    return Cut::Failed(ApiError::unavailable(text, Duration::from_secs(5))).into();
                 }
             };
             let mut sequence = place.link.open(self.generate.clone());
@@ -148,19 +235,21 @@ impl Request {
             drop((sequence, place));
             if course.lost > LOST {
                 let text = "the workers that it ran at were lost one after the other; it is not tried again";
-                return End::Failed(ApiError::failed(text));
+                return Cut::Failed(ApiError::failed(text)).into();
             }
             wait = NEXT_WAIT;
-            tokio::time::sleep(PAUSE).await;
+            if let Err(cut) = self.unless_cut(course, tokio::time::sleep(PAUSE)).await {
+                return cut.into();
+            }
         }
     }
 
     /// Follows a sequence at one replica.
     async fn follow(&mut self, sequence: &mut Sequence, course: &mut Course) -> Turn {
         loop {
-            let event = tokio::select! {
-                event = sequence.next() => event,
-                () = course.out.closed() => return Turn::End(End::Left),
+            let event = match self.unless_cut(course, sequence.next()).await {
+                Ok(event) => event,
+                Err(cut) => return Turn::End(cut.into()),
             };
             match event {
                 None => {
@@ -176,7 +265,7 @@ impl Request {
                     course.admitted = true;
                 }
                 Some(Event::Token(token)) => {
-                    let expected = u32::try_from(self.generate.generated.len()).unwrap_or(u32::MAX);
+                    let expected = self.generated();
                     if token.position != expected || expected >= self.generate.max_tokens || !course.admitted {
                         tracing::warn!(position = token.position, expected, "a worker sent a token out of its place");
                         course.lost += 1;
@@ -184,11 +273,12 @@ impl Request {
                     }
                     self.generate.generated.push(token.token);
                     course.lost = 0;
-                    let sent = timeout(SLOW, course.out.send(Piece::Token(token))).await;
-                    if !matches!(sent, Ok(Ok(()))) {
-                        return Turn::End(End::Left);
+                    let out = course.out.clone();
+                    match self.unless_cut(course, timeout(SLOW, out.send(Piece::Token(token)))).await {
+                        Ok(Ok(Ok(()))) => sequence.taken(expected + 1),
+                        Ok(_) => return Turn::End(Cut::Left(None).into()),
+                        Err(cut) => return Turn::End(cut.into()),
                     }
-                    sequence.taken(expected + 1);
                 }
                 Some(Event::Finished(finished)) => return self.on_finished(finished, course),
             }
@@ -196,7 +286,7 @@ impl Request {
     }
 
     fn on_finished(&self, finished: v1::EngineFinished, course: &mut Course) -> Turn {
-        let generated = u32::try_from(self.generate.generated.len()).unwrap_or(u32::MAX);
+        let generated = self.generated();
         match finished.finish() {
             v1::EngineFinish::Stop | v1::EngineFinish::Length if finished.generated_tokens == generated => {
                 if !course.admitted {
@@ -205,8 +295,8 @@ impl Request {
                 Turn::End(End::Finished(finished))
             }
             v1::EngineFinish::Error => match finished.reason.as_str() {
-                "PROMPT_TOO_LONG" => Turn::End(End::Failed(ApiError::too_long(finished.message))),
-                "INVALID" | "TEMPLATE" => Turn::End(End::Failed(ApiError::wrong(finished.message))),
+                "PROMPT_TOO_LONG" => Turn::End(Cut::Failed(ApiError::too_long(finished.message)).into()),
+                "INVALID" | "TEMPLATE" => Turn::End(Cut::Failed(ApiError::wrong(finished.message)).into()),
                 // It has no room now, or is broken.
                 _ if course.refused < REFUSED => {
                     course.refused += 1;
@@ -214,7 +304,7 @@ impl Request {
                 }
                 reason => {
                     let text = format!("the model's workers refuse it: {reason}: {}", finished.message);
-                    Turn::End(End::Failed(ApiError::failed(text)))
+                    Turn::End(Cut::Failed(ApiError::failed(text)).into())
                 }
             },
             // Ended with another count than came, or cancelled by nobody.

@@ -2,7 +2,6 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -20,15 +19,18 @@ use tokio::time::{Instant, timeout};
 use super::Gateway;
 use super::control::{Caller, Ceiling, Served, Usage};
 use super::http::Connection;
-use super::limits::{Entry, Refused, Room};
-use super::openai::{self, ApiError, Asked, Prompt, Shape, Text};
-use super::request::{Piece, Request};
+use super::limits::{Entry, Open, Refused, Room};
+use super::openai::{self, ApiError, Asked, Prompt, Said, Shape, Text};
+use super::outflow::{Kept, Outflow, Whole};
+use super::request::{Delivery, Piece, Request};
 use super::seats::Busy;
 
 /// Largest body.
 const BODY: usize = 1 << 20;
 /// A body must have come in so long.
 const BODY_TIME: Duration = Duration::from_secs(30);
+/// An answer that comes whole takes room for so many bytes more at a time; the first have none.
+const STEP: usize = 16 << 10;
 
 type Answer = Result<Response<Body>, Box<Refused>>;
 
@@ -128,10 +130,11 @@ async fn complete(
     let headers = entry.headers().clone();
     let told = |error| Box::new((error, headers.clone()));
     let busy = connection.busy();
-    let room = gateway.limits.room(caller.tenant, length).await.map_err(told)?;
+    let mut room = gateway.limits.room(caller.tenant, length).await.map_err(told)?;
     let body = read(request.into_body()).await.map_err(told)?;
     let asked = if chat { openai::chat(&body) } else { openai::completion(&body) }.map_err(told)?;
     drop(body);
+    room.shrink(asked.prompt.bytes());
     let served = gateway.control.find(&caller, &asked.model);
     let served = served.ok_or_else(|| told(ApiError::no_model(&asked.model)))?;
     if chat && !served.chats {
@@ -139,7 +142,11 @@ async fn complete(
         return Err(told(ApiError::param("messages", text)));
     }
     let ceiling = ceiling(&asked, &served);
-    entry.also(ceiling.completion, Instant::now()).map_err(told)?;
+    fits_whole(&asked, ceiling).map_err(told)?;
+    if let Err(error) = entry.also(ceiling.completion, Instant::now()) {
+        entry.used(0);
+        return Err(told(error));
+    }
     let shape = Shape {
         id: String::new(),
         created: gateway.control.now(),
@@ -147,9 +154,10 @@ async fn complete(
         chat,
         include_usage: asked.include_usage,
         logprobs: asked.sampling.top_logprobs.is_some(),
+        said: Said::default(),
     };
     let begun = begin(gateway, caller, &served, asked, ceiling, (entry, room));
-    let mut response = deliver(begun, connection, shape, busy).await.map_err(told)?;
+    let mut response = deliver(gateway, begun, connection, shape, busy).await.map_err(told)?;
     response.headers_mut().extend(headers);
     Ok(response)
 }
@@ -174,12 +182,25 @@ fn ceiling(asked: &Asked, served: &Served) -> Ceiling {
     Ceiling { prompt: prompt.min(context), completion: asked.max_tokens.unwrap_or(context).min(context) }
 }
 
+/// An answer that comes whole is kept whole: one that might be too large is not begun.
+fn fits_whole(asked: &Asked, ceiling: Ceiling) -> Result<(), ApiError> {
+    let each = asked.sampling.top_logprobs.map_or(0, |top| 1 + u64::from(top));
+    let (most, bound) = (each * u64::from(ceiling.completion), openai::LOGARITHMS);
+    if asked.stream || most <= bound {
+        return Ok(());
+    }
+    let text = format!("an answer that comes whole has at most {bound} logarithms, and this may have {most}");
+    Err(ApiError { param: Some("logprobs".to_owned()), ..ApiError::not_whole(text) })
+}
+
 /// A request that is being carried.
 struct Begun {
     opened: oneshot::Receiver<Result<RequestId, ApiError>>,
     pieces: mpsc::Receiver<Piece>,
-    delivered: Arc<AtomicU32>,
+    delivery: Arc<Delivery>,
     stream: bool,
+    caller: Caller,
+    open: Arc<Open>,
 }
 
 /// Hands the request to its owner, who is there also when the client leaves: what is held is posted or voided.
@@ -189,10 +210,10 @@ fn begin(
     served: &Served,
     asked: Asked,
     ceiling: Ceiling,
-    (entry, room): (Entry, Room),
+    (mut entry, room): (Entry, Room),
 ) -> Begun {
     let ((to, pieces), (tell, opened)) = (mpsc::channel(1), oneshot::channel());
-    let (delivered, stream) = (Arc::<AtomicU32>::default(), asked.stream);
+    let (delivery, stream, open) = (Arc::<Delivery>::default(), asked.stream, entry.open());
     let mut sampling = asked.sampling;
     if !asked.seeded {
         sampling.seed = gateway.control.chance();
@@ -215,44 +236,61 @@ fn begin(
         }),
     };
     let (control, pool, endpoint) = (Arc::clone(&gateway.control), gateway.pool(served.endpoint), served.endpoint);
-    let counted = Arc::clone(&delivered);
+    let (told, stop) = (Arc::clone(&delivery), gateway.stop.clone());
     gateway.owners.spawn(async move {
         match control.open(&caller, endpoint, ceiling).await {
             Err(error) => {
-                // Nobody is left to be told, at most.
+                // What is refused costs nothing. Nobody is left to be told, at most.
+                entry.used(0);
                 let _gone = tell.send(Err(error));
             }
             Ok(key) => {
                 let _gone = tell.send(Ok(key));
                 let generate = v1::EngineGenerate { request: key.to_string(), ..generate };
-                let request = Request { control, pool, caller, key, generate, stream, entry, _room: room };
-                Box::pin(request.own(to, counted)).await;
+                let request = Request { control, pool, caller, key, generate, stream, entry, _room: room, stop };
+                Box::pin(request.own(to, told)).await;
             }
         }
     });
-    Begun { opened, pieces, delivered, stream }
+    Begun { opened, pieces, delivery, stream, caller, open }
+}
+
+fn lost() -> ApiError {
+    ApiError::failed("the request was lost; it is not charged; try again")
 }
 
 /// Waits for the first piece, so that what fails before has a status of its own, and answers.
-async fn deliver(begun: Begun, connection: &Connection, shape: Shape, busy: Busy) -> Result<Response<Body>, ApiError> {
-    let Begun { opened, mut pieces, delivered, stream } = begun;
-    let gone = || ApiError::failed("the request was lost; it is not charged; try again");
-    let key = opened.await.map_err(|_| gone())??;
+async fn deliver(
+    gateway: &Gateway,
+    mut begun: Begun,
+    connection: &Connection,
+    shape: Shape,
+    busy: Busy,
+) -> Result<Response<Body>, ApiError> {
+    let key = (&mut begun.opened).await.map_err(|_| lost())??;
     let shape = Shape { id: key.to_string(), ..shape };
     let request_id = HeaderValue::from_str(&shape.id).ok();
-    let first = pieces.recv().await.ok_or_else(gone)?;
+    let first = begun.pieces.recv().await.ok_or_else(lost)?;
+    let outflow = Arc::clone(&connection.outflow);
     let mut response = match first {
         Piece::Failed(error) => return Err(error),
-        first if stream => {
-            let (text, outflow, first) = (Text::default(), Arc::clone(&connection.outflow), Some(first));
-            let events = Events { first, pieces, shape, text, delivered, outflow, over: false, _busy: busy };
+        first if begun.stream => {
+            let (text, first, kept) = (Text::default(), Some(first), Kept::new(Arc::clone(&outflow), busy));
+            let Begun { pieces, delivery, .. } = begun;
+            let events = Events { first, pieces, shape, text, delivery, outflow, over: false, _kept: kept };
             let mut response = Response::new(Body::from_stream(events));
             let headers = response.headers_mut();
             headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/event-stream; charset=utf-8"));
             headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
             response
         }
-        first => whole(first, pieces, &shape).await?,
+        first => {
+            let (bytes, room) = whole(gateway, first, &mut begun, &shape).await?;
+            let kept = Kept::new(outflow, (busy, room, begun.open));
+            let mut response = Response::new(Body::new(Whole::new(bytes.into(), kept)));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+            response
+        }
     };
     if let Some(request_id) = request_id {
         response.headers_mut().insert("x-request-id", request_id);
@@ -260,25 +298,38 @@ async fn deliver(begun: Begun, connection: &Connection, shape: Shape, busy: Busy
     Ok(response)
 }
 
-async fn whole(first: Piece, mut pieces: mpsc::Receiver<Piece>, shape: &Shape) -> Result<Response<Body>, ApiError> {
-    let (mut text, mut shown, mut tokens) = (Text::default(), String::new(), Vec::new());
+/// Gathers an answer, with the room that it takes up.
+async fn whole(
+    gateway: &Gateway,
+    first: Piece,
+    begun: &mut Begun,
+    shape: &Shape,
+) -> Result<(Vec<u8>, Option<Room>), ApiError> {
+    let (mut whole, mut room, mut bound) = (openai::Whole::default(), None::<Room>, STEP);
     let mut next = Some(first);
     loop {
         match next {
-            Some(Piece::Token(token)) => {
-                shown.push_str(&text.push(&token.text));
-                if shape.logprobs {
-                    tokens.push(token);
-                }
-            }
-            Some(Piece::Done { text: last, finish, usage }) => {
-                shown.push_str(&text.finish(&last));
-                return Ok(json(&shape.whole(&shown, &tokens, finish, usage)));
-            }
+            Some(Piece::Token(token)) => whole.token(shape, &token),
+            Some(Piece::Done { text, finish, usage }) => return Ok((whole.finish(shape, &text, finish, usage), room)),
             Some(Piece::Failed(error)) => return Err(error),
-            None => return Err(ApiError::failed("the request was lost; it is not charged; try again")),
+            None => return Err(lost()),
         }
-        next = pieces.recv().await;
+        while whole.len() > bound {
+            let more = if whole.len() > openai::LARGEST {
+                let text = format!("the answer is longer than the {} bytes of one that comes whole", openai::LARGEST);
+                Err(ApiError::not_whole(text))
+            } else {
+                gateway.limits.room(begun.caller.tenant, STEP).await
+            };
+            // The owner is told before it sees that nobody is there.
+            let more = more.inspect_err(|_| begun.delivery.too_large())?;
+            match &mut room {
+                Some(room) => room.join(more),
+                None => room = Some(more),
+            }
+            bound += STEP;
+        }
+        next = begun.pieces.recv().await;
     }
 }
 
@@ -288,10 +339,10 @@ struct Events {
     pieces: mpsc::Receiver<Piece>,
     shape: Shape,
     text: Text,
-    delivered: Arc<AtomicU32>,
-    outflow: Arc<super::outflow::Outflow>,
+    delivery: Arc<Delivery>,
+    outflow: Arc<Outflow>,
     over: bool,
-    _busy: Busy,
+    _kept: Kept,
 }
 
 impl Stream for Events {
@@ -301,15 +352,16 @@ impl Stream for Events {
         if self.over {
             return Poll::Ready(None);
         }
-        // What comes next is delivered when all before it is.
+        // What comes next counts as delivered when all before it is.
         ready!(self.outflow.poll_free(context));
         let piece = match self.first.take() {
             Some(first) => Some(first),
             None => ready!(self.pieces.poll_recv(context)),
         };
+        self.outflow.given();
         Poll::Ready(Some(Ok(match piece {
             Some(Piece::Token(token)) => {
-                self.delivered.fetch_add(1, Ordering::Release);
+                self.delivery.token();
                 let text = self.text.push(&token.text);
                 self.shape.token(&text, &token)
             }
@@ -320,7 +372,7 @@ impl Stream for Events {
             }
             None => {
                 self.over = true;
-                Shape::broken(&ApiError::failed("the request was lost; it is not charged; try again"))
+                Shape::broken(&lost())
             }
         })))
     }

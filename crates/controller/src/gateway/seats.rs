@@ -72,6 +72,11 @@ impl Seats {
 }
 
 impl Seat {
+    /// Whether a request of it is under way.
+    pub(super) fn is_busy(&self) -> bool {
+        self.of.taken().seats.get(&self.number).is_some_and(|seat| seat.busy > 0)
+    }
+
     /// A request of it was let in.
     pub(super) fn busy(&self) -> Busy {
         if let Some(seat) = self.of.taken().seats.get_mut(&self.number) {

@@ -53,6 +53,12 @@ impl ApiError {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, "invalid_request_error", Some("request_too_large"), message)
     }
 
+    /// An answer that comes whole is larger than its bound, or may be.
+    pub(crate) fn not_whole(message: impl Into<String>) -> Self {
+        let message = format!("{}; ask for a stream (`stream: true`), or for less", message.into());
+        Self { code: Some("answer_too_large"), ..Self::wrong(message) }
+    }
+
     /// The key opens nothing.
     pub(crate) fn unauthenticated() -> Self {
         let message =

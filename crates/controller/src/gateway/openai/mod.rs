@@ -3,7 +3,9 @@
 mod error;
 mod request;
 mod response;
+mod whole;
 
 pub(crate) use error::ApiError;
 pub(super) use request::{Asked, Prompt, chat, completion};
-pub(super) use response::{Shape, Text, models};
+pub(super) use response::{Said, Shape, Text, models};
+pub(super) use whole::{LARGEST, LOGARITHMS, Whole};

@@ -24,6 +24,17 @@ pub(in crate::gateway) enum Prompt {
 }
 
 impl Prompt {
+    /// Bytes of memory that it takes, about.
+    pub(in crate::gateway) fn bytes(&self) -> usize {
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Chat(messages) => {
+                let each = messages.iter().map(|message| message.content.len() + size_of::<v1::EngineMessage>());
+                each.sum()
+            }
+        }
+    }
+
     /// Tokens that it has at most: none stands for less than a byte.
     pub(in crate::gateway) fn most_tokens(&self, template: u32, around: u32) -> u64 {
         let bytes = |text: &str| u64::try_from(text.len()).unwrap_or(u64::MAX);
@@ -159,7 +170,8 @@ fn finish(
     let seed = seed.map_or(Some(0), |seed| seed.as_u64().or_else(|| seed.as_i64().map(i64::cast_unsigned)));
     let sampling = v1::EngineSampling {
         temperature: fields.float("temperature", 0.0, 2.0)?.unwrap_or(1.0),
-        top_p: fields.float("top_p", 0.0, 1.0)?.unwrap_or(1.0),
+        // The wire's 0 is all of them; a client's is the most probable one.
+        top_p: fields.float("top_p", 0.0, 1.0)?.unwrap_or(1.0).max(f32::MIN_POSITIVE),
         top_k: fields.number("top_k", 0..=1 << 20)?.unwrap_or(0),
         seed: seed.ok_or_else(|| ApiError::param("seed", "a whole number"))?,
         frequency_penalty: fields.float("frequency_penalty", -2.0, 2.0)?.unwrap_or(0.0),
@@ -342,6 +354,11 @@ mod tests {
         assert_eq!((messages[0].role.as_str(), messages[0].content.as_str()), ("system", "ab"));
         let asked = text_with(serde_json::json!({"prompt": ["one"], "logprobs": 2, "max_tokens": 3})).unwrap();
         assert_eq!((asked.prompt, asked.sampling.top_logprobs), (Prompt::Text("one".to_owned()), Some(2)));
+        // The least share, written as 0 or too small for 32 bits, is the most probable token alone: not the wire's 0.
+        for least in [0.0, 1e-300] {
+            let sampling = text_with(serde_json::json!({"top_p": least})).unwrap().sampling;
+            assert!(sampling.top_p > 0.0 && sampling.top_p < 1e-30, "{least}");
+        }
         assert_eq!(text_with(serde_json::json!({})).unwrap().max_tokens, Some(16));
         assert_eq!(chat_with(serde_json::json!({})).unwrap().max_tokens, None);
     }

@@ -21,6 +21,17 @@ pub(in crate::gateway) struct Shape {
     pub(in crate::gateway) include_usage: bool,
     /// Logarithms are told.
     pub(in crate::gateway) logprobs: bool,
+    /// What was said of it so far.
+    pub(in crate::gateway) said: Said,
+}
+
+/// What was said of an answer so far.
+#[derive(Debug, Clone, Copy, Default)]
+pub(in crate::gateway) struct Said {
+    /// Anything.
+    begun: bool,
+    /// Where the next token's text begins, in characters.
+    offset: usize,
 }
 
 /// Text that comes in pieces which may end within a character.
@@ -73,11 +84,14 @@ impl Shape {
         }
     }
 
-    fn envelope(&self, stream: bool, choices: Value, usage: Option<Usage>) -> Value {
+    pub(super) fn envelope(&self, stream: bool, choices: Option<Value>, usage: Option<Usage>) -> Value {
         let mut whole = json!({
             "id": self.id, "object": self.object(stream), "created": self.created, "model": self.model,
-            "system_fingerprint": "sluice", "choices": choices,
+            "system_fingerprint": "sluice",
         });
+        if let Some(choices) = choices {
+            whole["choices"] = choices;
+        }
         if let Some(usage) = usage {
             whole["usage"] = self::usage(usage);
         } else if stream && self.include_usage {
@@ -90,10 +104,14 @@ impl Shape {
         Bytes::from(format!("data: {value}\n\n"))
     }
 
+    fn chunk(&self, choice: Value) -> Bytes {
+        Self::event(&self.envelope(true, Some(json!([choice])), None))
+    }
+
     /// One token of a stream. Each token is one event, also where its text waits for the next.
-    pub(in crate::gateway) fn token(&self, text: &str, token: &v1::EngineToken) -> Bytes {
-        let first = token.position == 0;
-        let logprobs = if self.logprobs { self.logprob(std::slice::from_ref(token)) } else { Value::Null };
+    pub(in crate::gateway) fn token(&mut self, text: &str, token: &v1::EngineToken) -> Bytes {
+        let first = !std::mem::replace(&mut self.said.begun, true);
+        let logprobs = if self.logprobs { self.logprob(token) } else { Value::Null };
         let choice = match self.chat {
             true if first => {
                 json!({"index": 0, "delta": {"role": "assistant", "content": text}, "logprobs": logprobs, "finish_reason": null})
@@ -101,21 +119,26 @@ impl Shape {
             true => json!({"index": 0, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": null}),
             false => json!({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": null}),
         };
-        Self::event(&self.envelope(true, json!([choice]), None))
+        self.chunk(choice)
     }
 
     /// The end of a stream, with text that was held back.
     pub(in crate::gateway) fn end(&self, text: &str, finish: v1::EngineFinish, usage: Usage) -> Bytes {
+        let mut events = Vec::new();
+        if self.chat && !self.said.begun {
+            // An answer without a token has its role all the same.
+            let delta = json!({"role": "assistant", "content": ""});
+            events.extend(self.chunk(json!({"index": 0, "delta": delta, "logprobs": null, "finish_reason": null})));
+        }
+        let reason = reason(finish);
         let choice = match self.chat {
-            true if text.is_empty() => {
-                json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": reason(finish)})
-            }
-            true => json!({"index": 0, "delta": {"content": text}, "logprobs": null, "finish_reason": reason(finish)}),
-            false => json!({"index": 0, "text": text, "logprobs": null, "finish_reason": reason(finish)}),
+            true if text.is_empty() => json!({"index": 0, "delta": {}, "logprobs": null, "finish_reason": reason}),
+            true => json!({"index": 0, "delta": {"content": text}, "logprobs": null, "finish_reason": reason}),
+            false => json!({"index": 0, "text": text, "logprobs": null, "finish_reason": reason}),
         };
-        let mut events = Self::event(&self.envelope(true, json!([choice]), None)).to_vec();
+        events.extend(self.chunk(choice));
         if self.include_usage {
-            events.extend(Self::event(&self.envelope(true, json!([]), Some(usage))));
+            events.extend(Self::event(&self.envelope(true, Some(json!([])), Some(usage))));
         }
         events.extend_from_slice(b"data: [DONE]\n\n");
         Bytes::from(events)
@@ -126,65 +149,44 @@ impl Shape {
         Self::event(&error.json())
     }
 
-    /// A whole answer.
-    pub(in crate::gateway) fn whole(
-        &self,
-        text: &str,
-        tokens: &[v1::EngineToken],
-        finish: v1::EngineFinish,
-        usage: Usage,
-    ) -> Value {
-        let logprobs = if self.logprobs { self.logprob(tokens) } else { Value::Null };
-        let choice = if self.chat {
-            let message = json!({"role": "assistant", "content": text, "refusal": null});
-            json!({"index": 0, "message": message, "logprobs": logprobs, "finish_reason": reason(finish)})
-        } else {
-            json!({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": reason(finish)})
-        };
-        self.envelope(false, json!([choice]), Some(usage))
-    }
-
-    fn logprob(&self, tokens: &[v1::EngineToken]) -> Value {
-        let bytes_of = |token: &v1::EngineToken| {
-            let same = token.top.iter().find(|other| other.token == token.token);
-            same.map_or_else(|| token.text.to_vec(), |other| other.bytes.to_vec())
-        };
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    /// The logarithms of one token, as a chunk has them.
+    fn logprob(&mut self, token: &v1::EngineToken) -> Value {
         if self.chat {
-            let entry = |bytes: &[u8], logprob: f32| json!({"token": text(bytes), "logprob": logprob, "bytes": bytes});
-            let content: Vec<Value> = tokens
-                .iter()
-                .map(|token| {
-                    let mut one = entry(&bytes_of(token), token.logprob.unwrap_or(0.0));
-                    one["top_logprobs"] = token.top.iter().map(|other| entry(&other.bytes, other.logprob)).collect();
-                    one
-                })
-                .collect();
-            return json!({"content": content, "refusal": null});
+            return json!({"content": [chat_logprob(token)], "refusal": null});
         }
-        let names: Vec<String> = tokens.iter().map(|token| text(&bytes_of(token))).collect();
-        let ends = names.iter().scan(0, |end, name| {
-            *end += name.chars().count();
-            Some(*end)
-        });
-        let offsets: Vec<usize> = std::iter::once(0).chain(ends).take(names.len()).collect();
-        let top = |token: &v1::EngineToken| -> Value {
-            token
-                .top
-                .iter()
-                .map(|other| (text(&other.bytes), json!(other.logprob)))
-                .collect::<serde_json::Map<_, _>>()
-                .into()
-        };
-        json!({
-            "tokens": names, "text_offset": offsets,
-            "token_logprobs": tokens.iter().map(|token| token.logprob).collect::<Vec<_>>(),
-            "top_logprobs": tokens.iter().map(top).collect::<Vec<_>>(),
-        })
+        let [name, offset, logprob, top] = text_logprob(token, &mut self.said.offset);
+        json!({"tokens": [name], "text_offset": [offset], "token_logprobs": [logprob], "top_logprobs": [top]})
     }
 }
 
-fn reason(finish: v1::EngineFinish) -> &'static str {
+/// The bytes of a token: those that it has among the most probable ones, for what is shown may be more or less.
+fn bytes_of(token: &v1::EngineToken) -> &[u8] {
+    let same = token.top.iter().find(|other| other.token == token.token);
+    same.map_or(&token.text, |other| &other.bytes)
+}
+
+fn lossy(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// The logarithms of one token of a message.
+pub(super) fn chat_logprob(token: &v1::EngineToken) -> Value {
+    let entry = |bytes: &[u8], logprob: f32| json!({"token": lossy(bytes), "logprob": logprob, "bytes": bytes});
+    let mut one = entry(bytes_of(token), token.logprob.unwrap_or(0.0));
+    one["top_logprobs"] = token.top.iter().map(|other| entry(&other.bytes, other.logprob)).collect();
+    one
+}
+
+/// The logarithms of one token of a text: its name, where it begins, its own, those of others. `offset` goes on behind it.
+pub(super) fn text_logprob(token: &v1::EngineToken, offset: &mut usize) -> [Value; 4] {
+    let name = lossy(bytes_of(token));
+    let begins = std::mem::replace(offset, *offset + name.chars().count());
+    let top = token.top.iter().map(|other| (lossy(&other.bytes), json!(other.logprob)));
+    let top = top.collect::<serde_json::Map<_, _>>();
+    [name.into(), begins.into(), json!(token.logprob), top.into()]
+}
+
+pub(super) fn reason(finish: v1::EngineFinish) -> &'static str {
     match finish {
         v1::EngineFinish::Length => "length",
         _ => "stop",
@@ -230,5 +232,35 @@ mod tests {
         let mut text = Text::default();
         assert_eq!(text.push(b"a\xffb\xe2\x82"), "a\u{fffd}b");
         assert_eq!(text.finish(b""), "\u{fffd}");
+    }
+
+    #[test]
+    fn offsets_go_on_from_chunk_to_chunk_and_an_answer_without_tokens_has_a_role() {
+        let shape = |chat| Shape {
+            id: "req-1".to_owned(),
+            created: 1,
+            model: "m".to_owned(),
+            chat,
+            include_usage: false,
+            logprobs: true,
+            said: Said::default(),
+        };
+        let parse = |event: &[u8]| -> Vec<Value> {
+            let events = str::from_utf8(event).unwrap().split("\n\n").filter_map(|event| event.strip_prefix("data: "));
+            events.filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).unwrap()).collect()
+        };
+        let token = |text: &str| v1::EngineToken { text: text.to_owned().into(), ..v1::EngineToken::default() };
+        let mut text = shape(false);
+        let offsets = ["ab", "\u{e4}", "c"].map(|piece| {
+            let event = parse(&text.token(piece, &token(piece))).remove(0);
+            event["choices"][0]["logprobs"]["text_offset"][0].as_u64().unwrap()
+        });
+        assert_eq!(offsets, [0, 2, 3]);
+        let mut chat = shape(true);
+        let end = parse(&chat.end("", v1::EngineFinish::Stop, Usage::default()));
+        assert_eq!((&end[0]["choices"][0]["delta"]["role"], end.len()), (&json!("assistant"), 2));
+        assert_eq!(end[1]["choices"][0]["finish_reason"], "stop");
+        chat.token("x", &token("x"));
+        assert_eq!(parse(&chat.end("", v1::EngineFinish::Stop, Usage::default())).len(), 1);
     }
 }

@@ -15,7 +15,11 @@ use super::double::Double;
 pub(super) struct Served {
     pub(super) address: SocketAddr,
     pub(super) double: Arc<Double>,
-    _stop: tokio_util::sync::DropGuard,
+    pub(super) gateway: Arc<Gateway>,
+    /// Ends the gateway; `task` ends then.
+    pub(super) stop: CancellationToken,
+    pub(super) task: tokio::task::JoinHandle<()>,
+    _end: tokio_util::sync::DropGuard,
 }
 
 pub(super) fn serve(double: Arc<Double>, limits: GatewayLimits) -> Served {
@@ -23,8 +27,8 @@ pub(super) fn serve(double: Arc<Double>, limits: GatewayLimits) -> Served {
     let gateway = Gateway::new(Arc::clone(&double) as _, limits, stop.clone());
     let listener = http::listen(([127, 0, 0, 1], 0).into()).unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(http::serve(gateway, listener, None, stop.clone()));
-    Served { address, double, _stop: stop.drop_guard() }
+    let task = tokio::spawn(http::serve(Arc::clone(&gateway), listener, None, stop.clone()));
+    Served { address, double, gateway, task, stop: stop.clone(), _end: stop.drop_guard() }
 }
 
 /// An answer.
@@ -79,6 +83,16 @@ pub(super) fn head(method: &str, path: &str, key: &str, length: usize) -> String
         "{method} {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\
          content-type: application/json\r\nconnection: close\r\n\r\n"
     )
+}
+
+/// Sends a request and leaves its answer to be read.
+pub(super) async fn ask(address: SocketAddr, key: &str, path: &str, body: &str) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    // Little is on its way to one that does not read.
+    socket.set_recv_buffer_size(4096).unwrap();
+    let mut stream = socket.connect(address).await.unwrap();
+    stream.write_all(format!("{}{body}", head("POST", path, key, body.len())).as_bytes()).await.unwrap();
+    stream
 }
 
 /// Sends a request as it is, and reads to the end.

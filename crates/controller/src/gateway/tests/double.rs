@@ -1,7 +1,7 @@
 //! Doubles of what is around the gateway: a controller with a ledger that counts, and workers that answer by a script and
 //! with faults.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -41,11 +41,15 @@ pub(super) struct Script {
     pub(super) sequences: u32,
     /// Tokens that it goes ahead.
     pub(super) window: u32,
+    /// Tokens that a sequence may have.
+    pub(super) context: u32,
+    /// Bytes that each token's text has beside its own.
+    pub(super) pad: usize,
 }
 
 impl Default for Script {
     fn default() -> Self {
-        Self { step: Duration::from_millis(1), sequences: 8, window: 8 }
+        Self { step: Duration::from_millis(1), sequences: 8, window: 8, context: CONTEXT, pad: 0 }
     }
 }
 
@@ -65,6 +69,7 @@ pub(super) struct Double {
     pub(super) ledger: Mutex<BTreeMap<RequestId, (Ceiling, Row)>>,
     pub(super) loads: Mutex<Vec<Load>>,
     pub(super) refuse: Mutex<Option<ApiError>>,
+    pub(super) revoked: Mutex<BTreeSet<KeyId>>,
     /// Sequences that are open at workers.
     pub(super) open: Arc<AtomicU64>,
     /// Tokens that workers sent.
@@ -85,6 +90,7 @@ impl Double {
             ledger: Mutex::default(),
             loads: Mutex::default(),
             refuse: Mutex::default(),
+            revoked: Mutex::default(),
             open: Arc::default(),
             sent: Arc::default(),
             replicas: watch::channel(Vec::new()).0,
@@ -133,13 +139,17 @@ impl Control for Double {
         Ok(Caller { key: KeyId::from_raw(number), tenant: TenantId::from_raw(number), project: None })
     }
 
+    fn still(&self, caller: &Caller) -> bool {
+        !self.revoked.lock().unwrap().contains(&caller.key)
+    }
+
     fn served(&self, _caller: &Caller) -> Vec<Served> {
         vec![Served {
             endpoint: ENDPOINT,
             id: "small".to_owned(),
             owner: "acme".to_owned(),
             created: 1,
-            context: CONTEXT,
+            context: self.script.context,
             chats: true,
             template_tokens: 4,
             message_tokens: 16,
@@ -250,7 +260,7 @@ impl Worker {
         let ready = v1::EngineReady {
             connection_sequences,
             sequences: connection_sequences,
-            context: CONTEXT,
+            context: self.script.context,
             ..v1::EngineReady::default()
         };
         self.say(&mut to, Reply::Ready(ready)).await?;
@@ -304,13 +314,13 @@ impl Worker {
                     reason: reason.to_owned(),
                     ..v1::EngineFinished::default()
                 };
-                if prompt_tokens >= CONTEXT || prompt_tokens > generate.max_prompt_tokens {
+                if prompt_tokens >= self.script.context || prompt_tokens > generate.max_prompt_tokens {
                     return self.say(to, Reply::Finished(refuse("PROMPT_TOO_LONG"))).await;
                 }
                 if self.sequences.len() >= self.script.sequences as usize {
                     return self.say(to, Reply::Finished(refuse("BUSY"))).await;
                 }
-                let most = generate.max_tokens.min(CONTEXT - prompt_tokens);
+                let most = generate.max_tokens.min(self.script.context - prompt_tokens);
                 let open = Open { prompt, seed, next, most, taken: next, prompt_tokens };
                 self.sequences.insert(sequence, open);
                 self.open.fetch_add(1, Ordering::SeqCst);
@@ -361,7 +371,7 @@ impl Worker {
                 sequence,
                 position: if skipped { position + 1 } else { position },
                 token,
-                text: text(token, position).into(),
+                text: [text(token, position), vec![b'.'; self.script.pad]].concat().into(),
                 ..v1::EngineToken::default()
             };
             self.tokens += 1;

@@ -1,7 +1,9 @@
 //! The gateway between real HTTP connections and doubles of workers.
 
+mod bounds;
 mod client;
 mod double;
+mod ends;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -257,7 +259,7 @@ async fn an_endpoint_without_replicas_tells_that_somebody_waits_and_answers_when
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_late_tenant_does_not_wait_behind_anothers_queue() {
-    let script = Script { step: Duration::from_millis(5), sequences: 4, window: 8 };
+    let script = Script { step: Duration::from_millis(5), sequences: 4, ..Script::default() };
     let served = serve(Double::new(script, 1), GatewayLimits::default());
     let address = served.address;
     let mut busy = tokio::task::JoinSet::new();
@@ -287,10 +289,16 @@ async fn limits_are_told_with_when_to_come_again_and_cost_nothing() {
     assert_eq!(got.header("x-ratelimit-remaining-requests"), Some("0"));
     assert!(got.header("retry-after").is_some_and(|secs| (1..=31).contains(&secs.parse::<u32>().unwrap())));
     assert_eq!(post(served.address, "key-2", "/v1/chat/completions", &chat("a", 1)).await.status, 200);
-    *served.double.refuse.lock().unwrap() = Some(ApiError::no_money("the budget has 3 credits left"));
-    let got = post(served.address, "key-2", "/v1/chat/completions", &chat("a", 1)).await;
-    assert_eq!((got.status, got.json()["error"]["code"].as_str()), (429, Some("insufficient_quota")));
     assert_eq!(served.double.rows().len(), 3);
+    // What the ledger refuses takes no tokens: all of them are there for the next one.
+    let served =
+        serve(Double::new(Script::default(), 1), GatewayLimits { key_tokens: 400, ..GatewayLimits::default() });
+    *served.double.refuse.lock().unwrap() = Some(ApiError::no_money("the budget has 3 credits left"));
+    for _ in 0..3 {
+        let got = post(served.address, "key-2", "/v1/chat/completions", &chat("a", 190)).await;
+        assert_eq!((got.status, got.json()["error"]["code"].as_str()), (429, Some("insufficient_quota")), "{got:?}");
+    }
+    assert!(served.double.rows().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
