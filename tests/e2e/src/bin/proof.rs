@@ -1,10 +1,10 @@
-//! `proof moves|partition|money|fractions|rents|serves|scales|hostile|channels`: shows it on real processes. Prints one JSON line per
+//! `proof moves|partition|money|fractions|rents|serves|scales|speeds|hostile|channels`: shows it on real processes. Prints one JSON line per
 //! figure.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_e2e::proof::{channels, fractions, hostile, money, moves, partition, rents, scales, serves};
+use sluice_e2e::proof::{channels, fractions, hostile, money, moves, partition, rents, scales, serves, speeds};
 use sluice_e2e::{print, wan};
 
 /// Moves and loses training jobs, cuts sites off, ends budgets; and judges what became of it by what jobs and nodes wrote.
@@ -30,6 +30,8 @@ enum What {
     Serves(serves::Plan),
     /// An endpoint grows and shrinks, and a stream outlives its replica's site
     Scales(scales::Plan),
+    /// A served model beside llama.cpp's own server
+    Speeds(speeds::Plan),
     /// Hostile clients at the gateway
     Hostile(hostile::Plan),
     /// Hostile clients at byte channels
@@ -66,6 +68,7 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Rents(plan) => rents::run(plan),
         What::Serves(plan) => serves::run(plan),
         What::Scales(plan) => scales::run(plan),
+        What::Speeds(plan) => speeds::run(plan),
         What::Hostile(plan) => hostile::run(plan),
         What::Channels(plan) => channels::run(plan),
         What::Spin(_) => Ok(Vec::new()),
