@@ -34,15 +34,10 @@ const OPTIONS: [&str; 14] = [
     "-DGGML_CCACHE=ON",
 ];
 /// Instructions of the engine's kernels, as llama.cpp's build names them and as the kernel does.
-const HASWELL: [(&str, &str); 6] = [
-    ("SSE42", "sse4_2"),
-    ("AVX", "avx"),
-    ("F16C", "f16c"),
-    ("FMA", "fma"),
-    ("BMI2", "bmi2"),
-    ("AVX2", "avx2"),
-];
-const ICELAKE: [(&str, &str); 3] = [("AVX512", "avx512bw"), ("AVX512_VBMI", "avx512_vbmi"), ("AVX512_VNNI", "avx512_vnni")];
+const HASWELL: [(&str, &str); 6] =
+    [("SSE42", "sse4_2"), ("AVX", "avx"), ("F16C", "f16c"), ("FMA", "fma"), ("BMI2", "bmi2"), ("AVX2", "avx2")];
+const ICELAKE: [(&str, &str); 3] =
+    [("AVX512", "avx512bw"), ("AVX512_VBMI", "avx512_vbmi"), ("AVX512_VNNI", "avx512_vnni")];
 
 /// `cargo xtask peer`
 pub(crate) fn command() -> anyhow::Result<()> {
@@ -120,7 +115,16 @@ fn source(folder: &Path) -> anyhow::Result<PathBuf> {
     let list = folder.join("requirements.txt");
     std::fs::write(&list, format!("{PACKAGE} --hash=sha256:{SHA256}\n")).context("cannot write the list")?;
     let mut command = Command::new("python3");
-    command.args(["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-binary", "llama-cpp-python"]);
+    command.args([
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-deps",
+        "--no-binary",
+        "llama-cpp-python",
+    ]);
     command.args(["--require-hashes", "-r"]).arg(&list).arg("-d").arg(folder);
     run::step("fetch llama.cpp's source", &mut command)?;
     std::fs::create_dir_all(&unpacked)?;

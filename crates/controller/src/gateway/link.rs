@@ -5,7 +5,7 @@
 //! checked, and a connection that breaks the wire's rules, or says nothing for [`SILENCE`], is over.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -55,6 +55,8 @@ pub(super) struct Link {
     more: Notify,
     owners: Mutex<HashMap<u64, mpsc::Sender<Event>>>,
     next: AtomicU64,
+    /// Tokens that an owner takes between two words about it.
+    pace: AtomicU32,
     standing: watch::Sender<Standing>,
     stop: CancellationToken,
 }
@@ -83,6 +85,8 @@ pub(super) struct Sequence {
     link: Arc<Link>,
     number: u64,
     events: mpsc::Receiver<Event>,
+    /// How many tokens the worker was told of that were taken.
+    said: u32,
     over: bool,
 }
 
@@ -93,6 +97,11 @@ fn places(ready: &v1::EngineReady) -> u32 {
     computing.saturating_mul(2).min(ready.connection_sequences.max(1))
 }
 
+/// A worker that may be so far ahead of its reader needs no word for each token: it takes a turn of its slice to hear one.
+fn pace(window: u32) -> u32 {
+    (window / 8).max(1)
+}
+
 impl Link {
     /// A connection over `io`; [`Link::run`] carries it.
     pub(super) fn new(stop: CancellationToken) -> Arc<Self> {
@@ -101,6 +110,7 @@ impl Link {
             more: Notify::new(),
             owners: Mutex::default(),
             next: AtomicU64::new(1),
+            pace: AtomicU32::new(1),
             standing: watch::channel(Standing::New).0,
             stop,
         })
@@ -128,7 +138,7 @@ impl Link {
     pub(super) fn open(self: &Arc<Self>, generate: v1::EngineGenerate) -> Sequence {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (to, events) = mpsc::channel(EVENTS);
-        let sequence = Sequence { link: Arc::clone(self), number, events, over: false };
+        let sequence = Sequence { link: Arc::clone(self), number, events, said: 0, over: false };
         // Looked at under the lock: an end of the connection leaves nobody behind.
         let mut owners = self.owners();
         if *self.standing.borrow() != Standing::Broken {
@@ -181,6 +191,7 @@ impl Link {
             let new = *self.standing.borrow() == Standing::New;
             match said {
                 Some(Said::Ready(ready)) if new => {
+                    self.pace.store(pace(ready.window), Ordering::Relaxed);
                     self.standing.send_replace(Standing::Ready { places: places(&ready) });
                 }
                 _ if new => return "the worker did not say what it is".to_owned(),
@@ -217,7 +228,11 @@ impl Sequence {
     }
 
     /// So many tokens were taken, those of earlier workers included.
-    pub(super) fn taken(&self, tokens: u32) {
+    pub(super) fn taken(&mut self, tokens: u32) {
+        if tokens.saturating_sub(self.said) < self.link.pace.load(Ordering::Relaxed) {
+            return;
+        }
+        self.said = tokens;
         self.link.unsaid().taken.insert(self.number, tokens);
         self.link.more.notify_one();
     }

@@ -3,7 +3,7 @@
 mod kernels;
 mod raw;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
@@ -128,9 +128,11 @@ const AGAIN: usize = 32;
 pub struct LlamaEngine {
     context: Context,
     facts: Facts,
-    free: Vec<Slot>,
-    /// Logits of the last step, by the place in its batch.
-    logits: BTreeMap<usize, Vec<f32>>,
+    free: BTreeSet<Slot>,
+    /// Where the logits of the last step are, by the place in its batch.
+    places: BTreeMap<usize, Range<usize>>,
+    /// They, one behind the other; the room is kept from step to step.
+    logits: Vec<f32>,
 }
 
 /// No context is shorter, unless it was asked for.
@@ -178,7 +180,7 @@ impl LlamaEngine {
             threads: size.threads,
             kernels: kernels::name().to_owned(),
         };
-        Ok(Self { context: made, facts, free: (0..slots).rev().collect(), logits: BTreeMap::new() })
+        Ok(Self { context: made, facts, free: (0..slots).collect(), places: BTreeMap::new(), logits: Vec::new() })
     }
 }
 
@@ -192,7 +194,9 @@ impl LlamaEngine {
         self.context.step(&batch)?;
         for (place, (index, feed)) in feeds.iter().enumerate() {
             if feed.logits {
-                self.logits.insert(*index, self.context.logits(place).to_vec());
+                let from = self.logits.len();
+                self.logits.extend_from_slice(self.context.logits(place));
+                self.places.insert(*index, from..self.logits.len());
             }
         }
         Ok(())
@@ -233,15 +237,17 @@ impl Engine for LlamaEngine {
     }
 
     fn open(&mut self) -> Option<Slot> {
-        self.free.pop()
+        // The lowest, so that those in use are neighbours as long as it can be.
+        self.free.pop_first()
     }
 
     fn close(&mut self, slot: Slot) {
         self.context.forget(slot);
-        self.free.push(slot);
+        self.free.insert(slot);
     }
 
     fn step(&mut self, batch: &[Feed]) -> Result<(), EngineError> {
+        self.places.clear();
         self.logits.clear();
         let parts = parts(batch);
         let alone = |part: &Range<usize>| {
@@ -249,7 +255,9 @@ impl Engine for LlamaEngine {
             part.len() == 1 && batch.iter().filter(|feed| feed.slot == slot).count() == 1
         };
         // Those of one token each are computed together, the others by sequence, in their order.
-        let (single, others): (Vec<_>, Vec<_>) = parts.into_iter().partition(alone);
+        let (mut single, others): (Vec<_>, Vec<_>) = parts.into_iter().partition(alone);
+        // The library computes neighbours at once, and only where they come in their order: weights are read once for them.
+        single.sort_by_key(|part| batch[part.start].slot);
         let feeds = |part: &Range<usize>| part.clone().zip(batch[part.clone()].iter().copied()).collect::<Vec<_>>();
         self.compute(&single.iter().flat_map(feeds).collect::<Vec<_>>())?;
         for part in &others {
@@ -259,7 +267,7 @@ impl Engine for LlamaEngine {
     }
 
     fn logits(&self, index: usize) -> &[f32] {
-        self.logits.get(&index).map_or(&[], Vec::as_slice)
+        self.places.get(&index).map_or(&[], |place| &self.logits[place.clone()])
     }
 
     fn resize(&mut self, threads: u32) {

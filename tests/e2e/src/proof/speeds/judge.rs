@@ -80,7 +80,11 @@ fn list(values: &[f64]) -> String {
     format!("[{}]", all.join(", "))
 }
 
-fn of<T: Copy>(rounds: &[Round], take: impl Fn(&Round) -> Option<T>, tell: impl Fn(T) -> f64) -> anyhow::Result<Vec<f64>> {
+fn of<T: Copy>(
+    rounds: &[Round],
+    take: impl Fn(&Round) -> Option<T>,
+    tell: impl Fn(T) -> f64,
+) -> anyhow::Result<Vec<f64>> {
     rounds.iter().map(|round| take(round).map(&tell).context("a load was not measured")).collect()
 }
 
@@ -102,16 +106,21 @@ fn lone(rounds: &[Round]) -> anyhow::Result<Vec<Figure>> {
     let (prompt, peer_prompt) = prompts.first().copied().context("a lone stream")?;
     Ok(vec![
         Figure::exactly("tokens of a prompt, beyond those that the peer counts", prompt as i64 - peer_prompt as i64, 0),
-        Figure::new("one stream's tokens a second, over the peer's", rounded(ratio), format!(">= {LONE}"), ratio >= LONE)
-            .control(format!("{} beside another stream", rounded(disturbed)), disturbed < LONE)
-            .peer(&format!(
-                "tokens a second, medians of {}: {:.1}, llama-server {:.1}; ms of a processor for a token: {:.2}, {:.2}",
-                own.len(),
-                median(own.clone()),
-                median(peer),
-                median(cpu),
-                median(peer_cpu)
-            )),
+        Figure::new(
+            "one stream's tokens a second, over the peer's",
+            rounded(ratio),
+            format!(">= {LONE}"),
+            ratio >= LONE,
+        )
+        .control(format!("{} beside another stream", rounded(disturbed)), disturbed < LONE)
+        .peer(&format!(
+            "tokens a second, medians of {}: {:.1}, llama-server {:.1}; ms of a processor for a token: {:.2}, {:.2}",
+            own.len(),
+            median(own.clone()),
+            median(peer),
+            median(cpu),
+            median(peer_cpu)
+        )),
     ])
 }
 
@@ -130,13 +139,18 @@ fn mixed(rounds: &[Round]) -> anyhow::Result<Vec<Figure>> {
         Figure::at_most("ms of the longest gap in three streams while a long prompt is read", worst, GAP)
             .control(format!("llama-server: {}", list(&peers)), peers.iter().all(|gap| *gap > GAP as f64))
             .peer(&format!("all: {}; llama-server -b 128: {}; {tokens} tokens", list(&gaps), list(&smalls))),
-        Figure::new("the long prompt's first token, over the peer's", rounded(ratio), format!("<= {LONG}"), ratio <= LONG)
-            .peer(&format!(
-                "ms: {}; llama-server {}; with -b 128 {}",
-                list(&firsts),
-                list(&peer_firsts),
-                list(&small_firsts)
-            )),
+        Figure::new(
+            "the long prompt's first token, over the peer's",
+            rounded(ratio),
+            format!("<= {LONG}"),
+            ratio <= LONG,
+        )
+        .peer(&format!(
+            "ms: {}; llama-server {}; with -b 128 {}",
+            list(&firsts),
+            list(&peer_firsts),
+            list(&small_firsts)
+        )),
     ])
 }
 
@@ -156,8 +170,18 @@ fn queue(rounds: &[Round]) -> anyhow::Result<Vec<Figure>> {
         Figure::at_most("ms until a late tenant's first token behind another's 24 requests", worst, LATE)
             .control(format!("the same as one tenant's, so by arrival: {}", list(&arrivals)), missed)
             .peer(&format!("all: {}; llama-server: {}", list(&lates), list(&peers))),
-        Figure::new("tokens a second of both tenants, over arrival order", rounded(fair), format!(">= {FAIR}"), fair >= FAIR)
-            .peer(&format!("{}; by arrival {}; llama-server {}", list(&rates), list(&arrival_rates), list(&peer_rates))),
+        Figure::new(
+            "tokens a second of both tenants, over arrival order",
+            rounded(fair),
+            format!(">= {FAIR}"),
+            fair >= FAIR,
+        )
+        .peer(&format!(
+            "{}; by arrival {}; llama-server {}",
+            list(&rates),
+            list(&arrival_rates),
+            list(&peer_rates)
+        )),
         Figure::new("the same over llama-server", rounded(peer), format!(">= {FAIR}"), peer >= FAIR),
     ])
 }

@@ -96,17 +96,12 @@ fn everybody(system: &System) -> anyhow::Result<Vec<i32>> {
     Ok(all)
 }
 
-fn figures(
-    system: &System,
-    plan: &Plan,
-    model: &Path,
-    program: &Path,
-    cores: Cores,
-) -> anyhow::Result<Vec<Figure>> {
+fn figures(system: &System, plan: &Plan, model: &Path, program: &Path, cores: Cores) -> anyhow::Result<Vec<Figure>> {
     let (red, blue) = (serves::tenant(system, "red")?, serves::tenant(system, "blue")?);
     red.cli.well(&["model", "import", &model.display().to_string(), "--name", "small", "--requantize", "Q4_0"])?;
     let (context, sequences) = (CONTEXT.to_string(), SEQUENCES.to_string());
-    let words = ["serve", "small", "--name", "one", "--replicas", "0..1", "--slice", "1", "--memory", "3GiB", "--public"];
+    let words =
+        ["serve", "small", "--name", "one", "--replicas", "0..1", "--slice", "1", "--memory", "3GiB", "--public"];
     red.cli.well(&[&words[..], &["--context", &context, "--sequences", &sequences, "--idle", "1s"]].concat())?;
     let target = |model: &str, key: &str| Target {
         address: system.gateway(),
@@ -175,11 +170,9 @@ async fn round(
     }
     round.disturbed = loads::disturbed(own, numbers).await.context("a stream beside another")?.rate()?;
     tokio::time::sleep(CALM).await;
-    for (target, late, into) in [
-        (own, other, &mut round.own.mixed),
-        (usual, usual, &mut round.peer.mixed),
-        (small, small, &mut round.small),
-    ] {
+    for (target, late, into) in
+        [(own, other, &mut round.own.mixed), (usual, usual, &mut round.peer.mixed), (small, small, &mut round.small)]
+    {
         *into = Some(loads::mixed(target, late, numbers).await.context("streams and a long prompt")?);
         tokio::time::sleep(CALM).await;
     }

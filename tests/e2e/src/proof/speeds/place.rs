@@ -68,8 +68,9 @@ impl Groups {
     pub(super) fn like(slice: &[PathBuf]) -> anyhow::Result<Self> {
         let mut made = Self(Vec::new());
         for folder in slice {
-            let root = folder.ancestors().find(|above| above.parent().is_some_and(|up| !is_group(up)) && is_group(above));
-            let own = root.context("a hierarchy's root")?.join(format!("sluice-peer-{}", std::process::id()));
+            // Beside those of nodes: what else the host does has as little say in it as in the slice.
+            let parent = folder.parent().and_then(Path::parent).context("a slice's group is below its node's")?;
+            let own = parent.join(format!("peer-{}", std::process::id()));
             fs::create_dir_all(&own).with_context(|| own.display().to_string())?;
             made.0.push(own.clone());
             for setting in SETTINGS {
@@ -102,10 +103,6 @@ impl Drop for Groups {
             let _busy = fs::remove_dir(folder);
         }
     }
-}
-
-fn is_group(folder: &Path) -> bool {
-    folder.join("cgroup.procs").exists()
 }
 
 /// Time of a processor that a group's members have used.

@@ -14,8 +14,8 @@ use tokio::time::timeout;
 const PATIENCE: Duration = Duration::from_secs(180);
 /// Words that are one token each for most vocabularies.
 const WORDS: [&str; 32] = [
-    "the", "of", "and", "to", "in", "that", "is", "was", "he", "for", "it", "with", "as", "his", "on", "be", "at", "by", "had",
-    "not", "are", "but", "from", "or", "have", "an", "they", "which", "one", "you", "were", "all",
+    "the", "of", "and", "to", "in", "that", "is", "was", "he", "for", "it", "with", "as", "his", "on", "be", "at",
+    "by", "had", "not", "are", "but", "from", "or", "have", "an", "they", "which", "one", "you", "were", "all",
 ];
 
 /// Who answers.
@@ -132,7 +132,9 @@ async fn take(target: &Target, ask: Ask, watched: &Watched) -> anyhow::Result<()
         let now = Instant::now();
         if let Some(usage) = event.get("usage").filter(|usage| usage.is_object()) {
             let count = |name: &str| usage[name].as_u64().unwrap_or(0);
-            watched.change(|seen| (seen.prompt_tokens, seen.tokens) = (count("prompt_tokens"), count("completion_tokens")));
+            watched.change(|seen| {
+                (seen.prompt_tokens, seen.tokens) = (count("prompt_tokens"), count("completion_tokens"))
+            });
         }
         let choice = &event["choices"][0];
         if choice.is_object() && choice["finish_reason"].is_null() {
