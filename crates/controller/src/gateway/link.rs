@@ -249,3 +249,23 @@ impl Drop for Sequence {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_worker_is_told_what_was_taken_in_time_and_not_token_by_token() {
+        assert_eq!([0, 1, 7, 8, 256].map(pace), [1, 1, 1, 1, 32]);
+        let link = Link::new(CancellationToken::new());
+        link.pace.store(pace(64), Ordering::Relaxed);
+        let mut sequence = link.open(v1::EngineGenerate::default());
+        let mut said = Vec::new();
+        // What an earlier worker generated is told at once.
+        for tokens in 20..=40 {
+            sequence.taken(tokens);
+            said.extend(std::mem::take(&mut link.unsaid().taken).into_values());
+        }
+        assert_eq!(said, [20, 28, 36]);
+    }
+}

@@ -231,6 +231,18 @@ fn whole_until(batch: &[Feed], start: usize, end: usize) -> usize {
     end.saturating_sub(rest as usize).max(start)
 }
 
+/// What is computed at once: those of one token each, and the others by sequence, in their order.
+fn together(batch: &[Feed]) -> (Vec<Range<usize>>, Vec<Range<usize>>) {
+    let alone = |part: &Range<usize>| {
+        let slot = batch[part.start].slot;
+        part.len() == 1 && batch.iter().filter(|feed| feed.slot == slot).count() == 1
+    };
+    let (mut single, others): (Vec<_>, Vec<_>) = parts(batch).into_iter().partition(alone);
+    // The library reads the weights once for neighbours that come in their order, and once for each that does not.
+    single.sort_by_key(|part| batch[part.start].slot);
+    (single, others)
+}
+
 impl Engine for LlamaEngine {
     fn facts(&self) -> Facts {
         self.facts.clone()
@@ -249,15 +261,7 @@ impl Engine for LlamaEngine {
     fn step(&mut self, batch: &[Feed]) -> Result<(), EngineError> {
         self.places.clear();
         self.logits.clear();
-        let parts = parts(batch);
-        let alone = |part: &Range<usize>| {
-            let slot = batch[part.start].slot;
-            part.len() == 1 && batch.iter().filter(|feed| feed.slot == slot).count() == 1
-        };
-        // Those of one token each are computed together, the others by sequence, in their order.
-        let (mut single, others): (Vec<_>, Vec<_>) = parts.into_iter().partition(alone);
-        // The library computes neighbours at once, and only where they come in their order: weights are read once for them.
-        single.sort_by_key(|part| batch[part.start].slot);
+        let (single, others) = together(batch);
         let feeds = |part: &Range<usize>| part.clone().zip(batch[part.clone()].iter().copied()).collect::<Vec<_>>();
         self.compute(&single.iter().flat_map(feeds).collect::<Vec<_>>())?;
         for part in &others {
@@ -320,6 +324,15 @@ mod tests {
     fn what_was_generated_is_read_again_a_few_at_a_time() {
         assert_eq!(cut(run(0, 64, 150, 100)), [(0, 36), (36, 68), (68, 86)]);
         assert_eq!(cut(run(0, 100, 132, 100)), [(0, 32)]);
+    }
+
+    #[test]
+    fn neighbours_are_computed_at_once_whoever_came_first() {
+        let batch: Vec<_> =
+            run(5, 70, 71, 10).chain(run(2, 0, 64, 100)).chain(run(0, 90, 91, 20)).chain(run(3, 9, 10, 3)).collect();
+        let (single, others) = together(&batch);
+        let slots = |parts: &[Range<usize>]| parts.iter().map(|part| batch[part.start].slot).collect::<Vec<_>>();
+        assert_eq!((slots(&single), slots(&others)), (vec![0, 3, 5], vec![2]));
     }
 
     #[test]
