@@ -33,6 +33,7 @@ mod tls;
 mod wire;
 mod writer;
 
+pub use api::ChannelLimits;
 pub use authz::{Access, METHODS, matrix};
 pub use clock::{Clock, SystemClock};
 pub use error::ControllerError;

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tower::layer::util::{Identity as NoLayer, Stack};
 
-use crate::api::{Api, ApiParts};
+use crate::api::{Api, ApiParts, Attachments, ChannelLimits};
 use crate::clock::Clock;
 use crate::directory::Directory;
 use crate::error::ControllerError;
@@ -61,6 +61,8 @@ pub struct ControllerConfig {
     pub settings: Settings,
     /// How users' HTTP is served; `None` = not at all.
     pub gateway: Option<GatewayConfig>,
+    /// What clients of sessions may cost.
+    pub channels: ChannelLimits,
     /// How long certificates live.
     pub lifetimes: Lifetimes,
 }
@@ -352,7 +354,7 @@ fn serve(
             blobs: blobs.clone(),
             spools: Arc::clone(&shared.spools),
             logs: Arc::clone(&shared.logs),
-            attachments: Arc::default(),
+            attachments: Attachments::new(config.channels),
             secrets: Arc::clone(&shared.secrets),
             authority: Arc::clone(&shared.authority),
             events,

@@ -104,6 +104,22 @@ impl State {
         }
     }
 
+    /// Sites at which a job could start now, as far as is seen without a scheduler: it may be there, what it goes on from
+    /// is there, and a node with a device of its class takes work.
+    pub(crate) fn sites_to_start_at(&self, job: &Job) -> Vec<SiteId> {
+        let allowed = self.sites_to_run_at(job);
+        let state = self.resumable(job).filter(|row| !row.is_lent()).map(Checkpoint::sites).unwrap_or_default();
+        let open = |site: SiteId| {
+            let mut nodes = self.nodes.values().filter(|node| node.site == site && self.is_open(node));
+            nodes.any(|node| node.devices.iter().any(|device| device.view.class == job.spec.resources.class))
+        };
+        let sites = self.sites.values().map(|site| site.id);
+        let fits = |site: &SiteId| {
+            (allowed.is_empty() || allowed.contains(site)) && (state.is_empty() || state.contains(site)) && open(*site)
+        };
+        sites.filter(fits).collect()
+    }
+
     /// Sites that both the job and its project's residency allow; empty = any.
     pub(crate) fn allowed_sites(&self, job: &Job) -> Vec<SiteId> {
         let residency = self.projects.get(&job.project).map(|project| project.sites.clone()).unwrap_or_default();

@@ -350,6 +350,98 @@ fn nothing_is_called_back_for_a_job_that_could_not_start_anyway() {
     assert_eq!(pair.stands(borrowed).0, JobState::Running);
 }
 
+/// What is on its way out already is no reason to stop less.
+#[test]
+fn lowered_again_while_it_drains_stops_as_much_more() {
+    let mut pair = Pair::new();
+    let jobs: Vec<_> = (0..5).map(|_| pair.run(pair.borrower.1, 200)).collect();
+    let going = |pair: &Pair| jobs.iter().filter(|job| pair.stands(**job).0 == JobState::Suspending).count();
+    set(&mut pair.bench, pair.lender.0, (1000, 0, 600), QuotaPolicy::Drain).unwrap();
+    assert_eq!(going(&pair), 2);
+    set(&mut pair.bench, pair.lender.0, (1000, 0, 200), QuotaPolicy::Drain).unwrap();
+    assert_eq!(going(&pair), 4);
+    jobs[1..].iter().for_each(|job| pair.stops(*job, 5));
+    let cohort = pair.bench.state.cohort(&key(&pair.bench, pair.lender.0).cohort()).unwrap();
+    assert_eq!((cohort.overdrawn(), cohort.borrowed(pair.borrower.0)), (0, 200));
+}
+
+/// It is called back where its job can use it, and nowhere else.
+#[test]
+fn what_is_lent_is_called_back_at_a_site_that_takes_the_lenders_job() {
+    let mut pair = Pair::new();
+    let second = QuotaKey { site: Some(pair.bench.sites[1]), ..key(&pair.bench, pair.lender.0) };
+    for (tenant, nominal, borrow, lend) in [(pair.lender.0, 1000, 0, 1000), (pair.borrower.0, 0, 1000, 0)] {
+        let (key, limits) = (QuotaKey { tenant, ..second.clone() }, QuotaLimits { nominal, borrow, lend });
+        let wanted = SetQuota { key, limits, policy: QuotaPolicy::Refuse, version: None };
+        pair.bench.user(UserCommand::SetQuota(wanted)).unwrap();
+    }
+    let here = pair.run(pair.borrower.1, 1000);
+    let elsewhere = JobSpec { sites: vec![pair.bench.sites[1]], ..part(&pair.bench, 1000) };
+    let there = pair.bench.submit_to(pair.borrower.1, elsewhere);
+    pair.bench.placed_and_running(there);
+    let node = pair.bench.nodes[0].0;
+    let close = UserCommand::SetNode { node, cordoned: true, draining: false, reason: String::new() };
+    pair.bench.user(close).unwrap();
+    let own = JobSpec { sites: Vec::new(), ..part(&pair.bench, 500) };
+    let own = pair.bench.submit_to(pair.lender.1, own);
+    pair.bench.plan();
+    assert_eq!(pair.stands(own), (JobState::Pending, Some(Reason::QuotaLent)));
+    pair.bench.pass(3);
+    assert_eq!(pair.stands(here).0, JobState::Running, "nothing starts at its site");
+    assert_eq!(pair.stands(there), (JobState::Suspending, Some(Reason::QuotaReclaimed)));
+}
+
+/// A rental of before the cohort keeps what the lender wants: stopping a borrower would give the lender nothing.
+#[test]
+fn nobody_stops_for_a_lender_who_would_not_get_enough() {
+    let mut bench = Bench::new();
+    let leg = JobSpec {
+        kind: JobKind::Rental,
+        command: Vec::new(),
+        checkpoint: None,
+        max_run_time: Some(Nanos::from_secs(1000)),
+        ..part(&bench, 400)
+    };
+    let legs = vec![Arc::new(leg)];
+    let project = bench.project;
+    let order = UserCommand::CreateOrder { project, name: None, legs, limit: None, begins_at: None, home: None };
+    bench.user(order).unwrap();
+    bench.plan();
+    let (lender, lenders) = bench.add_tenant("lender");
+    let (borrower, borrowers) = bench.add_tenant("borrower");
+    set(&mut bench, lender, (500, 0, 500), QuotaPolicy::Refuse).unwrap();
+    set(&mut bench, borrower, (0, 100, 0), QuotaPolicy::Refuse).unwrap();
+    let borrowed = bench.submit_to(borrowers, part(&bench, 100));
+    bench.placed_and_running(borrowed);
+    let own = bench.submit_to(lenders, part(&bench, 300));
+    bench.plan();
+    assert_eq!((bench.job(own).state, bench.job(own).reason), (JobState::Pending, Some(Reason::QuotaLent)));
+    bench.pass(3);
+    assert_eq!(bench.job(borrowed).state, JobState::Running);
+}
+
+/// A tenant with many jobs that are not covered keeps no other tenant's from being looked at.
+#[test]
+fn many_that_are_not_covered_hold_up_no_other_tenants() {
+    let mut pair = Pair::new();
+    let (other, others) = pair.bench.add_tenant("other");
+    set(&mut pair.bench, other, (500, 0, 0), QuotaPolicy::Refuse).unwrap();
+    let mut small = part(&pair.bench, 3);
+    small.resources.memory = Bytes::mib(4);
+    let run = |_| {
+        let job = pair.bench.submit_to(pair.borrower.1, small.clone());
+        pair.bench.placed_and_running(job)
+    };
+    let many: Vec<_> = (0..300).map(run).collect();
+    let one = pair.run(others, 300);
+    set(&mut pair.bench, pair.borrower.0, (0, 0, 0), QuotaPolicy::Drain).unwrap();
+    set(&mut pair.bench, other, (0, 0, 0), QuotaPolicy::Drain).unwrap();
+    many.iter().chain([&one]).for_each(|job| pair.stops(*job, 5));
+    set(&mut pair.bench, other, (500, 0, 0), QuotaPolicy::Drain).unwrap();
+    assert_eq!(pair.stands(one).0, JobState::Pending);
+    assert!(many.iter().all(|job| pair.stands(*job).0 == JobState::Suspended));
+}
+
 #[test]
 fn a_move_needs_quota_where_it_goes_and_is_given_up_where_it_is_drained() {
     let mut pair = Pair::new();

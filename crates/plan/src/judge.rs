@@ -7,7 +7,7 @@
 //! that are free now, then BEHIND_OTHERS. Each question is asked only of sites that passed those before it. What others
 //! hold is never named: amounts are the caller's own request and the part of it that is missing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use sluice_ledger::{AccountKey, QuotaLevel};
@@ -218,9 +218,23 @@ pub(crate) fn afford(
         return Err(Block::Quota(short));
     }
     covers(purse, want, least)?;
-    match binds {
-        Some(short) => Err(Block::Quota(short)),
-        None => Ok(short.filter(is_lent)),
+    // Nobody is stopped for a job that could then not pay for what it finds: what is lent is called back where its tenant
+    // covers the dearest device.
+    let dearest = |site: &SiteId| {
+        let offer = terms.sites.get(site).and_then(|offers| offers.last());
+        offer.map_or(i64::MAX, |offer| offer.cost.saturating_mul(i64::from(want.tasks)))
+    };
+    let mut of_use: BTreeSet<SiteId> = cover.short.keys().filter(|site| sites.contains_key(site)).copied().collect();
+    let lent = |site: &SiteId| cover.short.get(site).is_some_and(is_lent);
+    of_use.retain(|site| !lent(site) || covers(purse, want, dearest(site)).is_ok());
+    match (binds, cover.least(|site| of_use.contains(&site)).cloned()) {
+        (Some(_), Some(short)) => Err(Block::Quota(short)),
+        (Some(short), None) => {
+            let least = cover.short.keys().filter(|site| sites.contains_key(site)).map(dearest).min();
+            covers(purse, want, least.unwrap_or(i64::MAX))?;
+            Err(Block::Quota(short))
+        }
+        (None, short) => Ok(short.filter(is_lent)),
     }
 }
 

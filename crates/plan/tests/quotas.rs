@@ -117,3 +117,28 @@ fn a_site_whose_quota_is_used_up_is_passed_over_for_one_that_has_some() {
     let why = rows.world(World::PATIENCE).explain(JobId::from_raw(9)).unwrap();
     assert_eq!(why.quota.unwrap().asked, 1000);
 }
+
+#[test]
+fn nobody_is_stopped_for_a_lender_who_could_not_pay_for_what_it_would_find() {
+    let quotas = [quota(1, 1, "a", (1000, 0, 1000)), quota(2, 1, "a", (0, 2000, 0))];
+    let mut rows = rows(quotas.into_iter().chain(held(2, 1, "a", (1000, 0))));
+    // The site of its quota is dear; at the cheap one, where everybody may take what there is, nothing is left.
+    rows.apply(&Delta::Node(node(2, 2, vec![gpu(0, "a", 1 << 30)])));
+    rows.apply(&Delta::Lease(common::lease(1, 2, 0, &job(1, "a", 1, 1000).resources)));
+    let mut prices = vec![price("a", 1000)];
+    prices.push(sluice_ledger::Price { site: Some(site(1)), ..price("a", 2000) });
+    rows.apply(&Delta::Prices(book(2, prices)));
+    rows.apply(&Delta::Job(of(1, 5, 700)));
+    // What 700 thousandths cost here is 700, and there 1400.
+    for (amount, reason) in [(1399, Reason::NoFreeShare), (1400, Reason::QuotaLent), (699, Reason::InsufficientFunds)] {
+        rows.apply(&Delta::Account(funds(1, amount)));
+        assert_eq!(told(&mut rows.world(World::PATIENCE), 5), Some(reason), "{amount}");
+    }
+    // Where it may run at the dear site alone, it is told that its money does not do for that.
+    let only = JobView { sites: vec![site(1)], ..of(1, 5, 700) };
+    rows.apply(&Delta::Job(only));
+    for (amount, reason) in [(1399, Reason::InsufficientFunds), (1400, Reason::QuotaLent)] {
+        rows.apply(&Delta::Account(funds(1, amount)));
+        assert_eq!(told(&mut rows.world(World::PATIENCE), 5), Some(reason), "{amount}");
+    }
+}

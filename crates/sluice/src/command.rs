@@ -142,6 +142,9 @@ pub(crate) struct ControllerArgs {
     /// A name or address that hosts and users reach this controller by. May be repeated.
     #[arg(long = "name", value_name = "NAME")]
     pub(crate) names: Vec<String>,
+    /// Pass on whatever clients of sessions send, to show what the limits are for.
+    #[arg(long, hide = true)]
+    pub(crate) channels_unlimited: bool,
     #[command(flatten)]
     pub(crate) gateway: GatewayArgs,
     #[command(flatten)]

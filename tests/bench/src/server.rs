@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
-use sluice_controller::{Clock as _, Controller, ControllerConfig, SystemClock};
+use sluice_controller::{ChannelLimits, Clock as _, Controller, ControllerConfig, SystemClock};
 use sluice_identity::Lifetimes;
 use sluice_types::Timestamp;
 use tokio::runtime::Runtime;
@@ -39,6 +39,7 @@ pub(crate) async fn furnish(fresh: &Fresh, nodes: u64) -> anyhow::Result<()> {
 pub(crate) fn start(runtime: &Runtime, data: &Path, database: &str) -> anyhow::Result<Server> {
     let config = ControllerConfig {
         gateway: None,
+        channels: ChannelLimits::default(),
         data: data.to_owned(),
         database: database.to_owned(),
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),

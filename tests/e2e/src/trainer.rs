@@ -102,7 +102,10 @@ impl Trainer {
         let (folder, every) = (self.folder.display().to_string(), shape.every.to_string());
         let words = Self::words("./trainer", shape, more);
         let pause = shape.pause.to_string();
-        let mut all = vec!["--workdir", &folder, "--memory", "256MiB", "--share", "800m"];
+        let mut all = vec!["--workdir", &folder, "--memory", "256MiB"];
+        if !flags.contains(&"--share") {
+            all.extend(["--share", "800m"]);
+        }
         all.extend(["--checkpoint-every-steps", &every]);
         all.extend(flags);
         all.push("--");

@@ -1,8 +1,9 @@
 //! Users: they submit, change their mind, retry by request id, and remember every answer they got.
 
-use sluice_lifecycle::model::{Job, JobState, QuotaPolicy, RequestKey};
+use sluice_ledger::QuotaKey;
+use sluice_lifecycle::model::{AttemptState, Job, JobState, QuotaPolicy, RequestKey};
 use sluice_lifecycle::{Answer, Caller, Command, Refusal, SetQuota, UserCommand};
-use sluice_types::{Credits, Digest, JobId, KeyId, ProjectId, Reason, TenantId};
+use sluice_types::{Credits, Digest, JobId, KeyId, ProjectId, Reason, SiteId, TenantId};
 
 use crate::cluster::{DEVICE_MEMORY, prices, quota, site_quota};
 use crate::controller::Reply;
@@ -174,26 +175,79 @@ impl Sim {
         }
     }
 
-    /// A change of a quota: of the one over all sites, or of a member of the first site's cohort, which lends more or less,
-    /// borrows more or less, or goes away for a while.
+    /// A change of a quota: of the one over all sites, of one that comes and goes, or of a member of the first site's
+    /// cohort, which lends more or less, borrows more or less, or goes away for a while.
     fn quota(&mut self) -> Option<UserCommand> {
-        let milli = |sim: &mut Self, most| i64::try_from(sim.dice.range(0, most)).unwrap_or(0);
-        if self.dice.chance(200) {
-            let (tenant, _) = *self.users.tenants.get(1)?;
-            let nominal = 1000 + milli(self, 3000);
-            let policy = if self.dice.chance(500) { QuotaPolicy::Drain } else { QuotaPolicy::Refuse };
-            return Some(UserCommand::SetQuota(SetQuota { policy, ..quota(tenant, nominal) }));
-        }
-        let (tenant, _) = *self.dice.pick(&self.users.tenants)?;
         let site = self.sites.first()?.id;
+        match self.dice.range(0, 9) {
+            0 => {
+                let (tenant, _) = *self.users.tenants.get(1)?;
+                let nominal = 1000 + self.milli(3000);
+                let policy = if self.dice.chance(500) { QuotaPolicy::Drain } else { QuotaPolicy::Refuse };
+                return Some(UserCommand::SetQuota(SetQuota { policy, ..quota(tenant, nominal) }));
+            }
+            1..=2 => return self.passing_quota(),
+            _ => {}
+        }
         if self.dice.chance(100) {
+            let (tenant, _) = *self.dice.pick(&self.users.tenants)?;
             return Some(UserCommand::DeleteQuota(site_quota(tenant, site, (0, 0, 0)).key, None));
         }
-        let nominal = milli(self, 2000);
+        // Who uses much is who is looked at.
+        let user = self.dice.chance(500).then(|| self.user_at(site)).flatten();
+        let tenant = match user {
+            Some(tenant) => tenant,
+            None => self.dice.pick(&self.users.tenants)?.0,
+        };
+        let nominal = self.milli(if user.is_some() { 800 } else { 2500 });
         let lend = if self.dice.chance(700) { nominal } else { nominal / 2 };
-        let borrow = if self.dice.chance(600) { milli(self, 2500) } else { 0 };
-        let policy = if self.dice.chance(700) { QuotaPolicy::Drain } else { QuotaPolicy::Refuse };
+        let borrow = if self.dice.chance(600) { self.milli(2500) } else { 0 };
+        let policy = if self.dice.chance(800) { QuotaPolicy::Drain } else { QuotaPolicy::Refuse };
         Some(UserCommand::SetQuota(SetQuota { policy, ..site_quota(tenant, site, (nominal, borrow, lend)) }))
+    }
+
+    fn milli(&mut self, most: u64) -> i64 {
+        i64::try_from(self.dice.range(0, most)).unwrap_or(0)
+    }
+
+    /// A tenant that has something on devices with quotas at a site.
+    fn user_at(&mut self, site: SiteId) -> Option<TenantId> {
+        let store = &self.controller.store;
+        let live = store.attempts.values().filter(|row| row.site == site && row.state == AttemptState::Running);
+        let jobs = live.filter_map(|row| store.jobs.get(&row.job));
+        let users: Vec<_> =
+            jobs.filter(|job| job.spec.resources.class.as_str() == "gpu").map(|job| job.tenant).collect();
+        self.dice.pick(&users).copied()
+    }
+
+    /// A quota where mostly none is: over all sites of a tenant, or the only one of a site's class, under which others have
+    /// nothing there. What works already is found by it.
+    fn passing_quota(&mut self) -> Option<UserCommand> {
+        let passing = self.passing_quotas();
+        if let Some(key) = self.dice.pick(&passing).cloned().filter(|_| self.dice.chance(600)) {
+            return Some(UserCommand::DeleteQuota(key, None));
+        }
+        let (tenant, _) = *self.dice.pick(&self.users.tenants)?;
+        let nominal = 200 + self.milli(2500);
+        let policy = if self.dice.chance(600) { QuotaPolicy::Drain } else { QuotaPolicy::Refuse };
+        if self.dice.chance(500) {
+            return Some(UserCommand::SetQuota(SetQuota { policy, ..quota(tenant, nominal) }));
+        }
+        let site = self.sites.get(1)?.id;
+        let limits = (nominal, self.milli(1500), nominal / 2);
+        Some(UserCommand::SetQuota(SetQuota { policy, ..site_quota(tenant, site, limits) }))
+    }
+
+    /// Quotas that are not among those of the first morning.
+    fn passing_quotas(&self) -> Vec<QuotaKey> {
+        let first = self.sites.first().map(|site| site.id);
+        let of_all_sites = self.users.tenants.get(1).map(|pair| pair.0);
+        let stays = |key: &QuotaKey| match key.site {
+            Some(site) => Some(site) == first,
+            None => Some(key.tenant) == of_all_sites,
+        };
+        let rows = self.controller.store.quotas.values().filter(|row| !row.deleted);
+        rows.map(|row| row.key.clone()).filter(|key| !stays(key)).collect()
     }
 
     /// Jobs in a state, as a list through the API shows them.
@@ -265,6 +319,9 @@ impl Sim {
         for (tenant, _) in self.users.tenants.clone() {
             let amount = Credits::new(1_000_000_000);
             self.request(UserCommand::Deposit { tenant, amount, note: "settle".to_owned() }, None);
+        }
+        for key in self.passing_quotas() {
+            self.request(UserCommand::DeleteQuota(key, None), None);
         }
         if let Some((tenant, _)) = self.users.tenants.get(1).copied() {
             self.request(UserCommand::SetQuota(quota(tenant, 100_000)), None);

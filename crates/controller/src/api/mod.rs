@@ -18,6 +18,7 @@ mod tenants;
 mod watch;
 
 pub(crate) use sessions::Attachments;
+pub use sessions::ChannelLimits;
 
 use std::sync::Arc;
 

@@ -42,8 +42,6 @@ const PAUSE: Duration = Duration::from_millis(20);
 const QUEUE: usize = 16;
 /// Bytes of one message.
 const PIECE: usize = 16 << 10;
-/// Bytes of input under way that the session has not told as taken.
-const WINDOW: u64 = 128 << 10;
 /// Attachments of one tenant at a time.
 const PER_TENANT: usize = 256;
 /// Attachments at a time.
@@ -51,9 +49,34 @@ const IN_ALL: usize = 2048;
 
 type Answer = Result<v1::AttachSessionResponse, Status>;
 
+/// What clients of sessions may cost the controller.
+#[derive(Debug, Clone, Copy)]
+pub struct ChannelLimits {
+    /// Bytes per second, over all sessions of a tenant and in both directions.
+    pub rate: u64,
+    /// Bytes of input under way that a session has not told as taken.
+    pub window: u64,
+    /// Messages of input of one attachment that may wait for its node.
+    pub waiting: usize,
+}
+
+impl ChannelLimits {
+    /// None that can be reached: for the control of what they hold back.
+    pub const NONE: Self = Self { rate: u64::MAX, window: u64::MAX, waiting: usize::MAX };
+}
+
+impl Default for ChannelLimits {
+    fn default() -> Self {
+        Self { rate: pace::RATE, window: 128 << 10, waiting: waiting::MOST }
+    }
+}
+
 /// How many attachments there are, by tenant, and how fast they are.
 #[derive(Debug, Default)]
-pub(crate) struct Attachments(Mutex<HashMap<TenantId, (usize, Arc<Pace>)>>);
+pub(crate) struct Attachments {
+    limits: ChannelLimits,
+    open: Mutex<HashMap<TenantId, (usize, Arc<Pace>)>>,
+}
 
 /// One of them.
 struct Place {
@@ -63,10 +86,14 @@ struct Place {
 }
 
 impl Attachments {
+    pub(crate) fn new(limits: ChannelLimits) -> Arc<Self> {
+        Arc::new(Self { limits, open: Mutex::default() })
+    }
+
     fn take(self: &Arc<Self>, tenant: TenantId) -> Result<Place, Status> {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
         let all: usize = open.values().map(|(count, _)| count).sum();
-        let (own, pace) = open.entry(tenant).or_default();
+        let (own, pace) = open.entry(tenant).or_insert_with(|| (0, Arc::new(Pace::new(self.limits.rate))));
         if *own >= PER_TENANT || all >= IN_ALL {
             return Err(refuse(Reason::Overloaded, format!("{PER_TENANT} sessions of a tenant are attached at most")));
         }
@@ -77,7 +104,7 @@ impl Attachments {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        let mut open = self.of.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.of.open.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((own, _)) = open.get_mut(&self.tenant) {
             *own -= 1;
             if *own == 0 {
@@ -187,7 +214,9 @@ impl Api {
         let start = v1::StartSession { job: String::new(), rank: 0, ..start };
         let away = || refuse(Reason::Unavailable, "the node of the sandbox is not connected; attach again");
         let link = self.hub.open_session(node, &key, start).await.ok_or_else(away)?;
-        Relay { api: self, who, link, way, taken: 0, waiting: Waiting::default() }.run(inbound).await
+        Relay { api: self, who, link, way, taken: 0, waiting: Waiting::new(way.place.of.limits.waiting) }
+            .run(inbound)
+            .await
     }
 
     /// Where a leg's sandbox runs; waits for it while it is on its way.
@@ -326,8 +355,9 @@ impl Relay<'_> {
                     return Err(refuse(Reason::TooLarge, format!("at most {PIECE} bytes in one message")));
                 }
                 let end = data.offset.saturating_add(data.data.len() as u64);
-                if end > self.taken.saturating_add(WINDOW) {
-                    return Err(refuse(Reason::TooLarge, format!("at most {WINDOW} bytes that were not taken")));
+                let window = self.way.place.of.limits.window;
+                if end > self.taken.saturating_add(window) {
+                    return Err(refuse(Reason::TooLarge, format!("at most {window} bytes that were not taken")));
                 }
             }
             Input::Acknowledged(offset) if !self.way.handed.covers(*offset) => {

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_controller::{Clock, Controller, ControllerConfig, SystemClock};
+use sluice_controller::{ChannelLimits, Clock, Controller, ControllerConfig, SystemClock};
 use sluice_identity::{CONTROLLER_NAME, Lifetimes};
 use sluice_lifecycle::Settings;
 use sluice_proto::v1;
@@ -35,6 +35,7 @@ impl Door {
     pub(crate) async fn open_at(folder: tempfile::TempDir, lifetimes: Lifetimes, clock: Arc<dyn Clock>) -> Self {
         let config = ControllerConfig {
             gateway: None,
+            channels: ChannelLimits::default(),
             data: folder.path().to_owned(),
             database: Self::database(&folder),
             listen: "127.0.0.1:0".parse().unwrap(),

@@ -20,8 +20,11 @@ use crate::state::Happened;
 /// A billion whole devices: more is a slip, and the bound keeps every sum in range.
 const MAX_MILLI: i64 = 1_000_000_000_000;
 const MAX_QUOTAS: usize = 1_000;
-/// Waiting or suspended jobs that one tick looks at.
+/// Jobs that one tick resumes.
 const AT_ONCE: usize = 256;
+/// Jobs of one tenant that wait for what it lends, and jobs that it has suspended and that are not covered, that one tick
+/// looks at: a tenant with many takes no look from others.
+const PER_TENANT: usize = 32;
 
 impl Step<'_> {
     pub(super) fn set_quota(&mut self, caller: &Caller, wanted: SetQuota) -> Result<Answer, Refusal> {
@@ -38,6 +41,8 @@ impl Step<'_> {
         let before = self.state.quotas.cohort(&key.cohort()).cloned();
         let mut after = before.clone().unwrap_or_else(|| self.state.quotas.unlimited(&key.cohort()));
         let overdrawn = after.overdrawn();
+        // What is on its way out is no reason to stop less: it is counted neither before nor after.
+        let staying = self.staying(&key.cohort()).map_or(overdrawn, |cohort| cohort.overdrawn());
         after.set_limits(key.tenant, Some(wanted.limits));
         self.check_lowered(&key, before.as_ref(), &after, overdrawn, wanted.policy)?;
         let manager = match caller.manager.is_empty() {
@@ -57,7 +62,7 @@ impl Step<'_> {
         self.state.quotas.set(row);
         self.settle_quota(&key, before.is_none());
         if wanted.policy == QuotaPolicy::Drain {
-            self.drain_quota(&key, overdrawn);
+            self.drain_quota(&key, staying);
         }
         self.resume_reclaimed();
         Ok(Answer { object: self.state.quota_name(&key), ..Answer::default() })
@@ -72,6 +77,7 @@ impl Step<'_> {
         let known = self.known_quota(caller, key, version)?.ok_or_else(|| Refusal::not_found("quota"))?;
         let before = self.state.quotas.cohort(&key.cohort()).cloned().unwrap_or_default();
         let (mut after, overdrawn) = (before.clone(), before.overdrawn());
+        let staying = self.staying(&key.cohort()).map_or(overdrawn, |cohort| cohort.overdrawn());
         after.set_limits(key.tenant, None);
         if !after.has_no_limits() {
             self.check_lowered(key, Some(&before), &after, overdrawn, known.policy)?;
@@ -85,7 +91,7 @@ impl Step<'_> {
         } else {
             self.settle_quota(key, false);
             if row.policy == QuotaPolicy::Drain {
-                self.drain_quota(key, overdrawn);
+                self.drain_quota(key, staying);
             }
         }
         self.resume_reclaimed();
@@ -262,7 +268,8 @@ impl Step<'_> {
         self.record(entry).expect("invariant: a quota's line is never below what is held");
     }
 
-    /// Stops the newest work that a quota does not cover any more, and the newest that borrowed what is not lent any more.
+    /// Stops the newest work that a quota does not cover any more, and the newest that borrowed what is not lent any more:
+    /// beyond `overdrawn`, which was so before, what is on its way out left aside.
     fn drain_quota(&mut self, key: &QuotaKey, overdrawn: i64) {
         let tenant = key.tenant;
         self.call_back(&key.cohort(), |cohort| cohort.excess(tenant) > 0, |_, other| other == tenant);
@@ -378,8 +385,10 @@ impl Step<'_> {
     /// Calls back what tenants lend and want themselves now: for jobs that wait for nothing else.
     pub(super) fn call_back_lent(&mut self) {
         let lent = self.state.marks.lent.iter().filter_map(|id| self.state.jobs.get(id));
-        let mut lent: Vec<_> = lent.filter(|job| waits_for_lent(job)).take(AT_ONCE).collect();
+        let mut lent: Vec<_> = lent.filter(|job| waits_for_lent(job)).collect();
         lent.sort_by_key(|job| (std::cmp::Reverse(job.spec.priority), job.id));
+        let mut looked = BTreeMap::new();
+        lent.retain(|job| within(&mut looked, job.tenant));
         let wanted: Vec<_> = lent.into_iter().filter_map(|job| self.lent_at(job)).collect();
         let mut cohorts: BTreeMap<CohortKey, Cohort> = BTreeMap::new();
         for (key, more) in wanted {
@@ -389,7 +398,14 @@ impl Step<'_> {
                 cohort.shortage(key.tenant, more, 0).is_some_and(|short| short.level == QuotaLevel::Lent)
             };
             let borrows = |cohort: &Cohort, other| cohort.borrowed(other) > 0;
-            for victim in self.victims(&cohort, &mut staying, is_lent, borrows) {
+            let before = staying.clone();
+            let victims = self.victims(&cohort, &mut staying, is_lent, borrows);
+            if is_lent(&staying) {
+                // What may not be stopped keeps it: nobody stops for nothing.
+                cohorts.insert(cohort, before);
+                continue;
+            }
+            for victim in victims {
                 self.suspend_for_quota(victim);
             }
             if staying.shortage(key.tenant, more, 0).is_none() {
@@ -400,14 +416,16 @@ impl Step<'_> {
         }
     }
 
-    /// The first site where a job's own quota is lent to others, and what it takes of it there.
+    /// The first site that a job could run at where its own quota is lent to others, and what it takes of it there.
     fn lent_at(&self, job: &Job) -> Option<(QuotaKey, sluice_ledger::QuotaUse)> {
-        self.quota_sites(job).into_iter().find_map(|site| {
-            let key = QuotaKey { tenant: job.tenant, site: Some(site), class: job.spec.resources.class.clone() };
-            let more = ask(job, self.state.least_charge(job, site)?);
-            let short = self.state.quotas.cohort(&key.cohort())?.shortage(job.tenant, more, 0)?;
-            (short.level == QuotaLevel::Lent).then_some((key, more))
-        })
+        self.state.sites_to_start_at(job).into_iter().find_map(|site| self.lent_to_others(job, site))
+    }
+
+    fn lent_to_others(&self, job: &Job, site: SiteId) -> Option<(QuotaKey, sluice_ledger::QuotaUse)> {
+        let key = QuotaKey { tenant: job.tenant, site: Some(site), class: job.spec.resources.class.clone() };
+        let more = ask(job, self.state.least_charge(job, site)?);
+        let short = self.state.quotas.cohort(&key.cohort())?.shortage(job.tenant, more, 0)?;
+        (short.level == QuotaLevel::Lent).then_some((key, more))
     }
 
     /// Sites that a job may run at.
@@ -422,16 +440,26 @@ impl Step<'_> {
     /// Jobs that were suspended for want of quota queue again when their quotas cover them, oldest first. They borrow only
     /// where no lender waits for its own.
     pub(super) fn resume_reclaimed(&mut self) {
-        let waiting = self.state.marks.reclaimed.iter().filter_map(|id| self.state.jobs.get(id));
-        let waiting: Vec<_> = waiting.filter(|job| is_reclaimed(job)).take(AT_ONCE).cloned().collect();
         let mut cohorts: BTreeMap<CohortKey, Cohort> = BTreeMap::new();
-        for job in waiting {
-            let sites = self.quota_sites(&job);
-            if sites.into_iter().any(|site| self.covers_again(&job, site, &mut cohorts)) {
-                let message = "its quota covers it again";
-                let what = Happened::new("Resumed", message, "controller");
-                self.set_state(job.id, JobState::Pending, None, message.to_owned(), what);
+        let (mut looked, mut covered) = (BTreeMap::new(), Vec::new());
+        for job in self.state.marks.reclaimed.iter().filter_map(|id| self.state.jobs.get(id)) {
+            if !is_reclaimed(job) || looked.get(&job.tenant).is_some_and(|looked| *looked >= PER_TENANT) {
+                continue;
             }
+            let mut sites = self.quota_sites(job).into_iter();
+            if !sites.any(|site| self.covers_again(job, site, &mut cohorts)) {
+                within(&mut looked, job.tenant);
+                continue;
+            }
+            covered.push(job.id);
+            if covered.len() == AT_ONCE {
+                break;
+            }
+        }
+        for job in covered {
+            let message = "its quota covers it again";
+            let what = Happened::new("Resumed", message, "controller");
+            self.set_state(job, JobState::Pending, None, message.to_owned(), what);
         }
     }
 
@@ -441,15 +469,15 @@ impl Step<'_> {
         let Some(charge) = self.state.least_charge(job, site) else { return false };
         let more = ask(job, charge);
         let mut found = Vec::new();
-        for site in [Some(site), None] {
-            let key = QuotaKey { tenant: job.tenant, site, class: class.clone() }.cohort();
+        for place in [Some(site), None] {
+            let key = QuotaKey { tenant: job.tenant, site: place, class: class.clone() }.cohort();
             let Some(cohort) = cohorts.get(&key).or_else(|| self.state.quotas.cohort(&key)) else { continue };
             if cohort.shortage(job.tenant, more, 0).is_some() {
                 return false;
             }
             let mut cohort = cohort.clone();
             cohort.set_used(job.tenant, cohort.used(job.tenant).plus(more));
-            if cohort.borrowed(job.tenant) > 0 && self.lenders_wait(&class) {
+            if cohort.borrowed(job.tenant) > 0 && self.lenders_wait(&class, site) {
                 return false;
             }
             found.push((key, cohort));
@@ -458,9 +486,11 @@ impl Step<'_> {
         true
     }
 
-    fn lenders_wait(&self, class: &sluice_types::DeviceClassName) -> bool {
+    /// Whether somebody waits for what it lends of a class and could have it at this site.
+    fn lenders_wait(&self, class: &sluice_types::DeviceClassName, site: SiteId) -> bool {
         let lent = self.state.marks.lent.iter().filter_map(|id| self.state.jobs.get(id));
-        lent.filter(|job| waits_for_lent(job)).any(|job| job.spec.resources.class == *class)
+        let mut lent = lent.filter(|job| waits_for_lent(job) && job.spec.resources.class == *class);
+        lent.any(|job| self.state.sites_to_start_at(job).contains(&site) && self.lent_to_others(job, site).is_some())
     }
 
     /// Quotas of the time before they had sites become rows over all sites.
@@ -493,6 +523,13 @@ impl Step<'_> {
                 .expect("invariant: what is available can be moved");
         }
     }
+}
+
+/// Counts a look at a job of a tenant; false where there were enough.
+fn within(looked: &mut BTreeMap<sluice_types::TenantId, usize>, tenant: sluice_types::TenantId) -> bool {
+    let looked = looked.entry(tenant).or_default();
+    *looked += 1;
+    *looked <= PER_TENANT
 }
 
 /// It waits for what its own tenant lends.

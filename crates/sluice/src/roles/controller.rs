@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use sluice_controller::{Controller, ControllerConfig, GatewayConfig, GatewayLimits, SystemClock};
+use sluice_controller::{ChannelLimits, Controller, ControllerConfig, GatewayConfig, GatewayLimits, SystemClock};
 use sluice_identity::Lifetimes;
 
 use crate::command::{ControllerArgs, GatewayArgs};
@@ -22,6 +22,7 @@ pub(crate) async fn controller(arguments: ControllerArgs) -> anyhow::Result<()> 
     let limits = limits(&arguments.gateway);
     let config = ControllerConfig {
         gateway: arguments.gateway.gateway.map(|listen| GatewayConfig { listen, limits }),
+        channels: if arguments.channels_unlimited { ChannelLimits::NONE } else { ChannelLimits::default() },
         database: database.unwrap_or_else(|| format!("sqlite:{}", arguments.folder.join("sluice.db").display())),
         data: arguments.folder.clone(),
         listen: arguments.listen,

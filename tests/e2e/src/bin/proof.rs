@@ -1,10 +1,10 @@
-//! `proof moves|partition|money|fractions|rents|serves|scales|speeds|hostile|channels`: shows it on real processes. Prints one JSON line per
-//! figure.
+//! `proof moves|partition|money|fractions|rents|serves|scales|speeds|beside|hostile|channels`: shows it on real processes.
+//! Prints one JSON line per figure.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_e2e::proof::{channels, fractions, hostile, money, moves, partition, rents, scales, serves, speeds};
+use sluice_e2e::proof::{beside, channels, fractions, hostile, money, moves, partition, rents, scales, serves, speeds};
 use sluice_e2e::{print, wan};
 
 /// Moves and loses training jobs, cuts sites off, ends budgets; and judges what became of it by what jobs and nodes wrote.
@@ -32,10 +32,15 @@ enum What {
     Scales(scales::Plan),
     /// A served model beside llama.cpp's own server
     Speeds(speeds::Plan),
+    /// A training job beside a busy endpoint
+    Beside(beside::Plan),
     /// Hostile clients at the gateway
     Hostile(hostile::Plan),
     /// Hostile clients at byte channels
     Channels(channels::Plan),
+    /// The hostile clients at byte channels
+    #[command(hide = true)]
+    Attack(channels::attack::Plan),
     /// Spins: the load of measurements
     #[command(hide = true)]
     Spin(fractions::Spin),
@@ -45,6 +50,10 @@ fn main() -> anyhow::Result<ExitCode> {
     let arguments = Arguments::parse();
     if let What::Spin(load) = &arguments.what {
         fractions::spin(load);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let What::Attack(plan) = &arguments.what {
+        channels::attack::run(plan)?;
         return Ok(ExitCode::SUCCESS);
     }
     if let Some(reason) = wan::missing() {
@@ -69,9 +78,10 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Serves(plan) => serves::run(plan),
         What::Scales(plan) => scales::run(plan),
         What::Speeds(plan) => speeds::run(plan),
+        What::Beside(plan) => beside::run(plan),
         What::Hostile(plan) => hostile::run(plan),
         What::Channels(plan) => channels::run(plan),
-        What::Spin(_) => Ok(Vec::new()),
+        What::Spin(_) | What::Attack(_) => Ok(Vec::new()),
     };
     Ok(if print(&figures?)? { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -15,8 +15,8 @@ use crate::processes;
 use crate::system::{Options, System};
 
 /// What a node has of the core: the rest is kept for the system, as `sluice up` does it.
-const NODE: u32 = 900;
-const POINTS: f64 = 2.0;
+pub(super) const NODE: u32 = 900;
+pub(super) const POINTS: f64 = 2.0;
 const FIRST_UID: u32 = 600_000;
 const UIDS: u32 = 10_000;
 /// Start-up and half-filled periods are no part of a measurement.
@@ -39,6 +39,9 @@ pub struct Spin {
     threads: u32,
     /// Which job it is.
     mark: String,
+    /// MiB that each thread walks through, again and again; 0 = it only counts.
+    #[arg(default_value_t = 0)]
+    mib: usize,
 }
 
 /// Spins.
@@ -46,8 +49,12 @@ pub fn spin(spin: &Spin) {
     let end = Instant::now() + LONGEST;
     let threads: Vec<_> = (0..spin.threads)
         .map(|_| {
+            let mib = spin.mib;
             std::thread::spawn(move || {
+                let mut memory = vec![1_u8; mib << 20];
                 while Instant::now() < end {
+                    // One byte of each line of a cache.
+                    memory.iter_mut().step_by(64).for_each(|byte| *byte = byte.wrapping_add(1));
                     for number in 0..100_000u32 {
                         std::hint::black_box(number);
                     }
@@ -175,7 +182,7 @@ impl Bench {
 
 /// Processor time of all processes that were started with a word, in seconds.
 #[allow(clippy::cast_precision_loss)]
-fn used(mark: &str) -> f64 {
+pub(super) fn used(mark: &str) -> f64 {
     let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten().unwrap_or(100);
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());

@@ -3,6 +3,8 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -24,8 +26,8 @@ const LONGER: i64 = 150;
 const BODY: usize = 1 << 20;
 /// How long the attack takes to be complete.
 const RAMP: Duration = Duration::from_secs(5);
-/// Before one that was cut off comes again: what hostile clients compute here is taken from those that they attack.
-const AGAIN: Duration = Duration::from_secs(5);
+/// Before one that was cut off comes again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// How long anything may take before it counts as never.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -142,9 +144,9 @@ fn attack(system: &System, plan: &Plan, (quiet, evil): (&str, &str)) -> anyhow::
     let idle = resident(pid)?;
     system.block(async {
         let mut clients = JoinSet::new();
-        let open = std::sync::Arc::new(std::sync::atomic::AtomicI64::new(0));
+        let (open, malice) = (Arc::new(AtomicI64::new(0)), Arc::new(Malice::new(evil)));
         for number in 0..plan.connections {
-            clients.spawn(hostile(number, address, evil.to_owned(), std::sync::Arc::clone(&open)));
+            clients.spawn(hostile(number, address, Arc::clone(&malice), Arc::clone(&open)));
             if number % 100 == 99 {
                 sleep(RAMP / u32::try_from(plan.connections / 100 + 1).unwrap_or(1)).await;
             }
@@ -153,22 +155,22 @@ fn attack(system: &System, plan: &Plan, (quiet, evil): (&str, &str)) -> anyhow::
             let mut most = 0;
             loop {
                 most = resident(pid).unwrap_or(0).max(most);
-                PEAK.fetch_max(most, std::sync::atomic::Ordering::Relaxed);
+                PEAK.fetch_max(most, Ordering::Relaxed);
                 sleep(Duration::from_millis(50)).await;
             }
         });
-        PEAK.store(0, std::sync::atomic::Ordering::Relaxed);
+        PEAK.store(0, Ordering::Relaxed);
         let times = times(address, quiet, plan.requests).await?;
         watch.abort();
-        let peak = PEAK.load(std::sync::atomic::Ordering::Relaxed);
-        let open = open.load(std::sync::atomic::Ordering::Relaxed);
+        let peak = PEAK.load(Ordering::Relaxed);
+        let open = open.load(Ordering::Relaxed);
         clients.shutdown().await;
         Ok(Attack { grown: peak.saturating_sub(idle), open, times })
     })
 }
 
 /// KiB that the controller had at most, during the attack under way.
-static PEAK: std::sync::atomic::AtomicI64 = std::sync::atomic::AtomicI64::new(0);
+static PEAK: AtomicI64 = AtomicI64::new(0);
 
 /// KiB in memory.
 fn resident(pid: i32) -> anyhow::Result<i64> {
@@ -190,19 +192,39 @@ fn body(prompt: &str, tokens: u32) -> String {
         .to_string()
 }
 
+/// What hostile clients send, made once: what they compute is taken from those whose times are measured on this machine.
+struct Malice {
+    large: Vec<u8>,
+    endless: Vec<u8>,
+    nonsense: Vec<u8>,
+    huge: Vec<u8>,
+}
+
+impl Malice {
+    fn new(key: &str) -> Self {
+        let request = |body: &str| format!("{}{body}", head(key, body.len())).into_bytes();
+        Self {
+            large: format!("{}{}", head(key, BODY), " ".repeat(BODY - 1)).into_bytes(),
+            endless: request(&body("Go on.", 1_000)),
+            nonsense: request(&"[".repeat(20_000)),
+            huge: request(&body(&"word ".repeat(180_000), 4)),
+        }
+    }
+}
+
 /// One hostile client: it does its worst again and again.
-async fn hostile(number: usize, address: SocketAddr, key: String, open: std::sync::Arc<std::sync::atomic::AtomicI64>) {
+async fn hostile(number: usize, address: SocketAddr, malice: Arc<Malice>, open: Arc<AtomicI64>) {
     loop {
         if let Ok(mut stream) = TcpStream::connect(address).await {
-            open.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-            let _cut_off = worst(number, &mut stream, &key).await;
-            open.fetch_sub(1, std::sync::atomic::Ordering::Relaxed);
+            open.fetch_add(1, Ordering::Relaxed);
+            let _cut_off = worst(number, &mut stream, &malice).await;
+            open.fetch_sub(1, Ordering::Relaxed);
         }
         sleep(AGAIN).await;
     }
 }
 
-async fn worst(number: usize, stream: &mut TcpStream, key: &str) -> std::io::Result<()> {
+async fn worst(number: usize, stream: &mut TcpStream, malice: &Malice) -> std::io::Result<()> {
     let long = Duration::from_secs(600);
     match number % 8 {
         // Nothing.
@@ -217,21 +239,18 @@ async fn worst(number: usize, stream: &mut TcpStream, key: &str) -> std::io::Res
         }
         // A large body that never ends.
         2..=4 => {
-            stream.write_all(head(key, BODY).as_bytes()).await?;
-            stream.write_all(&vec![b' '; BODY - 1]).await?;
+            stream.write_all(&malice.large).await?;
             sleep(long).await;
         }
         // A stream without end that is not read.
         5 => {
-            let body = body("Go on.", 1_000);
-            stream.write_all(format!("{}{body}", head(key, body.len())).as_bytes()).await?;
+            stream.write_all(&malice.endless).await?;
             sleep(long).await;
         }
         // No JSON.
         6 => {
-            let body = "[".repeat(20_000);
             for _ in 0..600 {
-                stream.write_all(format!("{}{body}", head(key, body.len())).as_bytes()).await?;
+                stream.write_all(&malice.nonsense).await?;
                 if stream.read(&mut [0; 4096]).await? == 0 {
                     break;
                 }
@@ -240,8 +259,7 @@ async fn worst(number: usize, stream: &mut TcpStream, key: &str) -> std::io::Res
         }
         // A huge prompt.
         _ => {
-            let body = body(&"word ".repeat(180_000), 4);
-            stream.write_all(format!("{}{body}", head(key, body.len())).as_bytes()).await?;
+            stream.write_all(&malice.huge).await?;
             while stream.read(&mut [0; 4096]).await? > 0 {}
         }
     }
@@ -270,7 +288,7 @@ async fn times(address: SocketAddr, key: &str, requests: usize) -> anyhow::Resul
 }
 
 /// One streamed answer: microseconds to its first token, and between tokens.
-async fn ask(address: SocketAddr, key: &str, tokens: u32) -> anyhow::Result<(u64, Vec<u64>)> {
+pub(super) async fn ask(address: SocketAddr, key: &str, tokens: u32) -> anyhow::Result<(u64, Vec<u64>)> {
     let begun = Instant::now();
     let asked = async {
         let mut stream = TcpStream::connect(address).await?;

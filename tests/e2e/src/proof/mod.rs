@@ -9,9 +9,11 @@
 //! * [`scales`]: an endpoint grows and shrinks, and a stream outlives its replica's site.
 //! * [`serves`]: models are served to the official client, and every token is counted where it arrives.
 //! * [`speeds`]: a served model is as fast as llama.cpp's own server, and fairer.
+//! * [`beside`]: a training job keeps its share of a core beside a busy endpoint.
 //! * [`channels`]: hostile clients at rentals' byte channels take little memory and hold up nobody.
 //! * [`money`]: a budget stops its job without overdraft; every receipt is recomputed.
 
+pub mod beside;
 mod bytes;
 pub mod channels;
 pub mod fractions;

@@ -58,6 +58,8 @@ pub(crate) struct Watch {
     heads: BTreeMap<JobId, Option<Streak<u64>>>,
     free: BTreeMap<JobId, Option<Streak<NodeId>>>,
     covered: BTreeMap<JobId, Option<Streak<()>>>,
+    /// Jobs that wait for what their tenants lend.
+    lent: BTreeMap<JobId, Option<Streak<()>>>,
 }
 
 /// What there is to see.
@@ -131,9 +133,11 @@ impl Oracle {
                 self.fail(now, format!("{} stays suspended though its quota covers it", job.id));
             }
         }
-        // Longer than those that are told to stop may take to do so.
-        for job in sight.store.jobs.values().filter(|job| lent(job)) {
-            if self.job_lasts(job.id, now, PATIENCE) && lasts(self.watch.controller.as_ref(), now, PATIENCE) {
+        // Longer than those that are told to stop may take to do so, or to be taken for lost.
+        for job in sight.store.jobs.values() {
+            let streak = self.watch.lent.entry(job.id).or_default();
+            Streak::see(streak, now, lent(job).then_some(()));
+            if lasts(streak.as_ref(), now, PLACEMENT) {
                 self.fail(now, format!("{} waits for what its tenant lends, and nobody gives it back", job.id));
             }
         }

@@ -8,10 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use sluice_ledger::{AccountKey, QuotaKey, QuotaLimits};
 use sluice_lifecycle::model::{Attempt, AttemptState, Goal, Job, JobKind, JobState, QuotaPolicy, StopCause};
 use sluice_lifecycle::{Answer, Command, Refusal, Rows, SetQuota, UserCommand};
-use sluice_types::{AttemptId, DeviceClassName, JobId, Reason, SiteId, TaskResources, TenantId};
+use sluice_types::{AttemptId, DeviceClassName, Generation, JobId, Reason, SiteId, TaskResources, TenantId};
 
 use super::Oracle;
 use crate::cluster::DEVICE_MEMORY;
+use crate::params::MINUTE;
+
+/// A job is not stopped for want of quota more often than so within this time.
+const STOPS_OF_LATE: usize = 4;
+const OF_LATE: u64 = 30 * MINUTE;
 
 /// What a live attempt takes.
 #[derive(Debug, Clone)]
@@ -49,6 +54,10 @@ pub(crate) struct Quotas {
     /// How many jobs resumed by themselves after it.
     pub(crate) resumed: usize,
     reclaimed: BTreeSet<JobId>,
+    /// What all of them take, since the last commit.
+    taken: Used,
+    /// When jobs were told to stop for want of quota, of late.
+    stops: BTreeMap<JobId, Vec<(u64, Generation)>>,
 }
 
 /// What a task takes of a quota on a device of a class, from its definition.
@@ -107,10 +116,10 @@ impl Quotas {
     /// Whether a job may take so much more at a site.
     pub(crate) fn cover(&self, job: &Job, site: SiteId, milli: i64) -> bool {
         let (class, firm) = (&job.spec.resources.class, is_firm(job));
-        let mut used = self.used(&BTreeSet::new());
+        let used = &self.taken;
         let all = (job.tenant, None, class.clone());
         let held = |used: &Used, place: &Place| used.get(place).copied().unwrap_or_default();
-        if self.limits(&all).is_some_and(|limits| held(&used, &all).0 + milli > limits.nominal) {
+        if self.limits(&all).is_some_and(|limits| held(used, &all).0 + milli > limits.nominal) {
             return false;
         }
         if !self.is_cohort(site, class) {
@@ -118,10 +127,11 @@ impl Quotas {
         }
         let here = (job.tenant, Some(site), class.clone());
         let Some(limits) = self.limits(&here) else { return false };
-        let before = held(&used, &here);
+        let before = held(used, &here);
         let within =
             before.0 + milli <= limits.nominal + limits.borrow && (!firm || before.1 + milli <= limits.nominal);
-        let drawn = self.drawn(&used, &here);
+        let drawn = self.drawn(used, &here);
+        let mut used = used.clone();
         used.entry(here.clone()).or_default().0 += milli;
         within && (self.drawn(&used, &here) == drawn || self.pooled(&used, site, class) <= self.lendable(site, class))
     }
@@ -152,11 +162,11 @@ impl Oracle {
     pub(super) fn check_quotas(&mut self, now: u64, rows: &Rows) {
         let (set, changed) = (std::mem::take(&mut self.quotas.set), std::mem::take(&mut self.quotas.moved));
         let moved = changed > 0;
-        self.note_reclaimed(rows);
+        self.note_reclaimed(now, rows);
         if rows.attempts.is_empty() && rows.jobs.is_empty() && !moved {
             return;
         }
-        let before = self.quotas.used(&BTreeSet::new());
+        let before = std::mem::take(&mut self.quotas.taken);
         let owners = self.quotas.owners.clone();
         for job in &rows.jobs {
             self.quotas.owners.insert(job.id, job.current);
@@ -186,6 +196,7 @@ impl Oracle {
             self.check_within(now, &placed, &before, &used, taken_over);
         }
         self.check_stopped(now, rows, &used, &set, changed);
+        self.quotas.taken = used;
     }
 
     fn holder(&self, attempt: &Attempt) -> Option<Holder> {
@@ -272,10 +283,17 @@ impl Oracle {
                 && row.order.is_some_and(|order| order.must || order.kind == StopCause::SuspendForMoney)
         };
         let stops = |row: &&Attempt| row.state != AttemptState::Ended && matches!(row.goal, Goal::Stop | Goal::Release);
-        let quota = |row: &&Attempt| row.order.is_some_and(|order| order.kind == StopCause::SuspendForQuota);
+        // What has no checkpoints is stopped as it is; its job says why.
+        let says = |job: &Job| job.state == JobState::Suspending && job.reason == Some(Reason::QuotaReclaimed);
+        let plain: BTreeSet<_> = rows.jobs.iter().filter(|job| says(job)).filter_map(|job| job.current).collect();
+        let quota = |row: &&Attempt| match row.order {
+            Some(order) => order.kind == StopCause::SuspendForQuota,
+            None => plain.contains(&row.id),
+        };
         let news: Vec<_> = rows.attempts.iter().filter(|row| must(row) || stops(row)).collect();
         let news: Vec<_> = news.into_iter().filter(|row| !self.quotas.leaving.contains(&row.id)).collect();
         let told: BTreeSet<_> = news.iter().filter(|row| quota(row)).map(|row| row.id).collect();
+        let left_before = self.quotas.leaving.clone();
         self.quotas.leaving.extend(news.iter().map(|row| row.id));
         self.quotas.stopped += told.len();
         for id in &told {
@@ -301,12 +319,20 @@ impl Oracle {
             }
         }
         if let ([only], 1) = (set, changed) {
-            self.check_drained(now, only, &told);
+            let ended = rows.attempts.iter().any(|row| row.state == AttemptState::Ended);
+            self.check_drained(now, only, &told, (!ended).then_some(left_before));
         }
     }
 
     /// Lowered with the policy to drain, limits hold for what is left; and without the oldest that was stopped they would not.
-    fn check_drained(&mut self, now: u64, set: &SetQuota, told: &BTreeSet<AttemptId>) {
+    /// `left_before` is what was on its way out before this commit, where nothing ended in it.
+    fn check_drained(
+        &mut self,
+        now: u64,
+        set: &SetQuota,
+        told: &BTreeSet<AttemptId>,
+        left_before: Option<BTreeSet<AttemptId>>,
+    ) {
         if set.policy == QuotaPolicy::Refuse {
             if let Some(id) = told.first() {
                 self.fail(now, format!("{id} is stopped by a quota that stops nothing"));
@@ -321,8 +347,9 @@ impl Oracle {
             self.fail(now, format!("{} still means to hold {total} of {most}", set.key.tenant));
         }
         let (Some(site), Some(oldest)) = (set.key.site, told.first()) else { return };
-        let mut but = self.quotas.leaving.clone();
-        but.remove(oldest);
+        let Some(mut but) = left_before else { return };
+        // What else was told to go in this commit may have been behind the quota.
+        but.extend(told.iter().filter(|id| *id != oldest));
         let with = self.quotas.used(&but);
         let over = with.get(&place).map_or(0, |sum| sum.0) > most
             || self.quotas.pooled(&with, site, &set.key.class) > self.quotas.lendable(site, &set.key.class);
@@ -331,8 +358,20 @@ impl Oracle {
         }
     }
 
-    fn note_reclaimed(&mut self, rows: &Rows) {
+    /// Who is stopped for want of quota and resumes, does not do so again and again: then it is stopped for somebody who
+    /// does not take what it leaves.
+    fn note_reclaimed(&mut self, now: u64, rows: &Rows) {
         for job in &rows.jobs {
+            if job.state == JobState::Suspending && job.reason == Some(Reason::QuotaReclaimed) {
+                let stops = self.quotas.stops.entry(job.id).or_default();
+                // Each time it is stopped is one generation.
+                stops.retain(|(at, generation)| now - at < OF_LATE && *generation != job.generation);
+                stops.push((now, job.generation));
+                if stops.len() > STOPS_OF_LATE {
+                    let times = stops.len();
+                    self.fail(now, format!("{} was stopped for want of quota {times} times of late", job.id));
+                }
+            }
             let reclaimed = job.state == JobState::Suspended && job.reason == Some(Reason::QuotaReclaimed);
             match reclaimed {
                 true => drop(self.quotas.reclaimed.insert(job.id)),

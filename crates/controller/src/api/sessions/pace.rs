@@ -6,26 +6,28 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Bytes per second over all sessions of a tenant.
-const RATE: u64 = 32 << 20;
+pub(super) const RATE: u64 = 32 << 20;
 /// What may pass at once after a pause, as time at that rate: enough for a screen full of text or a small file.
 const BURST: Duration = Duration::from_millis(500);
 
 /// One tenant's pace, by the generic cell rate algorithm (ITU-T I.371): the instant up to which what has passed would have
 /// taken at the rate.
 #[derive(Debug)]
-pub(super) struct Pace(Mutex<Instant>);
-
-impl Default for Pace {
-    fn default() -> Self {
-        Self(Mutex::new(Instant::now()))
-    }
+pub(super) struct Pace {
+    rate: u64,
+    paid: Mutex<Instant>,
 }
 
 impl Pace {
+    /// With so many bytes per second.
+    pub(super) fn new(rate: u64) -> Self {
+        Self { rate: rate.max(1), paid: Mutex::new(Instant::now()) }
+    }
+
     /// So many bytes pass; until when the next ones have to wait, if they have to.
     pub(super) fn pass(&self, bytes: usize, now: Instant) -> Option<Instant> {
-        let cost = Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / RATE);
-        let mut paid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let cost = Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / self.rate);
+        let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
         *paid = (*paid).max(now) + cost;
         let free = *paid - BURST;
         (free > now).then_some(free)
@@ -38,7 +40,7 @@ mod tests {
 
     #[test]
     fn a_burst_passes_and_what_follows_keeps_the_rate() {
-        let pace = Pace::default();
+        let pace = Pace::new(RATE);
         let begin = Instant::now();
         let piece = 16 << 10;
         let (mut now, mut passed) = (begin, 0_u64);
@@ -53,7 +55,7 @@ mod tests {
 
     #[test]
     fn whoever_says_little_never_waits() {
-        let pace = Pace::default();
+        let pace = Pace::new(RATE);
         let begin = Instant::now();
         let waits = (0..10_000).filter(|turn| pace.pass(100, begin + Duration::from_micros(*turn)).is_some());
         assert_eq!(waits.count(), 0);

@@ -10,29 +10,37 @@ use super::PIECE;
 
 /// Messages that may wait. Bytes are joined to whole pieces and newer words replace older ones of their kind, so an honest
 /// client, whose bytes under way are bounded, never has half as many.
-const MOST: usize = 64;
+pub(super) const MOST: usize = 64;
 
 /// What waits.
-#[derive(Debug, Default)]
-pub(super) struct Waiting(VecDeque<v1::SessionInput>);
+#[derive(Debug)]
+pub(super) struct Waiting {
+    most: usize,
+    queue: VecDeque<v1::SessionInput>,
+}
 
 impl Waiting {
+    /// With room for so many messages.
+    pub(super) fn new(most: usize) -> Self {
+        Self { most, queue: VecDeque::new() }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.queue.is_empty()
     }
 
     pub(super) fn next(&mut self) -> Option<v1::SessionInput> {
-        self.0.pop_front()
+        self.queue.pop_front()
     }
 
     /// Adds what a client said; `false` where there is no room.
     pub(super) fn add(&mut self, input: v1::SessionInput) -> bool {
-        if self.0.back_mut().is_some_and(|last| join(last, &input)) {
+        if self.queue.back_mut().is_some_and(|last| join(last, &input)) {
             return true;
         }
-        let room = self.0.len() < MOST;
+        let room = self.queue.len() < self.most;
         if room {
-            self.0.push_back(input);
+            self.queue.push_back(input);
         }
         room
     }
@@ -80,7 +88,7 @@ mod tests {
 
     #[test]
     fn bytes_are_joined_to_pieces_and_stay_in_order() {
-        let mut waiting = Waiting::default();
+        let mut waiting = Waiting::new(MOST);
         for (at, byte) in [&b"a"[..], b"b", b"c"].into_iter().enumerate() {
             assert!(waiting.add(data(at as u64, byte)));
         }
@@ -96,7 +104,7 @@ mod tests {
     #[test]
     fn a_piece_grows_to_its_bound_and_no_further() {
         static HALF: [u8; PIECE / 2 + 1] = [7; PIECE / 2 + 1];
-        let mut waiting = Waiting::default();
+        let mut waiting = Waiting::new(MOST);
         let mut at = 0;
         for _ in 0..4 {
             assert!(waiting.add(data(at, &HALF)));
@@ -111,7 +119,7 @@ mod tests {
 
     #[test]
     fn what_cannot_be_joined_is_bounded() {
-        let mut waiting = Waiting::default();
+        let mut waiting = Waiting::new(MOST);
         let signal = || word(Input::Signal("INT".to_owned()));
         assert!((0..MOST).all(|_| waiting.add(signal())));
         assert!(!waiting.add(signal()));

@@ -22,6 +22,10 @@ pub(super) trait Still {
     fn is_still(&self) -> bool;
     /// Files that they may change by writing to memory, by inode; `None` where that cannot be told: then it may be any.
     fn mapped(&self) -> Option<BTreeSet<u64>>;
+    /// Whether somebody stands still for it, and for how long is bounded.
+    fn waits(&self) -> bool {
+        true
+    }
 }
 
 /// A sandbox that has ended.
@@ -40,6 +44,10 @@ impl Still for Over {
 
     fn mapped(&self) -> Option<BTreeSet<u64>> {
         Some(BTreeSet::new())
+    }
+
+    fn waits(&self) -> bool {
+        false
     }
 }
 

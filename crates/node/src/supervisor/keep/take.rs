@@ -1,7 +1,8 @@
 //! One capture of a home folder.
 //!
 //! First everything that changed is copied while programs go on. Then they stand still, and what changed since is copied
-//! again: that is all they wait for. After it they go on, and what was copied is hashed and staged.
+//! again: that is all they wait for. After it they go on, and what was copied is hashed and staged. Where nobody is left to
+//! wait, everything is copied once, for as long as it takes.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{CStr, CString};
@@ -105,12 +106,15 @@ pub(super) fn take(
     stopped: impl FnOnce(),
 ) -> Result<Taken, Problem> {
     blobs.prepare().map_err(|error| Problem::Io("making room for what is kept".to_owned(), error))?;
-    warm(blobs, home, still, bounds)?;
+    if still.waits() {
+        warm(blobs, home, still, bounds)?;
+    }
     let begun = Instant::now();
     let walked = still.stop().map_err(Problem::NotStill).and_then(|()| {
         stopped();
         let mapped = still.mapped();
-        let walk = Walk::new(blobs, bounds, mapped, Some(begun + bounds.still)).all(home);
+        let end = still.waits().then(|| begun + bounds.still);
+        let walk = Walk::new(blobs, bounds, mapped, While::Still(end)).all(home);
         if still.is_still() { walk } else { walk.and(Err(Problem::WentOn)) }
     });
     still.go();
@@ -129,7 +133,7 @@ pub(super) fn take(
 pub(super) fn warm(blobs: &mut Blobs, home: &Path, still: &impl Still, bounds: Bounds) -> Result<(), Problem> {
     blobs.prepare().map_err(|error| Problem::Io("making room for what is kept".to_owned(), error))?;
     // One that is mapped now may be changed without a mark until everything stands still, even if it is not mapped then.
-    match Walk::new(blobs, bounds, still.mapped(), None).all(home) {
+    match Walk::new(blobs, bounds, still.mapped(), While::Running).all(home) {
         Err(error @ Problem::TooLarge(_)) => Err(error),
         Err(Problem::Io(what, error)) if error.kind() == io::ErrorKind::StorageFull => Err(Problem::Io(what, error)),
         _ => Ok(()),
@@ -146,13 +150,30 @@ struct Walked {
     left_out: LeftOut,
 }
 
+/// What goes on during a walk.
+#[derive(Debug, Clone, Copy)]
+enum While {
+    /// Files come and go.
+    Running,
+    /// Nothing changes, so every failure counts; until when it must be done, where somebody stands still for it.
+    Still(Option<Instant>),
+}
+
+impl While {
+    fn end(self) -> Option<Instant> {
+        match self {
+            Self::Running => None,
+            Self::Still(end) => end,
+        }
+    }
+}
+
 struct Walk<'a> {
     blobs: &'a mut Blobs,
     bounds: Bounds,
     /// Inodes whose marks say nothing; `None` is all of them.
     mapped: Option<BTreeSet<u64>>,
-    /// Until when it must be done; with one everything stands still, and every failure counts.
-    end: Option<Instant>,
+    during: While,
     now: SystemTime,
     device: u64,
     /// Files with several names, by inode.
@@ -164,10 +185,10 @@ const FOLDER: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_N
 const FILE: OFlag = OFlag::O_RDONLY.union(OFlag::O_NOFOLLOW).union(OFlag::O_NONBLOCK).union(OFlag::O_CLOEXEC);
 
 impl<'a> Walk<'a> {
-    fn new(blobs: &'a mut Blobs, bounds: Bounds, mapped: Option<BTreeSet<u64>>, end: Option<Instant>) -> Self {
+    fn new(blobs: &'a mut Blobs, bounds: Bounds, mapped: Option<BTreeSet<u64>>, during: While) -> Self {
         let walked = Walked { nodes: Vec::new(), files: Vec::new(), bytes: 0, copied: 0, left_out: LeftOut::default() };
         let (now, names) = (SystemTime::now(), BTreeMap::new());
-        Self { blobs, bounds, mapped, end, now, device: 0, names, walked }
+        Self { blobs, bounds, mapped, during, now, device: 0, names, walked }
     }
 
     fn all(mut self, home: &Path) -> Result<Walked, Problem> {
@@ -256,7 +277,7 @@ impl<'a> Walk<'a> {
             return Ok(None);
         }
         let left = self.bounds.bytes.saturating_sub(self.walked.bytes);
-        let copied = self.blobs.copy(data.st_ino, mark, doubt, file, (left, self.end));
+        let copied = self.blobs.copy(data.st_ino, mark, doubt, file, (left, self.during.end()));
         self.walked.copied += 1;
         match copied {
             Err(error) if error.kind() == io::ErrorKind::FileTooLarge => Err(self.too_large()),
@@ -278,7 +299,7 @@ impl<'a> Walk<'a> {
         if nodes as u64 >= self.bounds.files || nodes >= NODES_BOUND {
             return Err(Problem::TooLarge(format!("{} files", self.bounds.files.min(NODES_BOUND as u64))));
         }
-        if self.end.is_some_and(|end| Instant::now() >= end) {
+        if self.during.end().is_some_and(|end| Instant::now() >= end) {
             return Err(Problem::TooSlow(self.bounds.still));
         }
         let modified = (data.st_mtime, u32::try_from(data.st_mtime_nsec).unwrap_or(0));
@@ -303,10 +324,10 @@ impl<'a> Walk<'a> {
 
     /// While programs go on, files come and go and that is no failure; once they stand still it is one.
     fn or_none<T, E: Into<io::Error>>(&self, name: &CStr, result: Result<T, E>) -> Result<Option<T>, Problem> {
-        match (result, self.end) {
+        match (result, self.during) {
             (Ok(found), _) => Ok(Some(found)),
-            (Err(_), None) => Ok(None),
-            (Err(error), Some(_)) => Err(trouble(name, error.into())),
+            (Err(_), While::Running) => Ok(None),
+            (Err(error), While::Still(_)) => Err(trouble(name, error.into())),
         }
     }
 }

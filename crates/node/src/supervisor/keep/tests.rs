@@ -330,6 +330,19 @@ fn what_cannot_be_stopped_or_copied_in_time_is_no_capture_and_goes_on() {
     bench.take(&program.group()).unwrap();
 }
 
+/// What was written until the end is copied then, however long that takes: nobody stands still for it.
+#[test]
+fn at_the_end_nobody_waits_so_nothing_is_too_slow() {
+    let mut bench = Bench::new();
+    fs::write(bench.home().join("last"), vec![7; 1 << 20]).unwrap();
+    let (room, bounds) = (bench.root.path().join("room"), Bounds { still: Duration::ZERO, ..BOUNDS });
+    let home = bench.home();
+    let taken = take(&mut bench.blobs, &home, &room, &Over, bounds, || ()).unwrap();
+    assert_eq!((taken.bytes, taken.copied), (1 << 20, 1), "once");
+    let problem = take(&mut bench.blobs, &home, &room.with_extension("2"), &Loose, bounds, || ()).unwrap_err();
+    assert!(matches!(problem, Problem::TooSlow(_)), "{problem}");
+}
+
 #[test]
 fn bounds_of_size_number_and_depth_hold() {
     let mut bench = Bench::new();

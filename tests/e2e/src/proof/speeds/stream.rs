@@ -155,10 +155,9 @@ struct Reader {
 
 impl Reader {
     async fn more(&mut self) -> anyhow::Result<()> {
-        let mut buffer = [0; 1 << 14];
-        let size = self.stream.read(&mut buffer).await?;
+        self.raw.reserve(1 << 14);
+        let size = self.stream.read_buf(&mut self.raw).await?;
         anyhow::ensure!(size > 0, "cut off: {}", String::from_utf8_lossy(&self.raw));
-        self.raw.extend_from_slice(&buffer[..size]);
         Ok(())
     }
 
