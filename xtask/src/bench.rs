@@ -8,7 +8,7 @@ use std::process::Command;
 use anyhow::Context as _;
 use serde_json::json;
 
-use crate::{place, run};
+use crate::{place, run, verify};
 
 /// Arguments of `bench`.
 #[derive(Debug, clap::Args)]
@@ -82,14 +82,21 @@ const BENCHES: [Bench; 4] = [
     },
 ];
 
+/// The one that is a line of `verify`: with everything around the engine, and not the engine alone.
+const SERVE: &str = "serve";
+
 /// Runs one, or lists all.
 pub(crate) fn command(arguments: &BenchArgs) -> anyhow::Result<()> {
     let Some(name) = &arguments.name else {
         for bench in &BENCHES {
             println!("{:<10} {}", bench.name, bench.about);
         }
+        println!("{SERVE:<10} a served model beside llama.cpp's own server, over HTTP (`verify roads 3`)");
         return Ok(());
     };
+    if name == SERVE {
+        return verify::line("roads", 3, arguments.json.clone());
+    }
     let bench = BENCHES.iter().find(|bench| bench.name == name).with_context(|| format!("there is no bench {name}"))?;
     let mut command: Command = place::cargo();
     command.args(bench.cargo).args(&arguments.arguments);

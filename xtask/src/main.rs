@@ -10,6 +10,7 @@ mod demo;
 mod generate;
 mod judge;
 mod kube;
+mod peer;
 mod place;
 mod run;
 mod system;
@@ -57,6 +58,8 @@ enum Command {
     },
     /// A real Kubernetes control plane with Sluice's kinds, on the loopback
     Kube(kube::KubeArgs),
+    /// Fetch and build llama.cpp's own server, which the engine is compared with; say where it is
+    Peer,
     /// Write generated reference pages anew
     Gen,
     /// Spin on some threads until killed: the load of measurements
@@ -77,6 +80,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::command(&arguments),
         Command::Sim { arguments } => generate::sim(&arguments),
         Command::Kube(arguments) => kube::command(&arguments),
+        Command::Peer => peer::command(),
         Command::Gen => generate::command(),
         Command::Spin { threads } => sluice_device::measure::spin(threads),
     };

@@ -37,6 +37,8 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// Where models are served; default: a free port of the loopback.
     pub gateway: Option<SocketAddr>,
+    /// Thousandths of each core that nodes do not sell; default: as `up` has it.
+    pub system_milli: Option<u32>,
 }
 
 impl Default for Options {
@@ -49,6 +51,7 @@ impl Default for Options {
             no_restart: false,
             listen: None,
             gateway: None,
+            system_milli: None,
         }
     }
 }
@@ -148,6 +151,9 @@ impl System {
         command.args(["--window", &millis(self.options.window)]);
         command.args(["--loss-timeout", &millis(self.options.loss_timeout)]);
         command.args(["--sites", &self.options.sites.to_string(), "--nodes", &self.options.nodes.to_string()]);
+        if let Some(milli) = self.options.system_milli {
+            command.args(["--system-milli", &milli.to_string()]);
+        }
         if self.options.no_restart {
             command.arg("--no-restart");
         }

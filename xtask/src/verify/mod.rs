@@ -186,6 +186,11 @@ pub(crate) fn command(arguments: &VerifyArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// One line in its long form, as `cargo xtask bench` runs it.
+pub(crate) fn line(area: &str, line: u32, json: Option<PathBuf>) -> anyhow::Result<()> {
+    command(&VerifyArgs { area: area.to_owned(), line: Some(line), json, quick: false, seed: 1 })
+}
+
 /// The short form of every area, on the programs that the tests have built.
 pub(crate) fn quick() -> anyhow::Result<()> {
     for area in ["spine", "roads"] {

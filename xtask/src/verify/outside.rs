@@ -134,6 +134,18 @@ pub(super) fn serves(setting: Setting) -> anyhow::Result<Vec<Row>> {
     proof("serves", &flags, setting)
 }
 
+/// Roads, line 3: a served model beside llama.cpp's own server.
+pub(super) fn speeds(setting: Setting) -> anyhow::Result<Vec<Row>> {
+    let row = Row::new("speed beside llama.cpp's own server", ">= 0.97 of its single stream, and fairer");
+    if setting.quick {
+        return Ok(vec![row.skipped("the long form only: its peer takes ten minutes to build")]);
+    }
+    match crate::peer::build() {
+        Err(error) => Ok(vec![row.skipped(&format!("llama-server cannot be had here: {error:#}"))]),
+        Ok(program) => proof("speeds", &["--peer", &program.display().to_string()], setting),
+    }
+}
+
 /// Roads, line 4: an endpoint grows and shrinks, and a stream outlives its replica's site.
 pub(super) fn scales(setting: Setting) -> anyhow::Result<Vec<Row>> {
     let short: &[&str] = if setting.quick { &["--tokens", "1000"] } else { &[] };

@@ -11,7 +11,7 @@ pub(super) fn lines() -> Vec<Line> {
             run: Some(outside::serves),
             ..line(2, "1,000 requests of the official client to three endpoints, with cancels and kills")
         },
-        line(3, "speed beside llama.cpp's own server"),
+        Line { run: Some(outside::speeds), ..line(3, "speed beside llama.cpp's own server, and from nothing") },
         Line {
             run: Some(outside::scales),
             ..line(4, "scale from zero and back, and a replica that moves under a stream")

@@ -1,11 +1,12 @@
 //! One connection to one replica's worker, shared by all requests that run there.
 //!
 //! What owners of requests say is kept as what is still to be said (openings, how far each came, cancels), so that it is
-//! bounded by the number of sequences and nobody waits to say it; an opening that nobody wants any more is taken back. A worker runs in a tenant's sandbox: what it sends is
-//! checked, and a connection that breaks the wire's rules, or says nothing for [`SILENCE`], is over.
+//! bounded by the number of sequences and nobody waits to say it; an opening that nobody wants any more is taken back. A
+//! worker runs in a tenant's sandbox: what it sends is checked, and a connection that breaks the wire's rules, or says nothing
+//! for [`SILENCE`], is over.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -55,6 +56,8 @@ pub(super) struct Link {
     more: Notify,
     owners: Mutex<HashMap<u64, mpsc::Sender<Event>>>,
     next: AtomicU64,
+    /// Tokens that an owner takes between two words about it.
+    pace: AtomicU32,
     standing: watch::Sender<Standing>,
     stop: CancellationToken,
 }
@@ -126,6 +129,8 @@ pub(super) struct Sequence {
     link: Arc<Link>,
     number: u64,
     events: mpsc::Receiver<Event>,
+    /// How many tokens the worker was told of that were taken.
+    said: u32,
     over: bool,
 }
 
@@ -136,6 +141,11 @@ fn places(ready: &v1::EngineReady) -> u32 {
     computing.saturating_mul(2).min(ready.connection_sequences.max(1))
 }
 
+/// A worker that may be so far ahead of its reader needs no word for each token: it takes a turn of its slice to hear one.
+fn pace(window: u32) -> u32 {
+    (window / 8).max(1)
+}
+
 impl Link {
     /// A connection over `io`; [`Link::run`] carries it.
     pub(super) fn new(stop: CancellationToken) -> Arc<Self> {
@@ -144,6 +154,7 @@ impl Link {
             more: Notify::new(),
             owners: Mutex::default(),
             next: AtomicU64::new(1),
+            pace: AtomicU32::new(1),
             standing: watch::channel(Standing::New).0,
             stop,
         })
@@ -171,7 +182,7 @@ impl Link {
     pub(super) fn open(self: &Arc<Self>, generate: v1::EngineGenerate) -> Sequence {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let (to, events) = mpsc::channel(EVENTS);
-        let sequence = Sequence { link: Arc::clone(self), number, events, over: false };
+        let sequence = Sequence { link: Arc::clone(self), number, events, said: 0, over: false };
         // Looked at under the lock: an end of the connection leaves nobody behind.
         let mut owners = self.owners();
         if *self.standing.borrow() != Standing::Broken {
@@ -220,6 +231,7 @@ impl Link {
             let new = *self.standing.borrow() == Standing::New;
             match said {
                 Some(Said::Ready(ready)) if new => {
+                    self.pace.store(pace(ready.window), Ordering::Relaxed);
                     self.standing.send_replace(Standing::Ready { places: places(&ready) });
                 }
                 _ if new => return "the worker did not say what it is".to_owned(),
@@ -256,7 +268,11 @@ impl Sequence {
     }
 
     /// So many tokens were taken, those of earlier workers included.
-    pub(super) fn taken(&self, tokens: u32) {
+    pub(super) fn taken(&mut self, tokens: u32) {
+        if tokens.saturating_sub(self.said) < self.link.pace.load(Ordering::Relaxed) {
+            return;
+        }
+        self.said = tokens;
         self.link.unsaid().taken.insert(self.number, tokens);
         self.link.more.notify_one();
     }
@@ -297,7 +313,7 @@ mod tests {
             drop(link.open(generate("a")));
         }
         assert!(link.unsaid().open.is_empty() && link.unsaid().cancel.is_empty() && link.owners().is_empty());
-        let late = link.open(generate("late"));
+        let mut late = link.open(generate("late"));
         assert_eq!(opened(link.unsaid().drain()), ["late"]);
         late.taken(1);
         drop(late);
@@ -318,5 +334,20 @@ mod tests {
         carried.abort();
         assert!(timeout(Duration::from_secs(5), sequence.next()).await.unwrap().is_none());
         assert_eq!(*link.standing().borrow(), Standing::Broken);
+    }
+
+    #[test]
+    fn a_worker_is_told_what_was_taken_in_time_and_not_token_by_token() {
+        assert_eq!([0, 1, 7, 8, 256].map(pace), [1, 1, 1, 1, 32]);
+        let link = Link::new(CancellationToken::new());
+        link.pace.store(pace(64), Ordering::Relaxed);
+        let mut sequence = link.open(v1::EngineGenerate::default());
+        let mut said = Vec::new();
+        // What an earlier worker generated is told at once.
+        for tokens in 20..=40 {
+            sequence.taken(tokens);
+            said.extend(std::mem::take(&mut link.unsaid().taken).into_values());
+        }
+        assert_eq!(said, [20, 28, 36]);
     }
 }

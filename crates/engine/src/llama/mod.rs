@@ -3,7 +3,7 @@
 mod kernels;
 mod raw;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::ops::Range;
 use std::path::Path;
@@ -134,9 +134,11 @@ const AGAIN: usize = 32;
 pub struct LlamaEngine {
     context: Context,
     facts: Facts,
-    free: Vec<Slot>,
-    /// Logits of the last step, by the place in its batch.
-    logits: BTreeMap<usize, Vec<f32>>,
+    free: BTreeSet<Slot>,
+    /// Where the logits of the last step are, by the place in its batch.
+    places: BTreeMap<usize, Range<usize>>,
+    /// They, one behind the other; the room is kept from step to step.
+    logits: Vec<f32>,
 }
 
 /// No context is shorter, unless it was asked for.
@@ -184,7 +186,7 @@ impl LlamaEngine {
             threads: size.threads,
             kernels: kernels::name().to_owned(),
         };
-        Ok(Self { context: made, facts, free: (0..slots).rev().collect(), logits: BTreeMap::new() })
+        Ok(Self { context: made, facts, free: (0..slots).collect(), places: BTreeMap::new(), logits: Vec::new() })
     }
 }
 
@@ -198,7 +200,9 @@ impl LlamaEngine {
         self.context.step(&batch)?;
         for (place, (index, feed)) in feeds.iter().enumerate() {
             if feed.logits {
-                self.logits.insert(*index, self.context.logits(place).to_vec());
+                let from = self.logits.len();
+                self.logits.extend_from_slice(self.context.logits(place));
+                self.places.insert(*index, from..self.logits.len());
             }
         }
         Ok(())
@@ -233,29 +237,37 @@ fn whole_until(batch: &[Feed], start: usize, end: usize) -> usize {
     end.saturating_sub(rest as usize).max(start)
 }
 
+/// What is computed at once: those of one token each, and the others by sequence, in their order.
+fn together(batch: &[Feed]) -> (Vec<Range<usize>>, Vec<Range<usize>>) {
+    let alone = |part: &Range<usize>| {
+        let slot = batch[part.start].slot;
+        part.len() == 1 && batch.iter().filter(|feed| feed.slot == slot).count() == 1
+    };
+    let (mut single, others): (Vec<_>, Vec<_>) = parts(batch).into_iter().partition(alone);
+    // The library reads the weights once for neighbours that come in their order, and once for each that does not.
+    single.sort_by_key(|part| batch[part.start].slot);
+    (single, others)
+}
+
 impl Engine for LlamaEngine {
     fn facts(&self) -> Facts {
         self.facts.clone()
     }
 
     fn open(&mut self) -> Option<Slot> {
-        self.free.pop()
+        // The lowest, so that those in use are neighbours as long as it can be.
+        self.free.pop_first()
     }
 
     fn close(&mut self, slot: Slot) {
         self.context.forget(slot);
-        self.free.push(slot);
+        self.free.insert(slot);
     }
 
     fn step(&mut self, batch: &[Feed]) -> Result<(), EngineError> {
+        self.places.clear();
         self.logits.clear();
-        let parts = parts(batch);
-        let alone = |part: &Range<usize>| {
-            let slot = batch[part.start].slot;
-            part.len() == 1 && batch.iter().filter(|feed| feed.slot == slot).count() == 1
-        };
-        // Those of one token each are computed together, the others by sequence, in their order.
-        let (single, others): (Vec<_>, Vec<_>) = parts.into_iter().partition(alone);
+        let (single, others) = together(batch);
         let feeds = |part: &Range<usize>| part.clone().zip(batch[part.clone()].iter().copied()).collect::<Vec<_>>();
         self.compute(&single.iter().flat_map(feeds).collect::<Vec<_>>())?;
         for part in &others {
@@ -265,7 +277,7 @@ impl Engine for LlamaEngine {
     }
 
     fn logits(&self, index: usize) -> &[f32] {
-        self.logits.get(&index).map_or(&[], Vec::as_slice)
+        self.places.get(&index).map_or(&[], |place| &self.logits[place.clone()])
     }
 
     fn resize(&mut self, threads: u32) {
@@ -318,6 +330,15 @@ mod tests {
     fn what_was_generated_is_read_again_a_few_at_a_time() {
         assert_eq!(cut(run(0, 64, 150, 100)), [(0, 36), (36, 68), (68, 86)]);
         assert_eq!(cut(run(0, 100, 132, 100)), [(0, 32)]);
+    }
+
+    #[test]
+    fn neighbours_are_computed_at_once_whoever_came_first() {
+        let batch: Vec<_> =
+            run(5, 70, 71, 10).chain(run(2, 0, 64, 100)).chain(run(0, 90, 91, 20)).chain(run(3, 9, 10, 3)).collect();
+        let (single, others) = together(&batch);
+        let slots = |parts: &[Range<usize>]| parts.iter().map(|part| batch[part.start].slot).collect::<Vec<_>>();
+        assert_eq!((slots(&single), slots(&others)), (vec![0, 3, 5], vec![2]));
     }
 
     #[test]

@@ -33,6 +33,9 @@ use crate::reconcile::{Goal, Local, Stage, reconcile};
 use crate::shared::Shared;
 use crate::supervisor::{self, ExitRecord, OrderState, StagedManifest, Status, StepMarks, SupervisorClient};
 
+/// How often a task that was just launched is looked at, and for how long: somebody waits for its start.
+const BEGINNING: Duration = Duration::from_millis(15);
+const BEGINS: Duration = Duration::from_secs(5);
 /// How often a task in motion is looked at.
 const QUICK: Duration = Duration::from_millis(100);
 /// How often the end of a running task is looked for.
@@ -209,8 +212,10 @@ impl Task {
     }
 
     fn pause(&self) -> Duration {
+        let begins = || self.record.started.is_none() && self.launched_at.is_some_and(|at| at.elapsed() < BEGINS);
         match self.stage() {
             Stage::Running if !self.is_in_motion() => STEADY,
+            Stage::Running if begins() => BEGINNING,
             Stage::Running | Stage::Launching => QUICK,
             Stage::Finishing => self.retry_at.saturating_duration_since(Instant::now()).clamp(QUICK, USUAL),
             _ => USUAL,

@@ -1,10 +1,10 @@
-//! `proof moves|partition|money|fractions|rents|serves|scales|beside|hostile|channels`: shows it on real processes. Prints one JSON line per
-//! figure.
+//! `proof moves|partition|money|fractions|rents|serves|scales|speeds|beside|hostile|channels`: shows it on real processes.
+//! Prints one JSON line per figure.
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use sluice_e2e::proof::{beside, channels, fractions, hostile, money, moves, partition, rents, scales, serves};
+use sluice_e2e::proof::{beside, channels, fractions, hostile, money, moves, partition, rents, scales, serves, speeds};
 use sluice_e2e::{print, wan};
 
 /// Moves and loses training jobs, cuts sites off, ends budgets; and judges what became of it by what jobs and nodes wrote.
@@ -30,6 +30,8 @@ enum What {
     Serves(serves::Plan),
     /// An endpoint grows and shrinks, and a stream outlives its replica's site
     Scales(scales::Plan),
+    /// A served model beside llama.cpp's own server
+    Speeds(speeds::Plan),
     /// A training job beside a busy endpoint
     Beside(beside::Plan),
     /// Hostile clients at the gateway
@@ -75,6 +77,7 @@ fn main() -> anyhow::Result<ExitCode> {
         What::Rents(plan) => rents::run(plan),
         What::Serves(plan) => serves::run(plan),
         What::Scales(plan) => scales::run(plan),
+        What::Speeds(plan) => speeds::run(plan),
         What::Beside(plan) => beside::run(plan),
         What::Hostile(plan) => hostile::run(plan),
         What::Channels(plan) => channels::run(plan),

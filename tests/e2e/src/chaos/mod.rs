@@ -67,8 +67,7 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
         window: Duration::from_secs(1),
         loss_timeout: Duration::from_secs(5),
         no_restart: true,
-        listen: None,
-        gateway: None,
+        ..Options::default()
     };
     let mut system = System::start("chaos", options)?;
     if plan.keep {

@@ -8,6 +8,7 @@
 //! * [`hostile`]: what hostile clients at the gateway cost it, and others.
 //! * [`scales`]: an endpoint grows and shrinks, and a stream outlives its replica's site.
 //! * [`serves`]: models are served to the official client, and every token is counted where it arrives.
+//! * [`speeds`]: a served model is as fast as llama.cpp's own server, and fairer.
 //! * [`beside`]: a training job keeps its share of a core beside a busy endpoint.
 //! * [`channels`]: hostile clients at rentals' byte channels take little memory and hold up nobody.
 //! * [`money`]: a budget stops its job without overdraft; every receipt is recomputed.
@@ -25,4 +26,5 @@ pub mod rents;
 pub mod scales;
 pub mod serves;
 mod sites;
+pub mod speeds;
 mod watch;

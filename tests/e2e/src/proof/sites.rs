@@ -37,7 +37,7 @@ impl Sites {
             loss_timeout: Duration::from_secs(6),
             no_restart: true,
             listen: Some(SocketAddr::from((HUB, PORT))),
-            gateway: None,
+            ..Options::default()
         };
         let mut system = System::start(name, options)?;
         let cores = std::thread::available_parallelism().context("how many cores")?.get();

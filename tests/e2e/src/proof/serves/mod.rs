@@ -174,6 +174,14 @@ pub(super) fn tenant(system: &System, name: &'static str) -> anyhow::Result<Tena
     Ok(Tenant { name, cli: admin.with_key(&file, name), secret })
 }
 
+/// Replicas of the endpoint `one` that have not ended.
+pub(super) fn replicas(owner: &Tenant) -> anyhow::Result<usize> {
+    let value = owner.cli.json(&["endpoint", "get", "one"])?;
+    // Left out where there are none.
+    let one = value.get("items").and_then(|items| items.get(0)).unwrap_or(&value);
+    Ok(one["current"].as_array().map_or(0, Vec::len))
+}
+
 fn prompts(plan: &Plan) -> Vec<String> {
     let things = ["a lighthouse", "rain", "the number seven", "a market", "winter", "bread", "a bridge", "tides"];
     let ways =
