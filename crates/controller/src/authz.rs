@@ -112,8 +112,8 @@ pub fn matrix() -> String {
     let mut text = String::from(
         "# Authorization\n\nPrinted from the one table that the controller checks (`crates/controller/src/authz.rs`); a \
          test keeps both equal.\nAn own tenant's or project's objects only, but for platform admins: what a caller may \
-         not know of is NOT_FOUND.\n\n| method | platform admin | tenant admin | developer | viewer | host | nobody |\n\
-         |---|---|---|---|---|---|---|\n",
+         not know of is NOT_FOUND.\nOnly platform admins speak for managers that begin with `kubernetes/`.\n\n\
+         | method | platform admin | tenant admin | developer | viewer | host | nobody |\n|---|---|---|---|---|---|---|\n",
     );
     for (method, access) in METHODS {
         let role = |role| match access {

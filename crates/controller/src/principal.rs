@@ -14,6 +14,8 @@ use crate::directory::Directory;
 
 /// The prefix of every key's secret: `sk-<key id>.<43 characters>`.
 const PREFIX: &str = "sk-";
+/// How managers begin that are objects of Kubernetes.
+const KUBERNETES: &str = "kubernetes/";
 
 /// An authenticated caller of an API method.
 #[derive(Debug, Clone)]
@@ -58,6 +60,17 @@ pub(crate) fn authenticate<T>(
 impl Principal {
     pub(crate) fn is_platform(&self) -> bool {
         self.key.role == Role::PlatformAdmin
+    }
+
+    /// Refuses to speak for a manager that is not the caller's to be. Objects of Kubernetes are spoken for by the operator,
+    /// whose key is a platform admin's; every other word is free.
+    pub(crate) fn speaks_for(&self, manager: &str) -> Result<(), Status> {
+        if self.is_platform() || !manager.starts_with(KUBERNETES) {
+            return Ok(());
+        }
+        let message =
+            format!("only platform admins speak for managers that begin with {KUBERNETES}: name another, or none");
+        Err(refuse(Reason::PermissionDenied, message))
     }
 
     /// Whether the key still opens doors: asked by answers that take long, before each piece of them.

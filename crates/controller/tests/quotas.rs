@@ -156,7 +156,7 @@ async fn what_has_a_manager_is_changed_by_it_or_detached_by_an_admin() {
         ..Default::default()
     };
     // Nothing could run it here, so that it is checked only.
-    assert_eq!(reason(&jobs.submit_job(with(submit, &at.own)).await.unwrap_err()), "UNKNOWN_CLASS");
+    assert_eq!(reason(&jobs.submit_job(with(submit, &at.door.key)).await.unwrap_err()), "UNKNOWN_CLASS");
     for (name, number) in [(managed.name.as_str(), 5), ("tenants/acme", 6)] {
         let denied = at.tenants.set_manager(with(detach(name, number), &at.own)).await.unwrap_err();
         assert_eq!(denied.code(), Code::PermissionDenied, "{name}");
@@ -175,5 +175,62 @@ async fn what_has_a_manager_is_changed_by_it_or_detached_by_an_admin() {
     assert_eq!(reason(&stolen), "MANAGED_ELSEWHERE");
     at.tenants.set_manager(with(detach(&managed.name, 9), &at.door.key)).await.unwrap();
     assert_eq!(at.set(set(10, (1, 0, 0))).await.unwrap().manager, "");
+    at.door.close().await;
+}
+
+#[tokio::test]
+async fn only_platform_admins_speak_for_objects_of_kubernetes() {
+    let mut at = Fixture::open().await;
+    let mut jobs = JobServiceClient::new(at.door.channel.clone());
+    let object = "kubernetes/c1/6c84fb90";
+    let (own, admin) = (at.own.clone(), at.door.key.clone());
+    let denied = |status: &Status| {
+        assert_eq!((status.code(), reason(status).as_str()), (Code::PermissionDenied, "PERMISSION_DENIED"));
+        assert!(status.message().contains("kubernetes/"), "{}", status.message());
+    };
+    let submit = |manager: &str, validate_only, number| v1::SubmitJobRequest {
+        request_id: id(number),
+        parent: at.project.clone(),
+        spec: Some(support::small_job()),
+        validate_only,
+        manager: manager.to_owned(),
+        ..Default::default()
+    };
+    let batch = v1::BatchSubmitJobsRequest { requests: vec![submit(object, false, 1)] };
+    let results = jobs.batch_submit_jobs(with(batch, &own)).await.unwrap().into_inner().results;
+    let Some(v1::submit_result::Result::Refusal(refusal)) = &results[0].result else { panic!("{results:?}") };
+    assert_eq!(refusal.reason, "PERMISSION_DENIED");
+    for validate_only in [true, false] {
+        denied(&jobs.submit_job(with(submit(object, validate_only, 2), &own)).await.unwrap_err());
+        // The controls: another word of theirs, and the operator's key. Nothing could run it here.
+        for (manager, key) in [("terraform/7", &own), ("", &own), (object, &admin)] {
+            let refused = jobs.submit_job(with(submit(manager, validate_only, 3), key)).await.unwrap_err();
+            assert_eq!(reason(&refused), "UNKNOWN_CLASS", "{manager}");
+        }
+    }
+    let name = format!("{}/jobs/job-0000000000001", at.project);
+    let (etag, manager) = (String::new(), object.to_owned());
+    let common = |number| (id(number), name.clone(), etag.clone(), manager.clone());
+    let (request_id, name, etag, manager) = common(4);
+    denied(&jobs.cancel_job(with(v1::CancelJobRequest { request_id, name, etag, manager }, &own)).await.unwrap_err());
+    let (request_id, name, etag, manager) = common(5);
+    denied(&jobs.suspend_job(with(v1::SuspendJobRequest { request_id, name, etag, manager }, &own)).await.unwrap_err());
+    let (request_id, name, etag, manager) = common(6);
+    denied(&jobs.resume_job(with(v1::ResumeJobRequest { request_id, name, etag, manager }, &own)).await.unwrap_err());
+    let (request_id, name, etag, manager) = common(7);
+    let migrate = v1::MigrateJobRequest { request_id, name, etag, manager, to_site: "sites/a".to_owned() };
+    denied(&jobs.migrate_job(with(migrate, &own)).await.unwrap_err());
+    for (manager, current) in [(object, ""), ("", object)] {
+        let hand = |number| v1::SetManagerRequest {
+            request_id: id(number),
+            name: common(8).1,
+            manager: manager.to_owned(),
+            current: current.to_owned(),
+            detach: false,
+        };
+        denied(&at.tenants.set_manager(with(hand(8), &own)).await.unwrap_err());
+        // The control: who may speak so is told that there is no such job.
+        assert_eq!(at.tenants.set_manager(with(hand(9), &admin)).await.unwrap_err().code(), Code::NotFound);
+    }
     at.door.close().await;
 }

@@ -501,6 +501,45 @@ fn what_is_managed_elsewhere_is_changed_there() {
     pair.bench.user(UserCommand::DeleteQuota(key, None)).unwrap();
 }
 
+/// Whoever decided while it still managed a job comes too late, and those that watch hear of it.
+#[test]
+fn a_detached_job_refuses_its_former_manager_and_tells_that_it_was_detached() {
+    let mut pair = Pair::new();
+    let job = pair.submit(pair.lender.1, 100);
+    let former = Caller { manager: "kubernetes/7".to_owned(), ..Caller::of(KeyId::from_raw(1)) };
+    let hand = |manager: &str, detach| UserCommand::SetManager {
+        object: Managed::Job(job),
+        manager: manager.to_owned(),
+        detach,
+    };
+    let told = |pair: &Pair| {
+        let events = pair.bench.rows.events.iter();
+        events.map(|event| (event.job, event.kind.clone(), event.message.clone())).collect::<Vec<_>>()
+    };
+    let version = pair.bench.job(job).version;
+    pair.bench.user(hand("kubernetes/7", false)).unwrap();
+    assert_eq!(told(&pair), [(job, "Adopted".to_owned(), "kubernetes/7".to_owned())]);
+    pair.bench.user(hand("", true)).unwrap();
+    assert_eq!(told(&pair), [(job, "Detached".to_owned(), "kubernetes/7".to_owned())]);
+    pair.bench.user(hand("", true)).unwrap();
+    assert_eq!(told(&pair), [], "nothing changed");
+    assert_eq!(pair.bench.job(job).version, version, "the scheduler's view of it stays valid");
+    let to = pair.bench.sites[1];
+    for command in [
+        UserCommand::Cancel(job, None),
+        UserCommand::Suspend(job, None),
+        UserCommand::Resume(job, None),
+        UserCommand::Migrate(job, to, None),
+    ] {
+        let refused = pair.bench.command(Command::User(former.clone(), command)).unwrap_err();
+        assert_eq!((refused.reason, refused.details["manager"].as_str()), (Reason::ManagedElsewhere, ""));
+        assert!(refused.message.contains("kubernetes/7"), "{}", refused.message);
+    }
+    assert_eq!(pair.bench.job(job).state, JobState::Pending);
+    // The control: its own tenant, who speaks for no manager, ends it.
+    pair.bench.user(UserCommand::Cancel(job, None)).unwrap();
+}
+
 #[test]
 fn an_old_quota_becomes_one_over_all_sites() {
     let mut bench = Bench::new();

@@ -72,6 +72,7 @@ impl Api {
     }
 
     async fn submit(&self, who: &Principal, message: v1::SubmitJobRequest) -> Result<v1::Job, Status> {
+        who.speaks_for(&message.manager)?;
         if message.validate_only {
             let draft = self.draft(who, message, None).await?;
             return Ok(self.show_brief(&draft.preview, None));
@@ -114,6 +115,7 @@ impl Api {
         (name, etag, manager): (&str, &str, &str),
         command: impl FnOnce(JobId, Option<u64>) -> UserCommand,
     ) -> Result<Response<v1::Job>, Status> {
+        mutation.who.speaks_for(manager)?;
         let job = self.job(mutation.who, "name", name).await?;
         let version = match etag {
             "" => None,

@@ -99,13 +99,14 @@ impl Api {
         self.change_as(mutation, "", command).await
     }
 
-    /// The same for a manager; empty = none.
+    /// The same for a manager that the caller may speak for; empty = none.
     pub(crate) async fn change_as<M: prost::Message>(
         &self,
         mutation: Mutation<'_, M>,
         manager: &str,
         command: UserCommand,
     ) -> Result<Answer, Status> {
+        mutation.who.speaks_for(manager)?;
         let mut caller = mutation.who.caller(mutation.request_id, digest(mutation.method, mutation.message))?;
         manager.clone_into(&mut caller.manager);
         let answer = self.writer.submit(Command::User(caller, command)).await;

@@ -109,6 +109,8 @@ impl TenantService for Api {
         let method = "sluice.v1.TenantService/SetManager";
         let who = self.who(&request, method)?;
         let message = request.into_inner();
+        who.speaks_for(&message.manager)?;
+        who.speaks_for(&message.current)?;
         let object = if message.name.contains("/quotas/") {
             Managed::Quota(self.quota_key(&who, "name", &message.name)?)
         } else if message.name.contains("/jobs/") {

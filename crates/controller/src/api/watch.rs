@@ -147,6 +147,12 @@ async fn grows(changes: &mut broadcast::Receiver<JobId>, job: JobId, wait: Durat
     let _late = tokio::time::timeout(wait, grown).await;
 }
 
+/// Whether a token of event `at` can be resumed where `last` is the last event. One ahead of it is of a history that is no
+/// more, as after a restore: what was told since is told again, from the begin.
+const fn resumes(at: u64, last: u64) -> bool {
+    at <= last && last - at <= TOO_OLD
+}
+
 struct Watcher {
     api: Api,
     who: Principal,
@@ -158,7 +164,7 @@ struct Watcher {
 impl Watcher {
     async fn run(&self, from: Option<u64>, begin: u64) -> Result<(), Status> {
         let mut at = match from {
-            Some(at) if begin.saturating_sub(at) > TOO_OLD => {
+            Some(at) if !resumes(at, begin) => {
                 self.tell(Told::Resync(v1::Resync {}), begin).await?;
                 return Ok(());
             }
@@ -242,6 +248,15 @@ impl Watcher {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_of_another_history_or_of_long_ago_is_not_resumed() {
+        for (at, last, right) in
+            [(7, 7, true), (0, TOO_OLD, true), (0, TOO_OLD + 1, false), (8, 7, false), (u64::MAX, 0, false)]
+        {
+            assert_eq!(resumes(at, last), right, "{at} of {last}");
+        }
+    }
 
     #[tokio::test]
     async fn a_stream_that_breaks_off_says_so_however_slow_its_reader_is() {

@@ -4,25 +4,51 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::{Stream, StreamExt as _};
 use sluice_proto::v1;
 use sluice_proto::v1::watch_jobs_response::Event;
 use tokio::sync::{mpsc, watch};
 use tonic::Status;
 
+use super::convert::has_ended;
 use super::gate::Gate;
 use super::identity::Cluster;
 
 /// Pauses between two tries to watch.
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// Jobs of one object, the oldest first: an id's text sorts by the time that it was made.
+type Own = BTreeMap<String, v1::Job>;
+
 #[derive(Debug, Default)]
 struct Held {
-    /// By the uid of the object.
-    jobs: BTreeMap<String, v1::Job>,
+    /// By the uid of the object. One object has one job; whoever may hand jobs over can make it more, and none of them
+    /// displaces the first.
+    jobs: BTreeMap<String, Own>,
     /// Uids by the job's name, so that a job that changes hands is noticed.
     uids: BTreeMap<String, String>,
     /// Jobs whose receipts are final.
     settled: BTreeSet<String>,
+}
+
+impl Held {
+    fn all(&self) -> impl Iterator<Item = (&String, &v1::Job)> {
+        self.jobs.iter().flat_map(|(uid, own)| own.values().map(move |job| (uid, job)))
+    }
+
+    fn drop_job(&mut self, uid: &str, name: &str) {
+        if let Some(own) = self.jobs.get_mut(uid) {
+            own.remove(id_of(name));
+            if own.is_empty() {
+                self.jobs.remove(uid);
+            }
+        }
+    }
+}
+
+/// The job's own part of its name.
+fn id_of(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
 }
 
 /// What is known of jobs. One look-up, which costs no call.
@@ -54,15 +80,15 @@ impl Jobs {
         let _known = whole.wait_for(|whole| *whole).await;
     }
 
-    /// The job that an object manages.
+    /// The job that an object manages: the oldest, where it has several.
     pub(crate) fn of(&self, uid: &str) -> Option<v1::Job> {
-        self.held().jobs.get(uid).cloned()
+        self.held().jobs.get(uid).and_then(|own| own.values().next().cloned())
     }
 
     /// All uids with a job that has not ended, and the job.
     pub(crate) fn live(&self) -> Vec<(String, v1::Job)> {
         let held = self.held();
-        let live = held.jobs.iter().filter(|(_, job)| !super::convert::has_ended(job.state()));
+        let live = held.all().filter(|(_, job)| !has_ended(job.state()));
         live.map(|(uid, job)| (uid.clone(), job.clone())).collect()
     }
 
@@ -70,7 +96,7 @@ impl Jobs {
     pub(crate) fn of_tenant(&self, tenant: &str) -> Vec<(String, v1::Job)> {
         let prefix = format!("{tenant}/");
         let held = self.held();
-        let own = held.jobs.iter().filter(|(_, job)| job.name.starts_with(&prefix));
+        let own = held.all().filter(|(_, job)| job.name.starts_with(&prefix));
         own.map(|(uid, job)| (uid.clone(), job.clone())).collect()
     }
 
@@ -81,23 +107,25 @@ impl Jobs {
         let before = held.uids.get(&job.name).cloned();
         if before.is_some() && before != uid {
             held.uids.remove(&job.name);
-            before.iter().for_each(|uid| drop(held.jobs.remove(uid)));
+            before.iter().for_each(|uid| held.drop_job(uid, &job.name));
         }
         let Some(uid) = uid else { return before };
         // What it runs is in the manifest, and where its tasks are in nobody's status.
         let small =
             v1::Job { spec: None, tasks: Vec::new(), metrics: BTreeMap::default(), checkpoint: None, ..job.clone() };
         held.uids.insert(job.name.clone(), uid.clone());
-        held.jobs.insert(uid.clone(), small);
+        held.jobs.entry(uid.clone()).or_default().insert(id_of(&job.name).to_owned(), small);
         Some(uid)
     }
 
-    /// The object is gone, and nothing is owed for its job.
+    /// The object is gone, and nothing is owed for its job. What still runs in its name is not forgotten: it is ended.
     pub(crate) fn forget(&self, uid: &str) {
         let mut held = self.held();
-        if let Some(job) = held.jobs.remove(uid) {
-            held.uids.remove(&job.name);
-            held.settled.remove(&job.name);
+        let over = held.jobs.get(uid).into_iter().flat_map(Own::values).filter(|job| has_ended(job.state()));
+        for name in over.map(|job| job.name.clone()).collect::<Vec<_>>() {
+            held.drop_job(uid, &name);
+            held.uids.remove(&name);
+            held.settled.remove(&name);
         }
     }
 
@@ -124,8 +152,21 @@ impl Jobs {
 
     async fn follow(&self, gate: &Gate, token: &mut String) -> Result<(), Status> {
         let request = v1::WatchJobsRequest { parent: "tenants/-".to_owned(), resume_token: token.clone() };
-        let mut stream = gate.jobs().watch_jobs(request).await?.into_inner();
-        while let Some(told) = stream.message().await? {
+        let stream = gate.jobs().watch_jobs(request).await?.into_inner();
+        self.take(stream, token).await
+    }
+
+    /// Takes one stream to its end. `token` is where the next one resumes; empty: at the begin.
+    async fn take(
+        &self,
+        stream: impl Stream<Item = Result<v1::WatchJobsResponse, Status>>,
+        token: &mut String,
+    ) -> Result<(), Status> {
+        // A token in the midst of a list would resume behind what is not told yet. What was whole once says nothing of
+        // this stream: after a resync it lists again.
+        let mut listed = !token.is_empty();
+        let mut stream = std::pin::pin!(stream);
+        while let Some(told) = stream.next().await.transpose()? {
             match told.event {
                 Some(Event::Job(job)) => {
                     if let Some(uid) = self.note(&job) {
@@ -133,15 +174,17 @@ impl Jobs {
                         let _gone = self.changed.send(uid).await;
                     }
                 }
-                Some(Event::Bookmark(_)) => drop(self.whole.send_replace(true)),
+                Some(Event::Bookmark(_)) => {
+                    listed = true;
+                    self.whole.send_replace(true);
+                }
                 Some(Event::Resync(_)) => {
                     token.clear();
                     return Ok(());
                 }
                 None => {}
             }
-            // A token in the midst of the first list would resume behind what is not told yet.
-            if *self.whole.borrow() {
+            if listed {
                 *token = told.resume_token;
             }
         }
@@ -175,9 +218,56 @@ mod tests {
         jobs.note(&mk_job("a", "kubernetes/c1/u"));
         assert_eq!(jobs.note(&mk_job("a", "")).as_deref(), Some("u"));
         assert_eq!(jobs.of("u"), None);
-        jobs.note(&mk_job("a", "kubernetes/c1/v"));
+        jobs.note(&v1::Job { state: v1::JobState::Cancelled.into(), ..mk_job("a", "kubernetes/c1/v") });
         jobs.settle("a");
         jobs.forget("v");
         assert!(jobs.of("v").is_none() && !jobs.is_settled("a"));
+    }
+
+    #[test]
+    fn a_second_job_of_an_object_never_displaces_the_first() {
+        let (changed, _listener) = mpsc::channel(1);
+        let jobs = Jobs::new(Cluster::new("c1"), changed);
+        let (first, second) = ("tenants/zeta/projects/p/jobs/job-1", "tenants/acme/projects/p/jobs/job-2");
+        let note = |name, state: v1::JobState| {
+            jobs.note(&v1::Job { state: state.into(), ..mk_job(name, "kubernetes/c1/u") });
+        };
+        let of = || jobs.of("u").map(|job| job.name);
+        // In whichever order they are told.
+        note(second, v1::JobState::Running);
+        note(first, v1::JobState::Running);
+        note(second, v1::JobState::Running);
+        assert_eq!(of().as_deref(), Some(first));
+        assert_eq!((jobs.live().len(), jobs.of_tenant("tenants/acme").len()), (2, 1));
+        // The first ends, is settled, and its object goes: what still runs in its name is known until it has ended.
+        note(first, v1::JobState::Succeeded);
+        assert_eq!(of().as_deref(), Some(first));
+        jobs.forget("u");
+        assert_eq!(jobs.live().into_iter().map(|(_, job)| job.name).collect::<Vec<_>>(), [second]);
+        jobs.note(&mk_job(second, ""));
+        assert_eq!((of(), jobs.live().len()), (None, 0));
+    }
+
+    #[tokio::test]
+    async fn a_list_that_breaks_off_is_begun_again_also_after_a_resync() {
+        let (changed, _listener) = mpsc::channel(16);
+        let jobs = Jobs::new(Cluster::new("c1"), changed);
+        let told = |event, resume_token: &str| {
+            Ok(v1::WatchJobsResponse { event: Some(event), resume_token: resume_token.to_owned() })
+        };
+        let job = || Event::Job(mk_job("a", "kubernetes/c1/u"));
+        let bookmark = || Event::Bookmark(v1::Bookmark {});
+        let broken = || Err(Status::unavailable("gone"));
+        let mut token = String::new();
+        let mut take = async |events: Vec<_>| {
+            let _end = jobs.take(tokio_stream::iter(events), &mut token).await;
+            token.clone()
+        };
+        assert_eq!(take(vec![told(job(), "1"), broken()]).await, "", "in the midst of the first list");
+        assert_eq!(take(vec![told(job(), "1"), told(bookmark(), "2"), broken()]).await, "2");
+        assert_eq!(take(vec![told(job(), "3"), broken()]).await, "3", "it had resumed behind a list");
+        assert_eq!(take(vec![told(Event::Resync(v1::Resync {}), "4")]).await, "");
+        assert_eq!(take(vec![told(job(), "5"), broken()]).await, "", "in the midst of the list after it");
+        assert_eq!(take(vec![told(job(), "5"), told(bookmark(), "6")]).await, "6");
     }
 }

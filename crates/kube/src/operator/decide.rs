@@ -9,6 +9,8 @@ use crate::api::{GpuJob, Standing};
 
 /// A condition of a GpuJob says so: it was suspended because its manifest asks for it.
 pub(crate) const REQUESTED: &str = "Requested";
+/// The reason of what was taken away from its object, in Sluice.
+pub(crate) const DETACHED: &str = "Detached";
 
 /// What is known when a GpuJob is looked at.
 #[derive(Debug, Clone, Copy)]
@@ -64,7 +66,8 @@ pub fn job_step(sight: &JobSight<'_>) -> JobStep {
     let Some(job) = job else {
         // A job that is not there any more is not run again, and no other tenant pays for its second run.
         if told.is_some() {
-            let message = format!("its job {} is not kept any more", told.unwrap_or_default());
+            let told = told.unwrap_or_default();
+            let message = format!("its job {told} is not its own any more: it was detached in Sluice, or is not kept");
             return JobStep::Refuse(Standing::new("Accepted", false, "JobGone", message));
         }
         return if object.spec.suspend { JobStep::Tell } else { JobStep::Submit(bound.project_name()) };

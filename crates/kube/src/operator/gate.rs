@@ -128,6 +128,26 @@ impl Refused {
     }
 }
 
+impl From<Refused> for Status {
+    fn from(refused: Refused) -> Self {
+        Self::new(refused.code, format!("{}: {}", refused.reason, refused.message))
+    }
+}
+
+impl<T> Said<T> {
+    /// What was asked for; `None` where it is not there. That alone tells that it is not: any other refusal is an error.
+    ///
+    /// # Errors
+    /// The refusal, to be tried again.
+    pub(crate) fn found(self) -> Result<Option<T>, Status> {
+        match self {
+            Self::Yes(it) => Ok(Some(it)),
+            Self::No(refused) if refused.code == Code::NotFound => Ok(None),
+            Self::No(refused) => Err(refused.into()),
+        }
+    }
+}
+
 /// QUOTA_IN_USE → QuotaInUse.
 pub(crate) fn camel(reason: &str) -> String {
     let word = |word: &str| {
@@ -138,7 +158,12 @@ pub(crate) fn camel(reason: &str) -> String {
     reason.split('_').map(word).collect()
 }
 
-/// Parts refusals from a controller that cannot be reached now: only the first are told to users.
+/// Reasons that say nothing of the object: the controller does not answer now, or not to the operator's key, as while the
+/// key is being replaced.
+const NOT_OF_THE_OBJECT: [&str; 6] =
+    ["OVERLOADED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "INTERNAL", "UNAUTHENTICATED", "PERMISSION_DENIED"];
+
+/// Parts refusals from a controller that does not answer the operator now: only the first are told to users.
 pub(crate) fn said<T>(answer: Result<tonic::Response<T>, Status>) -> Result<Said<T>, Status> {
     let status = match answer {
         Ok(answer) => return Ok(Said::Yes(answer.into_inner())),
@@ -146,7 +171,7 @@ pub(crate) fn said<T>(answer: Result<tonic::Response<T>, Status>) -> Result<Said
     };
     let details = status.get_error_details();
     let Some(info) = details.error_info() else { return Err(status) };
-    if matches!(info.reason.as_str(), "OVERLOADED" | "UNAVAILABLE" | "DEADLINE_EXCEEDED" | "INTERNAL") {
+    if NOT_OF_THE_OBJECT.contains(&info.reason.as_str()) {
         return Err(status);
     }
     let field = details.bad_request().and_then(|bad| bad.field_violations.first().map(|one| one.field.clone()));
@@ -158,20 +183,57 @@ pub(crate) fn said<T>(answer: Result<tonic::Response<T>, Status>) -> Result<Said
 }
 
 #[cfg(test)]
+impl Gate {
+    /// A door at an address, in the clear.
+    pub(crate) fn mk(address: &str) -> Self {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        Self { channel: endpoint.connect_lazy(), caller: Caller(MetadataValue::from_static("Bearer none")) }
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use tonic_types::ErrorDetails;
 
     use super::*;
 
+    fn answer(code: Code, reason: &str) -> Result<Said<()>, Status> {
+        let details = ErrorDetails::with_error_info(reason, "sluice.dev", []);
+        said::<()>(Err(Status::with_error_details(code, "why", details)))
+    }
+
     #[test]
     fn refusals_are_told_and_outages_are_waited_for() {
-        let of = |code, reason| {
-            let details = ErrorDetails::with_error_info(reason, "sluice.dev", []);
-            said::<()>(Err(Status::with_error_details(code, "why", details)))
-        };
-        let Ok(Said::No(refused)) = of(Code::FailedPrecondition, "QUOTA_IN_USE") else { panic!("a refusal") };
+        let Ok(Said::No(refused)) = answer(Code::FailedPrecondition, "QUOTA_IN_USE") else { panic!("a refusal") };
         assert_eq!((refused.camel().as_str(), refused.message.as_str()), ("QuotaInUse", "why"));
-        assert!(of(Code::ResourceExhausted, "OVERLOADED").is_err());
+        for (code, reason, told) in [
+            (Code::FailedPrecondition, "MANAGED_ELSEWHERE", true),
+            (Code::PermissionDenied, "NETWORK_NOT_ALLOWED", true),
+            (Code::NotFound, "NOT_FOUND", true),
+            (Code::ResourceExhausted, "OVERLOADED", false),
+            (Code::Unavailable, "UNAVAILABLE", false),
+            (Code::DeadlineExceeded, "DEADLINE_EXCEEDED", false),
+            (Code::Internal, "INTERNAL", false),
+            // Of the operator's key, and so of no object.
+            (Code::Unauthenticated, "UNAUTHENTICATED", false),
+            (Code::PermissionDenied, "PERMISSION_DENIED", false),
+        ] {
+            assert_eq!(matches!(answer(code, reason), Ok(Said::No(_))), told, "{reason}");
+        }
         assert!(said::<()>(Err(Status::unavailable("gone"))).is_err());
+    }
+
+    #[test]
+    fn only_what_is_not_found_is_not_there() {
+        let found = |code, reason| answer(code, reason).and_then(Said::found);
+        assert_eq!(said(Ok(tonic::Response::new(7))).and_then(Said::found).unwrap(), Some(7));
+        assert!(matches!(found(Code::NotFound, "NOT_FOUND"), Ok(None)));
+        for (code, reason) in [
+            (Code::PermissionDenied, "PERMISSION_DENIED"),
+            (Code::FailedPrecondition, "WRONG_STATE"),
+            (Code::InvalidArgument, "INVALID_FIELD"),
+        ] {
+            assert_eq!(found(code, reason).unwrap_err().code(), code, "{reason}");
+        }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Built from all Tenants and nothing else. Pure: apply, delete, reset, and one look-up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use kube::ResourceExt as _;
 
@@ -46,13 +46,15 @@ struct Claim {
 pub struct Index {
     /// By the name of the tenant.
     claims: BTreeMap<String, Claim>,
+    /// Uids of Tenants that are being deleted: news of them from before that come late bind nothing.
+    ending: BTreeSet<String>,
 }
 
 impl Index {
     /// A Tenant as it is now. One that is being deleted binds nothing any more.
     pub fn apply(&mut self, tenant: &Tenant) {
         let name = tenant.name_any();
-        if tenant.metadata.deletion_timestamp.is_some() {
+        if tenant.metadata.deletion_timestamp.is_some() || tenant.uid().is_some_and(|uid| self.ending.contains(&uid)) {
             self.claims.remove(&name);
             return;
         }
@@ -63,15 +65,26 @@ impl Index {
         self.claims.insert(name, Claim { age, namespaces });
     }
 
+    /// A Tenant is being deleted, whatever is told of it from now on: it binds nothing any more. Whether that is news.
+    pub fn end(&mut self, tenant: &Tenant) -> bool {
+        let news = self.ending.insert(tenant.uid().unwrap_or_default());
+        self.apply(tenant);
+        news
+    }
+
     /// A Tenant is gone.
-    pub fn delete(&mut self, name: &str) {
-        self.claims.remove(name);
+    pub fn delete(&mut self, tenant: &Tenant) {
+        self.claims.remove(&tenant.name_any());
+        self.ending.remove(&tenant.uid().unwrap_or_default());
     }
 
     /// These are all.
-    pub fn reset<'a>(&mut self, tenants: impl IntoIterator<Item = &'a Tenant>) {
+    pub fn reset<'a>(&mut self, tenants: impl IntoIterator<Item = &'a Tenant, IntoIter: Clone>) {
+        let tenants = tenants.into_iter();
+        let here: BTreeSet<_> = tenants.clone().filter_map(|tenant| tenant.uid()).collect();
+        self.ending.retain(|uid| here.contains(uid));
         self.claims.clear();
-        tenants.into_iter().for_each(|tenant| self.apply(tenant));
+        tenants.for_each(|tenant| self.apply(tenant));
     }
 
     /// Whom a namespace acts for: the oldest tenant that names it.
@@ -123,7 +136,7 @@ mod tests {
         assert_eq!(index.bound("team-a").map(|bound| bound.tenant_name()), Some("tenants/zeta".to_owned()));
         let taken = vec![("team-a".to_owned(), "zeta".to_owned())];
         assert_eq!(index.namespaces("acme"), (vec!["team-b".to_owned()], taken));
-        index.delete("zeta");
+        index.delete(&old);
         assert_eq!(
             index.bound("team-a").map(|bound| bound.project_name()),
             Some("tenants/acme/projects/team-a".into())
@@ -141,5 +154,25 @@ mod tests {
         assert_eq!(index.bound("team-a"), None);
         index.reset([]);
         assert_eq!(index, Index::default());
+    }
+
+    #[test]
+    fn a_tenant_that_ends_binds_nothing_whatever_is_told_late() {
+        let tenant = mk_tenant("acme", 1, &["team-a"]);
+        let bound = |index: &Index| index.bound("team-a").map(|bound| bound.tenant);
+        let mut index = Index::default();
+        index.apply(&tenant);
+        index.end(&tenant);
+        assert_eq!(bound(&index), None);
+        index.apply(&tenant);
+        index.reset([&tenant]);
+        assert_eq!(bound(&index), None, "news from before its deletion");
+        index.delete(&tenant);
+        assert_eq!(index, Index::default());
+        // The control: another of its name, that came after it.
+        let mut next = tenant.clone();
+        next.metadata.uid = Some("next".to_owned());
+        index.apply(&next);
+        assert_eq!(bound(&index).as_deref(), Some("acme"));
     }
 }

@@ -17,18 +17,19 @@ mod index;
 mod jobs;
 mod lease;
 mod quotas;
+mod sweep;
 mod tenants;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::StreamExt as _;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Namespace;
 use kube::runtime::controller::Action;
-use kube::runtime::reflector::ObjectRef;
+use kube::runtime::reflector::{ObjectRef, Store};
 use kube::runtime::watcher::{self, Event};
 use kube::runtime::{Config as RuntimeConfig, Controller as Runtime, WatchStreamExt as _};
 use kube::{Api, Client, ResourceExt as _};
@@ -55,9 +56,6 @@ const QUEUE: usize = 1024;
 const RETRY: Duration = Duration::from_secs(2);
 /// How often use and money of tenants whose jobs changed are told.
 const TELL: Duration = Duration::from_secs(1);
-/// How often jobs without an object are looked for, and how long they must have been so.
-const SWEEP: Duration = Duration::from_secs(5);
-const ORPHAN: Duration = Duration::from_secs(15);
 
 /// Where the operator works.
 #[derive(Clone)]
@@ -132,6 +130,8 @@ pub(crate) struct Context {
     pub(crate) cluster: Cluster,
     pub(crate) jobs: Jobs,
     index: RwLock<Index>,
+    /// Held for reading from the last look at a binding until the job that was submitted for it is known.
+    pub(crate) submits: tokio::sync::RwLock<()>,
     pub(crate) job_objects: ByUid<ObjectRef<GpuJob>>,
     /// With the tenant that each is of.
     pub(crate) quota_objects: ByUid<(ObjectRef<GpuQuota>, String)>,
@@ -139,6 +139,21 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Nothing is known yet. Uids of objects whose jobs change go to `changed`.
+    fn new(client: Client, gate: Gate, cluster: Cluster, changed: mpsc::Sender<String>) -> Self {
+        Self {
+            jobs: Jobs::new(cluster.clone(), changed),
+            client,
+            gate,
+            cluster,
+            index: RwLock::default(),
+            submits: tokio::sync::RwLock::default(),
+            job_objects: ByUid::default(),
+            quota_objects: ByUid::default(),
+            tenant_objects: ByUid::default(),
+        }
+    }
+
     /// Whom a namespace acts for.
     pub(crate) fn bound(&self, namespace: &str) -> Option<Bound> {
         self.index.read().unwrap_or_else(PoisonError::into_inner).bound(namespace)
@@ -149,9 +164,13 @@ impl Context {
         self.index.read().unwrap_or_else(PoisonError::into_inner).namespaces(tenant)
     }
 
-    fn index(&self, act: impl FnOnce(&mut Index)) {
-        act(&mut self.index.write().unwrap_or_else(PoisonError::into_inner));
+    pub(crate) fn index<R>(&self, act: impl FnOnce(&mut Index) -> R) -> R {
+        act(&mut self.index.write().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+fn uids<K: write::Kind>(store: &Store<K>) -> BTreeSet<String> {
+    store.state().iter().filter_map(|object| object.uid()).collect()
 }
 
 /// Works until `stop`. While another operator holds the Lease, it waits.
@@ -164,14 +183,14 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Error>
     let leadership =
         Leadership::new(Api::<Lease>::namespaced(client.clone(), &options.namespace), options.identity.clone());
     loop {
-        tokio::select! {
-            () = leadership.acquire() => {}
+        let begun = tokio::select! {
+            begun = leadership.acquire() => begun,
             () = stop.cancelled() => return Ok(()),
-        }
+        };
         tracing::info!(identity = options.identity, "holds the Lease: works");
         let done = tokio::select! {
             done = work(client.clone(), gate.clone()) => done,
-            () = leadership.hold() => {
+            () = leadership.hold(begun) => {
                 tracing::warn!("lost the Lease: waits for it");
                 continue;
             }
@@ -193,16 +212,7 @@ async fn work(client: Client, gate: Gate) -> Result<(), Error> {
     let home = Api::<Namespace>::all(client.clone()).get("kube-system").await?;
     let cluster = Cluster::new(&home.uid().unwrap_or_default());
     let (changed, changes) = mpsc::channel(QUEUE);
-    let context = Arc::new(Context {
-        jobs: Jobs::new(cluster.clone(), changed),
-        client,
-        gate,
-        cluster,
-        index: RwLock::default(),
-        job_objects: ByUid::default(),
-        quota_objects: ByUid::default(),
-        tenant_objects: ByUid::default(),
-    });
+    let context = Arc::new(Context::new(client, gate, cluster, changed));
     // Counts changes of bindings.
     let bindings = watch::Sender::new(0u64);
     let ready = CancellationToken::new();
@@ -233,7 +243,7 @@ async fn follow_tenants(context: &Context, bindings: &watch::Sender<u64>, ready:
                 ready.cancel();
             }
             Ok(Event::Apply(tenant)) => context.index(|index| index.apply(&tenant)),
-            Ok(Event::Delete(tenant)) => context.index(|index| index.delete(&tenant.name_any())),
+            Ok(Event::Delete(tenant)) => context.index(|index| index.delete(&tenant)),
             Err(error) => {
                 tracing::info!(%error, "the watch of Tenants broke off");
                 continue;
@@ -261,14 +271,14 @@ async fn controllers(context: &Arc<Context>, bindings: &watch::Sender<u64>, mut 
         .with_config(many())
         .reconcile_all_on(rebound())
         .reconcile_on(ReceiverStream::new(job_triggers));
-    let store = jobs.store();
+    let job_store = jobs.store();
     let jobs = jobs.run(jobs::reconcile, on_error, context.clone()).for_each(|_| async {});
     let quotas = Runtime::new(Api::<GpuQuota>::all(context.client.clone()), all())
         .with_config(many())
         .reconcile_all_on(rebound())
-        .reconcile_on(ReceiverStream::new(quota_triggers))
-        .run(quotas::reconcile, on_error, context.clone())
-        .for_each(|_| async {});
+        .reconcile_on(ReceiverStream::new(quota_triggers));
+    let quota_store = quotas.store();
+    let quotas = quotas.run(quotas::reconcile, on_error, context.clone()).for_each(|_| async {});
     let tenants = Runtime::new(Api::<Tenant>::all(context.client.clone()), all())
         .with_config(many())
         .reconcile_all_on(rebound())
@@ -300,40 +310,37 @@ async fn controllers(context: &Arc<Context>, bindings: &watch::Sender<u64>, mut 
             }
         }
     };
-    let uids = || store.state().iter().filter_map(|object| object.uid()).collect::<BTreeSet<_>>();
-    let sweep = sweep(context, async || store.wait_until_ready().await.is_ok(), uids);
+    let sweep_jobs = async {
+        if job_store.wait_until_ready().await.is_ok() {
+            sweep::jobs(context, || uids(&job_store)).await;
+        }
+    };
+    let sweep_quotas = async {
+        if quota_store.wait_until_ready().await.is_ok() {
+            sweep::quotas(context, || uids(&quota_store)).await;
+        }
+    };
     tokio::select! {
         () = jobs => {}
         () = quotas => {}
         () = tenants => {}
         () = tell => {}
         () = tell_tenants => {}
-        () = sweep => {}
+        () = sweep_jobs => {}
+        () = sweep_quotas => {}
     }
 }
 
-/// Ends jobs whose objects are gone: somebody may have taken the finalizer away, or the object came and went while a submit
-/// was under way.
-async fn sweep(context: &Context, ready: impl AsyncFn() -> bool, uids: impl Fn() -> BTreeSet<String>) {
-    if !ready().await {
-        return;
-    }
-    let mut missing: BTreeMap<String, Instant> = BTreeMap::new();
-    loop {
-        tokio::time::sleep(SWEEP).await;
-        let here = uids();
-        let live = context.jobs.live();
-        missing.retain(|uid, _| !here.contains(uid) && live.iter().any(|(known, _)| known == uid));
-        for (uid, job) in live.iter().filter(|(uid, _)| !here.contains(uid)) {
-            let since = missing.entry(uid.clone()).or_insert_with(Instant::now);
-            if since.elapsed() < ORPHAN {
-                continue;
-            }
-            tracing::warn!(job = job.name, "its GpuJob is gone: it is ended");
-            let id = request_id(uid, "cancel", 0, &job.etag);
-            if let Err(error) = jobs::order("cancel", id, job, context).await {
-                tracing::info!(%error, "tries again");
-            }
-        }
+#[cfg(test)]
+impl Context {
+    /// Of a cluster "c1" without an API server.
+    pub(crate) fn mk(gate: Gate) -> Self {
+        use kube::client::Body;
+        use tonic::codegen::http;
+        let nobody = tower::service_fn(|_: http::Request<Body>| async {
+            Err::<http::Response<Body>, _>(std::io::Error::other("there is no API server"))
+        });
+        let (changed, _) = mpsc::channel(1);
+        Self::new(Client::new(nobody, "default"), gate, Cluster::new("c1"), changed)
     }
 }

@@ -10,6 +10,7 @@ use sluice_proto::v1;
 use tonic::Code;
 
 use super::convert::milli;
+use super::decide::DETACHED;
 use super::gate::{Refused, Said, said, timed};
 use super::identity::request_id;
 use super::{Context, Error, write};
@@ -19,9 +20,6 @@ use crate::api::{GpuQuota, GpuQuotaStatus, LoweringPolicy, Standing, conditions}
 const LOOK: Duration = Duration::from_secs(10);
 /// How often it is tried again to lower what is in use.
 const AGAIN: Duration = Duration::from_secs(3);
-/// The reason of a quota that was taken away from its object.
-const DETACHED: &str = "Detached";
-
 /// A quota as its manifest wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Wanted {
@@ -79,14 +77,16 @@ pub(crate) async fn reconcile(object: Arc<GpuQuota>, context: Arc<Context>) -> R
     // What it set once is taken back where it was set, whomever the namespace acts for now.
     let tenant = if deleting { before.tenant.clone().or(bound) } else { bound };
     context.quota_objects.insert(&uid, (ObjectRef::from_obj(&*object), tenant.clone().unwrap_or_default()));
-    let outcome = match &tenant {
-        None if deleting => Outcome::Gone,
-        None => {
+    let former = if deleting { None } else { former(before.tenant.as_deref(), tenant.as_deref()) };
+    let outcome = match (leave(&object, &uid, former, &context).await?, &tenant) {
+        (Some(refused), _) => refused,
+        (None, None) if deleting => Outcome::Gone,
+        (None, None) => {
             let message = "no Tenant has this namespace: whoever keeps tenants adds it to spec.namespaces of one";
             Outcome::refused(None, Standing::new("Accepted", false, "NamespaceNotBound", message))
         }
-        Some(tenant) if deleting => remove(&object, &uid, tenant, &context).await?,
-        Some(tenant) => set(&object, &uid, tenant, &context).await?,
+        (None, Some(tenant)) if deleting => remove(&object, &uid, tenant, &context).await?,
+        (None, Some(tenant)) => set(&object, &uid, tenant, &context).await?,
     };
     let (row, standing, again) = match outcome {
         Outcome::Gone => {
@@ -133,10 +133,68 @@ impl Outcome {
 
 async fn read(name: &str, context: &Context) -> Result<Option<v1::Quota>, Error> {
     let request = v1::GetQuotaRequest { name: name.to_owned() };
-    Ok(match said(context.gate.money().get_quota(timed(request)).await)? {
-        Said::Yes(row) => Some(row),
-        Said::No(_) => None,
+    Ok(said(context.gate.money().get_quota(timed(request)).await)?.found()?)
+}
+
+/// The tenant where the quota was set while its namespace acted for that one, if it acts for another now. A namespace that
+/// acts for nobody changes nothing: the row stays, or a slip in a Tenant would lift all its limits.
+fn former<'a>(set_at: Option<&'a str>, now: Option<&str>) -> Option<&'a str> {
+    set_at.filter(|set_at| now.is_some_and(|now| now != *set_at))
+}
+
+/// Takes back what was set for the former tenant of the namespace, before anything is set for another. `None`: it is done.
+async fn leave(
+    object: &GpuQuota,
+    uid: &str,
+    former: Option<&str>,
+    context: &Context,
+) -> Result<Option<Outcome>, Error> {
+    let Some(former) = former else { return Ok(None) };
+    Ok(match remove(object, uid, former, context).await? {
+        Outcome::Gone => None,
+        Outcome::Stands { standing, .. } => {
+            // Neither its use nor the numbers of the refusal are this namespace's to know.
+            let message =
+                format!("what it set for {former}, for which its namespace acted before, is not taken back yet");
+            Some(Outcome::refused(None, Standing { message, ..standing }))
+        }
     })
+}
+
+/// What is next for a quota of a tenant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Next {
+    /// The row is as wanted.
+    Stands,
+    /// Somebody has taken it away from its object: why, and what takes it back.
+    Detached(&'static str),
+    /// The row is set, where it is still as it was seen: at this etag, and named so in the request's id.
+    Set { etag: String, observed: String },
+}
+
+fn next(object: &GpuQuota, tenant: &str, row: Option<&v1::Quota>, manager: &str, wanted: &Wanted) -> Next {
+    match row {
+        Some(row) if row.manager == manager && wanted.is(row) => Next::Stands,
+        Some(row) if row.manager.is_empty() && was_ours(object, tenant) => {
+            Next::Detached("it was detached in Sluice and is changed there; a change of this spec takes it back")
+        }
+        None if was_ours(object, tenant) => {
+            Next::Detached("it was detached in Sluice and taken away there; a change of this spec sets it again")
+        }
+        Some(row) => Next::Set { etag: row.etag.clone(), observed: seen(&row.name, &row.etag) },
+        None => {
+            let etag = "0".to_owned();
+            // No row has no version: one that came and went is told from none before it by the object's own.
+            let version = object.resource_version().unwrap_or_default();
+            let observed = format!("{}@{version}", seen(&row_name(object, tenant), &etag));
+            Next::Set { etag, observed }
+        }
+    }
+}
+
+/// A row as it was seen: one of another name is another target, whatever its version.
+fn seen(name: &str, etag: &str) -> String {
+    format!("{name}@{etag}")
 }
 
 async fn set(object: &GpuQuota, uid: &str, tenant: &str, context: &Context) -> Result<Outcome, Error> {
@@ -151,17 +209,16 @@ async fn set(object: &GpuQuota, uid: &str, tenant: &str, context: &Context) -> R
     };
     let manager = context.cluster.manager(uid);
     let row = read(&row_name(object, tenant), context).await?;
-    if let Some(row) = row.as_ref().filter(|row| row.manager == manager && wanted.is(row)) {
-        let standing = Standing::new("Accepted", true, "Set", row.name.clone());
-        return Ok(Outcome::stands(Some(row.clone()), standing, LOOK));
-    }
-    if row.as_ref().is_some_and(|row| row.manager.is_empty()) && was_ours(object) {
-        let message = "it was detached in Sluice and is changed there; a change of this spec takes it back";
-        return Ok(Outcome::refused(row, Standing::new("Accepted", false, DETACHED, message)));
-    }
-    let etag = row.as_ref().map_or("0", |row| row.etag.as_str()).to_owned();
+    let (etag, observed) = match next(object, tenant, row.as_ref(), &manager, &wanted) {
+        Next::Stands => {
+            let standing = Standing::new("Accepted", true, "Set", row_name(object, tenant));
+            return Ok(Outcome::stands(row, standing, LOOK));
+        }
+        Next::Detached(why) => return Ok(Outcome::refused(row, Standing::new("Accepted", false, DETACHED, why))),
+        Next::Set { etag, observed } => (etag, observed),
+    };
     let request = v1::SetQuotaRequest {
-        request_id: request_id(uid, "set", object.metadata.generation.unwrap_or(0), &etag),
+        request_id: request_id(uid, "set", object.metadata.generation.unwrap_or(0), &observed),
         tenant: tenant.to_owned(),
         device_class: object.spec.device_class.clone(),
         nominal_milli: wanted.nominal,
@@ -181,11 +238,12 @@ async fn set(object: &GpuQuota, uid: &str, tenant: &str, context: &Context) -> R
     })
 }
 
-/// Whether this generation had its quota before.
-fn was_ours(object: &GpuQuota) -> bool {
+/// Whether this generation had its quota of this tenant before.
+fn was_ours(object: &GpuQuota, tenant: &str) -> bool {
     let Some(status) = object.status.as_ref() else { return false };
     let accepted = status.conditions.iter().find(|condition| condition.type_ == "Accepted");
     status.observed_generation == object.metadata.generation
+        && status.tenant.as_deref() == Some(tenant)
         && accepted.is_some_and(|condition| condition.status == "True" || condition.reason == DETACHED)
 }
 
@@ -193,16 +251,26 @@ async fn remove(object: &GpuQuota, uid: &str, tenant: &str, context: &Context) -
     let name = row_name(object, tenant);
     let manager = context.cluster.manager(uid);
     let Some(row) = read(&name, context).await?.filter(|row| row.manager == manager) else { return Ok(Outcome::Gone) };
-    let request = v1::DeleteQuotaRequest {
-        request_id: request_id(uid, "delete", object.metadata.generation.unwrap_or(0), &row.etag),
-        name,
-        etag: row.etag.clone(),
-        manager,
-    };
-    Ok(match said(context.gate.money().delete_quota(timed(request)).await)? {
+    let generation = object.metadata.generation.unwrap_or(0);
+    Ok(match delete(&row, (uid, generation), context).await? {
         Said::Yes(_) | Said::No(Refused { code: Code::NotFound, .. }) => Outcome::Gone,
         Said::No(refused) => Outcome::no(Some(row), &refused),
     })
+}
+
+/// Deletes a row that the object of this uid manages, where it is still as it was seen.
+pub(crate) async fn delete(
+    row: &v1::Quota,
+    (uid, generation): (&str, i64),
+    context: &Context,
+) -> Result<Said<v1::Quota>, Error> {
+    let request = v1::DeleteQuotaRequest {
+        request_id: request_id(uid, "delete", generation, &seen(&row.name, &row.etag)),
+        name: row.name.clone(),
+        etag: row.etag.clone(),
+        manager: context.cluster.manager(uid),
+    };
+    Ok(said(context.gate.money().delete_quota(timed(request)).await)?)
 }
 
 fn enforced(row: Option<&v1::Quota>) -> Standing {
@@ -252,23 +320,79 @@ mod tests {
         assert_eq!(row_name(&quota, "tenants/acme"), "tenants/acme/quotas/-/cpu");
     }
 
+    fn mk_told(tenant: &str, standing: Standing) -> GpuQuota {
+        let mut quota = mk_quota(json!({}));
+        quota.metadata.generation = Some(1);
+        quota.metadata.resource_version = Some("77".to_owned());
+        let conditions = conditions(&[standing], &[], Some(1), &write::now());
+        let tenant = Some(tenant.to_owned());
+        quota.status =
+            Some(GpuQuotaStatus { observed_generation: Some(1), conditions, tenant, ..GpuQuotaStatus::default() });
+        quota
+    }
+
+    /// What is next for a quota of tenant acme.
+    fn next_for(quota: &GpuQuota, row: Option<&v1::Quota>) -> Next {
+        next(quota, "tenants/acme", row, "me", &Wanted::of(quota).unwrap())
+    }
+
+    fn is_detached(quota: &GpuQuota, row: Option<&v1::Quota>) -> bool {
+        matches!(next_for(quota, row), Next::Detached(_))
+    }
+
     #[test]
     fn what_was_detached_stays_so_until_the_spec_changes() {
-        let mut quota = mk_quota(json!({}));
-        assert!(!was_ours(&quota));
-        quota.metadata.generation = Some(1);
-        for (standing, ours) in [
-            (Standing::new("Accepted", true, "Set", ""), true),
-            (Standing::new("Accepted", false, DETACHED, ""), true),
-            (Standing::new("Accepted", false, "QuotaInUse", ""), false),
-        ] {
-            let conditions = conditions(&[standing], &[], Some(1), &write::now());
-            quota.status =
-                Some(GpuQuotaStatus { observed_generation: Some(1), conditions, ..GpuQuotaStatus::default() });
-            assert_eq!(was_ours(&quota), ours);
+        let nobodys = v1::Quota { etag: "9".to_owned(), ..v1::Quota::default() };
+        // Also where somebody took the row away meanwhile.
+        for row in [Some(&nobodys), None] {
+            assert!(!is_detached(&mk_quota(json!({})), row), "it was never set");
+            for (reason, holds, ours) in [("Set", true, true), (DETACHED, false, true), ("QuotaInUse", false, false)] {
+                let mut quota = mk_told("tenants/acme", Standing::new("Accepted", holds, reason, ""));
+                assert_eq!(is_detached(&quota, row), ours, "{reason}");
+                quota.metadata.generation = Some(2);
+                assert!(!is_detached(&quota, row), "{reason}, and then the spec changed");
+            }
+            let elsewhere = mk_told("tenants/beta", Standing::new("Accepted", true, "Set", ""));
+            assert!(!is_detached(&elsewhere, row), "it was set for another tenant");
         }
-        quota.metadata.generation = Some(2);
-        assert!(!was_ours(&quota));
+    }
+
+    #[test]
+    fn a_request_names_the_row_that_was_seen() {
+        let set = Standing::new("Accepted", false, "QuotaInUse", "");
+        let mut quota = mk_told("tenants/acme", set);
+        let row = |name: &str| v1::Quota { name: name.to_owned(), etag: "9".to_owned(), ..v1::Quota::default() };
+        let observed = |quota: &GpuQuota, tenant: &str, row: Option<&v1::Quota>| match next(
+            quota,
+            tenant,
+            row,
+            "me",
+            &Wanted::of(quota).unwrap(),
+        ) {
+            Next::Set { etag, observed } => (etag, observed),
+            other => panic!("{other:?}"),
+        };
+        let (acme, beta) = ("tenants/acme", "tenants/beta");
+        assert_eq!(observed(&quota, acme, Some(&row("r"))), ("9".to_owned(), "r@9".to_owned()));
+        assert_ne!(observed(&quota, acme, Some(&row("r"))), observed(&quota, beta, Some(&row("s"))));
+        let none = observed(&quota, acme, None);
+        assert_eq!(none, ("0".to_owned(), "tenants/acme/quotas/a/cpu@0@77".to_owned()));
+        assert_eq!(none, observed(&quota, acme, None), "one decision is one request");
+        assert_ne!(none, observed(&quota, beta, None));
+        quota.metadata.resource_version = Some("78".to_owned());
+        assert_ne!(none, observed(&quota, acme, None), "a row came and went");
+    }
+
+    #[test]
+    fn what_was_set_for_a_former_tenant_is_taken_back_first() {
+        for (set_at, now, first) in [
+            (None, Some("acme"), None),
+            (Some("acme"), Some("acme"), None),
+            (Some("acme"), Some("beta"), Some("acme")),
+            (Some("acme"), None, None),
+        ] {
+            assert_eq!(former(set_at, now), first, "{set_at:?} {now:?}");
+        }
     }
 
     #[test]

@@ -235,7 +235,7 @@ impl Step<'_> {
     /// The same, if the caller may change it.
     fn own_job(&self, caller: &Caller, id: JobId, version: Option<u64>) -> Result<Job, Refusal> {
         let job = self.known_job(id, version)?;
-        self.check_manager(caller, &job.manager, &id.to_string())?;
+        self.check_own_manager(caller, &job.manager, &id.to_string())?;
         Ok(job)
     }
 

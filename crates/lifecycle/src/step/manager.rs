@@ -3,10 +3,11 @@
 //! A manager is a word, not a right: who may change a row at all was decided before. It keeps two doors from undoing each
 //! other's work, as field managers do in Kubernetes.
 
-use sluice_types::{Reason, TenantId};
+use sluice_types::{JobId, Reason, TenantId};
 
 use super::Step;
 use crate::command::{Answer, Caller, Managed, Refusal};
+use crate::state::Happened;
 
 /// Bytes of a manager's name.
 const MAX_MANAGER: usize = 256;
@@ -37,14 +38,25 @@ impl Step<'_> {
                     (row.manager, row.version, row.updated) = (manager, version, now);
                 }
             }
-            Managed::Job(id) => {
-                // Not its version: the scheduler's view of it stays valid.
-                if let Some(row) = self.state.jobs.get_mut(id) {
-                    row.manager = manager;
-                }
-            }
+            Managed::Job(id) => self.hand_job(*id, manager, &caller.key.to_string()),
         }
         Ok(Answer { object: name, ..Answer::default() })
+    }
+
+    /// Gives a job another manager, with an event: whoever watches it acts by its manager.
+    fn hand_job(&mut self, id: JobId, manager: String, actor: &str) {
+        let Some(row) = self.state.jobs.get_mut(&id) else { return };
+        if row.manager == manager {
+            return;
+        }
+        // Not its version: the scheduler's view of it stays valid.
+        let before = std::mem::replace(&mut row.manager, manager);
+        let job = row.clone();
+        let what = match job.manager.as_str() {
+            "" => Happened::new("Detached", before, actor),
+            now => Happened::new("Adopted", now, actor),
+        };
+        self.state.event(&job, self.now, what);
     }
 
     /// Who manages it, and its name.
@@ -75,6 +87,16 @@ impl Step<'_> {
         }
         let message = format!("{name} is managed by {manager}: change it there, or detach it first");
         Err(Refusal::new(Reason::ManagedElsewhere, message).with("manager", manager))
+    }
+
+    /// The same for jobs, and stricter: whoever speaks for a manager that it has no more is refused too,
+    /// so that what was detached is not changed by a decision from before.
+    pub(super) fn check_own_manager(&self, caller: &Caller, manager: &str, name: &str) -> Result<(), Refusal> {
+        if manager.is_empty() && !caller.manager.is_empty() {
+            let message = format!("{name} is managed by nobody, and not by {}: it was detached", caller.manager);
+            return Err(Refusal::new(Reason::ManagedElsewhere, message).with("manager", manager));
+        }
+        self.check_manager(caller, manager, name)
     }
 
     pub(super) fn check_manager_of_tenant(&self, caller: &Caller, tenant: TenantId) -> Result<(), Refusal> {

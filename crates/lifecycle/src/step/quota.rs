@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 
-use sluice_ledger::{AccountKey, Cohort, CohortKey, QuotaKey, QuotaLevel, QuotaLimits};
+use sluice_ledger::{AccountKey, Cohort, CohortKey, QuotaKey, QuotaLevel, QuotaLimits, QuotaUse};
 use sluice_types::{AttemptId, HoldId, JobId, Reason, SiteId, TransferId};
 
 use super::Step;
@@ -331,7 +331,7 @@ impl Step<'_> {
     }
 
     /// Whose an attempt is and what it holds, if it counts in the cohort.
-    fn counted(&self, key: &CohortKey, id: AttemptId) -> Option<(sluice_types::TenantId, sluice_ledger::QuotaUse)> {
+    fn counted(&self, key: &CohortKey, id: AttemptId) -> Option<(sluice_types::TenantId, QuotaUse)> {
         let row = self.state.attempts.get(&id)?;
         let (held_of, held) = self.state.held(row)?;
         let counts = match key {
@@ -389,39 +389,48 @@ impl Step<'_> {
         lent.sort_by_key(|job| (std::cmp::Reverse(job.spec.priority), job.id));
         let mut looked = BTreeMap::new();
         lent.retain(|job| within(&mut looked, job.tenant));
-        let wanted: Vec<_> = lent.into_iter().filter_map(|job| self.lent_at(job)).collect();
+        let wanted: Vec<_> = lent.into_iter().map(|job| self.lent_at(job)).collect();
         let mut cohorts: BTreeMap<CohortKey, Cohort> = BTreeMap::new();
-        for (key, more) in wanted {
-            let cohort = key.cohort();
-            let Some(mut staying) = cohorts.remove(&cohort).or_else(|| self.staying(&cohort)) else { continue };
-            let is_lent = |cohort: &Cohort| {
-                cohort.shortage(key.tenant, more, 0).is_some_and(|short| short.level == QuotaLevel::Lent)
-            };
-            let borrows = |cohort: &Cohort, other| cohort.borrowed(other) > 0;
-            let before = staying.clone();
-            let victims = self.victims(&cohort, &mut staying, is_lent, borrows);
-            if is_lent(&staying) {
-                // What may not be stopped keeps it: nobody stops for nothing.
-                cohorts.insert(cohort, before);
-                continue;
+        for sites in wanted {
+            for (key, more) in sites {
+                if self.call_back_at(&key, more, &mut cohorts) {
+                    break;
+                }
             }
-            for victim in victims {
-                self.suspend_for_quota(victim);
-            }
-            if staying.shortage(key.tenant, more, 0).is_none() {
-                // What the next one in line finds.
-                staying.set_used(key.tenant, staying.used(key.tenant).plus(more));
-            }
-            cohorts.insert(cohort, staying);
         }
     }
 
-    /// The first site that a job could run at where its own quota is lent to others, and what it takes of it there.
-    fn lent_at(&self, job: &Job) -> Option<(QuotaKey, sluice_ledger::QuotaUse)> {
-        self.state.sites_to_start_at(job).into_iter().find_map(|site| self.lent_to_others(job, site))
+    /// Calls back what a tenant wants at one site; false, and nobody stops, where that would not be enough. What was called
+    /// back before in the same tick is in `cohorts`.
+    fn call_back_at(&mut self, key: &QuotaKey, more: QuotaUse, cohorts: &mut BTreeMap<CohortKey, Cohort>) -> bool {
+        let cohort = key.cohort();
+        let Some(before) = cohorts.get(&cohort).cloned().or_else(|| self.staying(&cohort)) else { return false };
+        let is_lent =
+            |cohort: &Cohort| cohort.shortage(key.tenant, more, 0).is_some_and(|short| short.level == QuotaLevel::Lent);
+        let borrows = |cohort: &Cohort, other| cohort.borrowed(other) > 0;
+        let mut staying = before.clone();
+        let victims = self.victims(&cohort, &mut staying, is_lent, borrows);
+        if staying.shortage(key.tenant, more, 0).is_some() {
+            // What may not be stopped keeps it, or what came before in line.
+            cohorts.insert(cohort, before);
+            return false;
+        }
+        for victim in victims {
+            self.suspend_for_quota(victim);
+        }
+        // What the next one in line finds.
+        staying.set_used(key.tenant, staying.used(key.tenant).plus(more));
+        cohorts.insert(cohort, staying);
+        true
     }
 
-    fn lent_to_others(&self, job: &Job, site: SiteId) -> Option<(QuotaKey, sluice_ledger::QuotaUse)> {
+    /// The sites that a job could run at where its own quota is lent to others, and what it takes of it there.
+    fn lent_at(&self, job: &Job) -> Vec<(QuotaKey, QuotaUse)> {
+        let sites = self.state.sites_to_start_at(job).into_iter();
+        sites.filter_map(|site| self.lent_to_others(job, site)).collect()
+    }
+
+    fn lent_to_others(&self, job: &Job, site: SiteId) -> Option<(QuotaKey, QuotaUse)> {
         let key = QuotaKey { tenant: job.tenant, site: Some(site), class: job.spec.resources.class.clone() };
         let more = ask(job, self.state.least_charge(job, site)?);
         let short = self.state.quotas.cohort(&key.cohort())?.shortage(job.tenant, more, 0)?;

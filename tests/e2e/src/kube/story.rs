@@ -78,6 +78,7 @@ impl Story {
         figures.push(self.agreement("after the end of all jobs")?);
         figures.extend(self.curves(&reference)?);
         figures.push(self.orphan()?);
+        figures.push(self.detached()?);
         self.end()?;
         figures.push(self.transcript(plan)?);
         Ok(figures)
@@ -395,6 +396,43 @@ impl Story {
         let ended = wait_for("its end", AGREES, || Ok((running(&self.world)? == 0).then_some(()))).is_ok();
         let figure = Figure::new("a job whose object and finalizer were taken away", ended, "ended", ended);
         Ok(figure.control(format!("{before} ran while no operator was there"), before == 1))
+    }
+
+    /// Whoever detaches a job has it to themselves from that moment on: the end of its object is not its own.
+    fn detached(&self) -> anyhow::Result<Figure> {
+        let kubectl = self.world.kubectl(User::Admin);
+        let client = self.world.client()?;
+        let job_of = |name: &str| -> anyhow::Result<String> {
+            let manifest = json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": "GpuJob",
+                "metadata": { "name": name, "namespace": "beta" },
+                "spec": { "command": ["/bin/sleep", "600"], "resources": { "share": "100m", "memory": "16Mi" } } });
+            kubectl.fed(&["apply", "-f", "-"], &manifest.to_string())?.well()?;
+            let wait = ["wait", "--for=condition=Running", &format!("gj/{name}"), "-n", "beta", "--timeout=60s"];
+            kubectl.well(&wait)?;
+            let row = kubectl.json(&["get", "gj", name, "-n", "beta"])?;
+            Ok(row["status"]["job"].as_str().context("its job")?.to_owned())
+        };
+        let (taken, left) = (job_of("taken")?, job_of("left")?);
+        let (request_id, name) = (request_id(), taken.clone());
+        let detach = v1::SetManagerRequest { request_id, name, detach: true, ..v1::SetManagerRequest::default() };
+        self.world.system.block(async { client.tenants().set_manager(detach).await })?;
+        // At once: the operator has hardly heard of it.
+        kubectl.well(&["delete", "gj/taken", "gj/left", "-n", "beta", "--timeout=60s"])?;
+        let state = |name: &str| -> anyhow::Result<v1::JobState> {
+            let request = v1::GetJobRequest { name: name.to_owned() };
+            Ok(self.world.system.block(async { client.jobs().get_job(request).await })?.into_inner().state())
+        };
+        let (taken_is, left_is) = (state(&taken)?, state(&left)?);
+        let cancel = v1::CancelJobRequest {
+            request_id: crate::random::request_id(),
+            name: taken,
+            ..v1::CancelJobRequest::default()
+        };
+        self.world.system.block(async { client.jobs().cancel_job(cancel).await })?;
+        let runs = taken_is == v1::JobState::Running;
+        let metric = "a job that was detached, when its object was deleted at once";
+        let figure = Figure::new(metric, format!("{taken_is:?}"), "Running", runs);
+        Ok(figure.control("one that was not is ended", left_is == v1::JobState::Cancelled))
     }
 
     fn end(&mut self) -> anyhow::Result<()> {

@@ -102,8 +102,7 @@ impl Oracle {
         self.check_durability(now, sight);
     }
 
-    /// What was stopped for want of quota is queued again when its quota covers it, and what a tenant lends is called back
-    /// for its own jobs.
+    /// What was stopped for want of quota is queued again when its quota covers it.
     fn check_reclaimed(&mut self, now: u64, sight: &Sight<'_>) {
         let lent = |job: &Job| job.state == JobState::Pending && job.reason == Some(Reason::QuotaLent);
         let reclaimed = |job: &Job| job.state == JobState::Suspended && job.reason == Some(Reason::QuotaReclaimed);
@@ -133,10 +132,21 @@ impl Oracle {
                 self.fail(now, format!("{} stays suspended though its quota covers it", job.id));
             }
         }
-        // Longer than those that are told to stop may take to do so, or to be taken for lost.
+        self.check_lent(now, sight);
+    }
+
+    /// What a tenant lends is called back for its own jobs, where stopping others does.
+    fn check_lent(&mut self, now: u64, sight: &Sight<'_>) {
         for job in sight.store.jobs.values() {
+            let lent = job.state == JobState::Pending && job.reason == Some(Reason::QuotaLent);
             let streak = self.watch.lent.entry(job.id).or_default();
-            Streak::see(streak, now, lent(job).then_some(()));
+            let milli = super::quotas::taken(&job.spec.resources) * i64::from(job.spec.tasks);
+            let given = |site: &SiteSim| self.quotas.lent_could_be_given(job, site.id, milli);
+            let allowed = |site: &&SiteSim| job.spec.sites.is_empty() || job.spec.sites.contains(&site.id);
+            let mut sites = sight.sites.iter().filter(allowed).filter_map(given).peekable();
+            let waits = lent && sites.peek().is_some() && sites.all(|given| given);
+            Streak::see(streak, now, waits.then_some(()));
+            // Longer than those that are told to stop may take to do so, or to be taken for lost.
             if lasts(streak.as_ref(), now, PLACEMENT) {
                 self.fail(now, format!("{} waits for what its tenant lends, and nobody gives it back", job.id));
             }

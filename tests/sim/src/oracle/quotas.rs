@@ -39,6 +39,7 @@ type Used = BTreeMap<Place, (i64, i64)>;
 #[derive(Debug, Default)]
 pub(crate) struct Quotas {
     limits: BTreeMap<QuotaKey, QuotaLimits>,
+    policies: BTreeMap<QuotaKey, QuotaPolicy>,
     live: BTreeMap<AttemptId, Holder>,
     owners: BTreeMap<JobId, Option<AttemptId>>,
     /// Jobs that may not borrow.
@@ -113,6 +114,26 @@ impl Quotas {
         here.map(|place| self.drawn(used, place)).sum()
     }
 
+    /// Whether what a job wants at a site is its tenant's own and lent to others; then, whether it would be free if all that is
+    /// borrowed there, and may be stopped, were given back.
+    pub(crate) fn lent_could_be_given(&self, job: &Job, site: SiteId, milli: i64) -> Option<bool> {
+        let class = &job.spec.resources.class;
+        let here = (job.tenant, Some(site), class.clone());
+        let limits = self.limits(&here)?;
+        let mut used = self.taken.clone();
+        used.entry(here.clone()).or_default().0 += milli;
+        let is_own = used.get(&here).is_some_and(|sum| sum.0 <= limits.nominal);
+        if !is_own || self.pooled(&used, site, class) <= self.lendable(site, class) {
+            return None;
+        }
+        for (place, (total, firm)) in used.iter_mut().filter(|((_, at, known), _)| *at == Some(site) && known == class)
+        {
+            let nominal = self.limits(place).unwrap_or_default().nominal;
+            *total = (*total).min(nominal.max(*firm));
+        }
+        Some(self.pooled(&used, site, class) <= self.lendable(site, class))
+    }
+
     /// Whether a job may take so much more at a site.
     pub(crate) fn cover(&self, job: &Job, site: SiteId, milli: i64) -> bool {
         let (class, firm) = (&job.spec.resources.class, is_firm(job));
@@ -147,12 +168,21 @@ impl Oracle {
         match command {
             UserCommand::SetQuota(set) => {
                 self.quotas.limits.insert(set.key.clone(), set.limits);
+                self.quotas.policies.insert(set.key.clone(), set.policy);
                 self.quotas.set.push(set.clone());
                 self.quotas.moved += 1;
             }
             UserCommand::DeleteQuota(key, _) => {
                 self.quotas.limits.remove(key);
                 self.quotas.moved += 1;
+                // Where others share the class out, it is as if it were set to nothing.
+                let policy = self.quotas.policies.remove(key);
+                if let (Some(policy), Some(site)) = (policy, key.site)
+                    && self.quotas.is_cohort(site, &key.class)
+                {
+                    let limits = QuotaLimits::default();
+                    self.quotas.set.push(SetQuota { key: key.clone(), limits, policy, version: None });
+                }
             }
             _ => {}
         }
