@@ -3,6 +3,8 @@
 
 mod support;
 
+use std::time::Duration;
+
 use sluice_identity::Lifetimes;
 use sluice_ledger::AccountKey;
 use sluice_lifecycle::Rows;
@@ -16,6 +18,9 @@ use sluice_store::LoadBounds;
 use sluice_store::testing::Sample;
 use sluice_types::{Timestamp, TransferId};
 use support::{Door, tenant, with};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
@@ -276,5 +281,39 @@ async fn a_retry_is_answered_as_the_first_try_and_jobs_of_endpoints_are_nobody_e
         let gone = endpoints.delete_endpoint(with(delete.clone(), &owner.1)).await.unwrap().into_inner();
         assert_ne!(gone.state(), v1::EndpointState::Active);
     }
+    door.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_controller_that_stops_tells_users_and_closes_their_requests_first() {
+    let (door, owner, _) = world().await;
+    let (door, address) = Door::serve_in(door.leave().await).await;
+    let body = r#"{"model": "sold", "prompt": "Hi", "max_tokens": 2}"#;
+    let key = owner.1.to_str().unwrap();
+    let head = format!("POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: {key}\r\n");
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("{head}content-length: {}\r\n\r\n{body}", body.len());
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut endpoints = endpoints(&door);
+    let mut own = async || {
+        let request = v1::ListRequestsRequest { parent: owner.0.clone(), ..Default::default() };
+        endpoints.list_requests(with(request, &owner.1)).await.unwrap().into_inner().requests
+    };
+    let waits = async {
+        while own().await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    timeout(Duration::from_secs(20), waits).await.unwrap();
+    // No replica ever comes.
+    let folder = timeout(Duration::from_secs(8), door.leave()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after"), "{answer}");
+    // Closed by itself, and not credited by the next start.
+    let door = Door::open_in(folder, Lifetimes::default()).await;
+    let request = v1::ListRequestsRequest { parent: owner.0.clone(), ..Default::default() };
+    let rows = self::endpoints(&door).list_requests(with(request, &owner.1)).await.unwrap().into_inner().requests;
+    assert_eq!((rows[0].state(), rows[0].reason.as_str()), (v1::InferenceRequestState::Voided, "UNAVAILABLE"));
     door.close().await;
 }

@@ -1,11 +1,14 @@
 //! A controller of a test's own, and an admin at its door.
 #![allow(dead_code, clippy::unwrap_used, reason = "each test uses its part; a test fails by panicking")]
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_controller::{ChannelLimits, Clock, Controller, ControllerConfig, SystemClock};
+use sluice_controller::{
+    ChannelLimits, Clock, Controller, ControllerConfig, GatewayConfig, GatewayLimits, SystemClock,
+};
 use sluice_identity::{CONTROLLER_NAME, Lifetimes};
 use sluice_lifecycle::Settings;
 use sluice_proto::v1;
@@ -31,10 +34,33 @@ impl Door {
         Self::open_at(folder, lifetimes, Arc::new(SystemClock)).await
     }
 
+    /// One that serves users' HTTP, and where.
+    pub(crate) async fn serve_in(folder: tempfile::TempDir) -> (Self, SocketAddr) {
+        let listen = "127.0.0.1:0".parse().unwrap();
+        let gateway = GatewayConfig { listen, limits: GatewayLimits::default() };
+        let file = folder.path().join("gateway.addr");
+        let door = Self::open_with(folder, Lifetimes::default(), Arc::new(SystemClock), Some(gateway)).await;
+        loop {
+            if let Some(address) = std::fs::read_to_string(&file).ok().and_then(|text| text.parse().ok()) {
+                return (door, address);
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// The same by another clock.
     pub(crate) async fn open_at(folder: tempfile::TempDir, lifetimes: Lifetimes, clock: Arc<dyn Clock>) -> Self {
+        Self::open_with(folder, lifetimes, clock, None).await
+    }
+
+    async fn open_with(
+        folder: tempfile::TempDir,
+        lifetimes: Lifetimes,
+        clock: Arc<dyn Clock>,
+        gateway: Option<GatewayConfig>,
+    ) -> Self {
         let config = ControllerConfig {
-            gateway: None,
+            gateway,
             channels: ChannelLimits::default(),
             data: folder.path().to_owned(),
             database: Self::database(&folder),

@@ -43,8 +43,9 @@ async fn a_key_that_is_revoked_ends_what_runs_with_it() {
     let served = serve(Double::new(slow, 1), GatewayLimits::default());
     let body = streamed("revoke", 190).to_string();
     let mut stream = ask(served.address, "key-1", "/v1/chat/completions", &body).await;
-    let mut other = ask(served.address, "key-2", "/v1/chat/completions", &body).await;
     let mut all = read_events(&mut stream, 5).await;
+    let mut other = ask(served.address, "key-2", "/v1/chat/completions", &body).await;
+    read_events(&mut other, 1).await;
     served.double.revoked.lock().unwrap().insert(KeyId::from_raw(1));
     let rest = timeout(Duration::from_secs(3), read_all(&mut stream)).await;
     all.extend(rest.unwrap_or_else(|_| panic!("it goes on")));
