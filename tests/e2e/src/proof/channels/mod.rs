@@ -73,13 +73,22 @@ fn figures(system: &mut System, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
         Ok((id.to_owned(), order["legs"][0]["job"].as_str().context("the leg's job")?.to_owned()))
     };
     let (order, quiet_job) = rent(&blue, "300m")?;
-    let sandboxes = (0..SANDBOXES).map(|_| Ok(rent(&red, "50m")?.1)).collect::<anyhow::Result<Vec<_>>>()?;
-    let limited = attacked(system, plan, &quiet_job, &sandboxes)?;
+    // Fresh ones for each attack: sessions of the one before go on in theirs, and fill them.
+    let attack = |system: &System| -> anyhow::Result<Seen> {
+        let hostile = (0..SANDBOXES).map(|_| rent(&red, "50m")).collect::<anyhow::Result<Vec<_>>>()?;
+        let jobs: Vec<_> = hostile.iter().map(|(_, job)| job.clone()).collect();
+        let seen = attacked(system, plan, &quiet_job, &jobs)?;
+        for (order, _) in &hostile {
+            red.well(&["release", order, "-y"])?;
+        }
+        Ok(seen)
+    };
+    let limited = attack(system)?;
     let launch = system.kill_part("controller")?;
     system.launch("controller", launch.and("--channels-unlimited"))?;
     // Its nodes are connected again once a command runs.
     wait_for("the nodes", PATIENCE, || Ok(blue.well(&["exec", &order, "--", "true"]).is_ok().then_some(())))?;
-    let free = attacked(system, plan, &quiet_job, &sandboxes)?;
+    let free = attack(system)?;
     Ok(told(&limited, &free, plan.connections))
 }
 
