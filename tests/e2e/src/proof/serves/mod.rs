@@ -105,6 +105,8 @@ pub(super) struct Tenant {
     pub(super) secret: String,
 }
 
+/// Pairs of answers that are crossed for the control.
+const PAIRS: usize = 20;
 /// Endpoints as each tenant names them.
 const ENDPOINTS: [(&str, &str); 3] = [("red", "one"), ("red", "two"), ("blue", "three")];
 const MODELS: [(&str, [&str; 3]); 2] =
@@ -330,20 +332,22 @@ fn judged(
     let verdict = judge(asked, got, &loaded, lone);
     verdict.told.iter().for_each(|text| eprintln!("{text}"));
     let mut all = told(&verdict, asked, got);
-    // The control: two answers change places.
-    let mut crossed = got.to_vec();
-    let plain = |at: &usize| crossed[*at].error.is_none() && !crossed[*at].cancelled;
-    let places: Vec<usize> = (0..crossed.len()).filter(plain).collect();
-    let other =
-        places.iter().copied().find(|at| asked[crossed[*at].number].prompt != asked[crossed[places[0]].number].prompt);
-    if let Some(other) = other {
+    // The control: two answers change places. A pair whose answers part where the margin is small is told as such.
+    let plain = |at: &usize| got[*at].error.is_none() && !got[*at].cancelled;
+    let places: Vec<usize> = (0..got.len()).filter(plain).collect();
+    let prompt = |at: usize| &asked[got[at].number].prompt;
+    let others = places.iter().copied().filter(|at| prompt(*at) != prompt(places[0])).take(PAIRS);
+    let (mut tried, mut noticed) = (0, 0);
+    for other in others {
+        let mut crossed = got.to_vec();
         let (one, two) = (crossed[places[0]].tokens.clone(), crossed[other].tokens.clone());
         (crossed[places[0]].tokens, crossed[other].tokens) = (two, one);
-        let control = judge(asked, &crossed, &loaded, lone);
-        if let Some(figure) = all.iter_mut().find(|figure| figure.metric.starts_with("answers that are not")) {
-            let found = control.crossed > verdict.crossed;
-            *figure = figure.clone().control(format!("{} with two answers crossed", control.crossed), found);
-        }
+        tried += 1;
+        noticed += usize::from(judge(asked, &crossed, &loaded, lone).crossed > verdict.crossed);
+    }
+    if let Some(figure) = all.iter_mut().find(|figure| figure.metric.starts_with("answers that are not")) {
+        let text = format!("{noticed} of {tried} pairs of answers that change places are noticed");
+        *figure = figure.clone().control(text, noticed * 2 > tried);
     }
     let after = balances(system)?;
     let mut wrong = 0;
