@@ -1,5 +1,6 @@
 //! Running other programs and saying how it went.
 
+use std::collections::VecDeque;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -21,18 +22,49 @@ pub(crate) fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
 }
 
+/// How many lines of what a program says last are kept to be told again.
+const LAST_LINES: usize = 12;
+
+/// How a program ended.
+pub(crate) struct Ended {
+    pub(crate) fine: bool,
+    /// The last lines of its stderr.
+    pub(crate) said: Vec<String>,
+}
+
 /// Runs a command and passes each line of its stdout to `line`. True if it succeeded.
-pub(crate) fn lines(command: &mut Command, mut line: impl FnMut(&str)) -> anyhow::Result<bool> {
+pub(crate) fn lines(command: &mut Command, line: impl FnMut(&str)) -> anyhow::Result<bool> {
+    Ok(watched(command, line)?.fine)
+}
+
+/// As [`lines`], and keeps what the program says last; its stderr goes where this program's goes.
+pub(crate) fn watched(command: &mut Command, mut line: impl FnMut(&str)) -> anyhow::Result<Ended> {
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .with_context(|| format!("cannot start {}", shown(command)))?;
     let stdout = child.stdout.take().context("invariant: stdout is piped")?;
+    let stderr = child.stderr.take().context("invariant: stderr is piped")?;
+    let told = std::thread::spawn(move || {
+        let mut last = VecDeque::new();
+        for read in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&read).into_owned();
+            eprintln!("{line}");
+            last.push_back(line);
+            if last.len() > LAST_LINES {
+                last.pop_front();
+            }
+        }
+        last
+    });
     for read in BufReader::new(stdout).split(b'\n') {
         line(&String::from_utf8_lossy(&read.context("cannot read what a program prints")?));
     }
-    Ok(child.wait().context("cannot wait for a program")?.success())
+    let fine = child.wait().context("cannot wait for a program")?.success();
+    let said = told.join().map_err(|_| anyhow::anyhow!("what a program says could not be read"))?;
+    Ok(Ended { fine, said: said.into() })
 }
 
 /// The whole stdout of a command that succeeds; its stderr is part of the error.

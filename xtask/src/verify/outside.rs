@@ -216,7 +216,7 @@ fn proof(what: &str, flags: &[&str], setting: Setting) -> anyhow::Result<Vec<Row
 fn printed(command: &mut Command, of: &str) -> anyhow::Result<Vec<Row>> {
     let mut rows = Vec::new();
     let name = run::shown(command);
-    let fine = run::lines(command, |line| {
+    let ended = run::watched(command, |line| {
         if let Ok(figure) = serde_json::from_str::<Figure>(line) {
             rows.extend(figure.row(of));
         } else if let Some(why) = line.strip_prefix("SKIPPED: ") {
@@ -224,7 +224,9 @@ fn printed(command: &mut Command, of: &str) -> anyhow::Result<Vec<Row>> {
         }
     })?;
     if rows.is_empty() {
-        rows.push(Row::new(name.as_str(), "").measured(format!("no figure (success: {fine})"), "", false));
+        // Told here again: a long output is often kept only in part, and this is its end.
+        let said = format!("no figure (success: {}); it said last:\n{}", ended.fine, ended.said.join("\n"));
+        rows.push(Row::new(name.as_str(), "").measured(said, "", false));
     }
     Ok(rows)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::{Stream, StreamExt as _};
 use sluice_proto::v1;
 use sluice_proto::v1::watch_jobs_response::Event;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, watch};
 use tonic::Status;
 
 use super::convert::has_ended;
@@ -51,6 +51,21 @@ fn id_of(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
+/// Uids of objects whose jobs changed and that nobody looked at since, each once. So nothing has to wait for whoever looks,
+/// and there are at most as many as objects.
+#[derive(Debug, Default)]
+struct Changed {
+    uids: Mutex<BTreeSet<String>>,
+    news: Notify,
+}
+
+impl Changed {
+    fn uids(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        // Whoever panicked left a whole set.
+        self.uids.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// What is known of jobs. One look-up, which costs no call.
 #[derive(Debug)]
 pub(crate) struct Jobs {
@@ -58,14 +73,24 @@ pub(crate) struct Jobs {
     held: Mutex<Held>,
     /// Whether everything that was there at the begin has been told.
     whole: watch::Sender<bool>,
-    /// Uids of objects whose jobs changed.
-    changed: mpsc::Sender<String>,
+    changed: Changed,
 }
 
 impl Jobs {
-    /// Nothing is known yet. Uids of changed jobs go to `changed`.
-    pub(crate) fn new(cluster: Cluster, changed: mpsc::Sender<String>) -> Self {
-        Self { cluster, held: Mutex::default(), whole: watch::Sender::new(false), changed }
+    /// Nothing is known yet.
+    pub(crate) fn new(cluster: Cluster) -> Self {
+        Self { cluster, held: Mutex::default(), whole: watch::Sender::new(false), changed: Changed::default() }
+    }
+
+    /// Waits until jobs have changed since the last call; the uids of their objects. For one listener.
+    pub(crate) async fn changes(&self) -> BTreeSet<String> {
+        loop {
+            let uids = std::mem::take(&mut *self.changed.uids());
+            if !uids.is_empty() {
+                return uids;
+            }
+            self.changed.news.notified().await;
+        }
     }
 
     fn held(&self) -> MutexGuard<'_, Held> {
@@ -170,8 +195,8 @@ impl Jobs {
             match told.event {
                 Some(Event::Job(job)) => {
                     if let Some(uid) = self.note(&job) {
-                        // Nobody listens any more: this ends with its listener.
-                        let _gone = self.changed.send(uid).await;
+                        self.changed.uids().insert(uid);
+                        self.changed.news.notify_one();
                     }
                 }
                 Some(Event::Bookmark(_)) => {
@@ -202,8 +227,7 @@ mod tests {
 
     #[test]
     fn jobs_are_known_by_the_objects_of_this_cluster_alone() {
-        let (changed, _listener) = mpsc::channel(1);
-        let jobs = Jobs::new(Cluster::new("c1"), changed);
+        let jobs = Jobs::new(Cluster::new("c1"));
         assert_eq!(jobs.note(&mk_job("a", "kubernetes/c2/u")), None);
         assert_eq!(jobs.note(&mk_job("b", "")), None);
         assert_eq!(jobs.note(&mk_job("tenants/acme/x", "kubernetes/c1/u")).as_deref(), Some("u"));
@@ -213,8 +237,7 @@ mod tests {
 
     #[test]
     fn a_job_that_was_detached_is_the_objects_no_more_and_it_is_told() {
-        let (changed, _listener) = mpsc::channel(1);
-        let jobs = Jobs::new(Cluster::new("c1"), changed);
+        let jobs = Jobs::new(Cluster::new("c1"));
         jobs.note(&mk_job("a", "kubernetes/c1/u"));
         assert_eq!(jobs.note(&mk_job("a", "")).as_deref(), Some("u"));
         assert_eq!(jobs.of("u"), None);
@@ -226,8 +249,7 @@ mod tests {
 
     #[test]
     fn a_second_job_of_an_object_never_displaces_the_first() {
-        let (changed, _listener) = mpsc::channel(1);
-        let jobs = Jobs::new(Cluster::new("c1"), changed);
+        let jobs = Jobs::new(Cluster::new("c1"));
         let (first, second) = ("tenants/zeta/projects/p/jobs/job-1", "tenants/acme/projects/p/jobs/job-2");
         let note = |name, state: v1::JobState| {
             jobs.note(&v1::Job { state: state.into(), ..mk_job(name, "kubernetes/c1/u") });
@@ -250,8 +272,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_list_that_breaks_off_is_begun_again_also_after_a_resync() {
-        let (changed, _listener) = mpsc::channel(16);
-        let jobs = Jobs::new(Cluster::new("c1"), changed);
+        let jobs = Jobs::new(Cluster::new("c1"));
         let told = |event, resume_token: &str| {
             Ok(v1::WatchJobsResponse { event: Some(event), resume_token: resume_token.to_owned() })
         };
@@ -269,5 +290,24 @@ mod tests {
         assert_eq!(take(vec![told(Event::Resync(v1::Resync {}), "4")]).await, "");
         assert_eq!(take(vec![told(job(), "5"), broken()]).await, "", "in the midst of the list after it");
         assert_eq!(take(vec![told(job(), "5"), told(bookmark(), "6")]).await, "6");
+    }
+
+    #[tokio::test]
+    async fn a_list_of_any_length_is_taken_before_anybody_looks_at_it() {
+        let jobs = Jobs::new(Cluster::new("c1"));
+        let told = |event| Ok(v1::WatchJobsResponse { event: Some(event), resume_token: "1".to_owned() });
+        let each = |number: u32| told(Event::Job(mk_job(&format!("j{number}"), &format!("kubernetes/c1/u{number}"))));
+        let list = (0..5000).map(each).chain([told(Event::Bookmark(v1::Bookmark {}))]);
+        let mut token = String::new();
+        let took = jobs.take(tokio_stream::iter(list), &mut token);
+        tokio::time::timeout(Duration::from_secs(60), took).await.unwrap().unwrap();
+        jobs.ready().await;
+        assert_eq!(jobs.changes().await.len(), 5000);
+        // Once for all its changes, and only what is new.
+        let same = || told(Event::Job(mk_job("j7", "kubernetes/c1/u7")));
+        let _end = jobs.take(tokio_stream::iter([same(), same()]), &mut token).await;
+        assert_eq!(jobs.changes().await, BTreeSet::from(["u7".to_owned()]));
+        let nothing = tokio::time::timeout(Duration::from_millis(50), jobs.changes()).await;
+        assert!(nothing.is_err(), "{nothing:?}");
     }
 }

@@ -139,10 +139,10 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    /// Nothing is known yet. Uids of objects whose jobs change go to `changed`.
-    fn new(client: Client, gate: Gate, cluster: Cluster, changed: mpsc::Sender<String>) -> Self {
+    /// Nothing is known yet.
+    fn new(client: Client, gate: Gate, cluster: Cluster) -> Self {
         Self {
-            jobs: Jobs::new(cluster.clone(), changed),
+            jobs: Jobs::new(cluster.clone()),
             client,
             gate,
             cluster,
@@ -211,8 +211,7 @@ pub async fn run(options: Options, stop: CancellationToken) -> Result<(), Error>
 async fn work(client: Client, gate: Gate) -> Result<(), Error> {
     let home = Api::<Namespace>::all(client.clone()).get("kube-system").await?;
     let cluster = Cluster::new(&home.uid().unwrap_or_default());
-    let (changed, changes) = mpsc::channel(QUEUE);
-    let context = Arc::new(Context::new(client, gate, cluster, changed));
+    let context = Arc::new(Context::new(client, gate, cluster));
     // Counts changes of bindings.
     let bindings = watch::Sender::new(0u64);
     let ready = CancellationToken::new();
@@ -222,7 +221,7 @@ async fn work(client: Client, gate: Gate) -> Result<(), Error> {
         () = async {
             ready.cancelled().await;
             context.jobs.ready().await;
-            controllers(&context, &bindings, changes).await;
+            controllers(&context, &bindings).await;
         } => {}
     }
     Ok(())
@@ -260,7 +259,7 @@ fn on_error<K>(_: Arc<K>, error: &Error, _: Arc<Context>) -> Action {
 }
 
 /// Runs the three reconcilers and what triggers them.
-async fn controllers(context: &Arc<Context>, bindings: &watch::Sender<u64>, mut changes: mpsc::Receiver<String>) {
+async fn controllers(context: &Arc<Context>, bindings: &watch::Sender<u64>) {
     let rebound = || WatchStream::from_changes(bindings.subscribe()).map(drop);
     let many = || RuntimeConfig::default().concurrency(AT_ONCE);
     let (job_changed, job_triggers) = mpsc::channel(QUEUE);
@@ -287,14 +286,16 @@ async fn controllers(context: &Arc<Context>, bindings: &watch::Sender<u64>, mut 
         .for_each(|_| async {});
     let touched = Mutex::new(BTreeSet::new());
     let tell = async {
-        while let Some(uid) = changes.recv().await {
-            if let Some(job) = context.jobs.of(&uid) {
-                let tenant = job.name.splitn(3, '/').take(2).collect::<Vec<_>>().join("/");
-                touched.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant);
-            }
-            if let Some(object) = context.job_objects.get(&uid) {
-                // Nobody works any more: this ends with them.
-                let _gone = job_changed.send(object).await;
+        loop {
+            for uid in context.jobs.changes().await {
+                if let Some(job) = context.jobs.of(&uid) {
+                    let tenant = job.name.splitn(3, '/').take(2).collect::<Vec<_>>().join("/");
+                    touched.lock().unwrap_or_else(PoisonError::into_inner).insert(tenant);
+                }
+                if let Some(object) = context.job_objects.get(&uid) {
+                    // Nobody works any more: this ends with them.
+                    let _gone = job_changed.send(object).await;
+                }
             }
         }
     };
@@ -340,7 +341,6 @@ impl Context {
         let nobody = tower::service_fn(|_: http::Request<Body>| async {
             Err::<http::Response<Body>, _>(std::io::Error::other("there is no API server"))
         });
-        let (changed, _) = mpsc::channel(1);
-        Self::new(Client::new(nobody, "default"), gate, Cluster::new("c1"), changed)
+        Self::new(Client::new(nobody, "default"), gate, Cluster::new("c1"))
     }
 }

@@ -57,10 +57,18 @@ pub(crate) async fn status<K: Kind, S: Serialize + PartialEq>(
     });
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     match api.patch_status(&object.name_any(), &parameters, &Patch::Apply(&patch)).await {
-        // It is gone, or another: there is nothing to tell.
-        Err(kube::Error::Api(told)) if told.code == 404 || told.code == 409 => Ok(()),
+        // There is nobody to tell.
+        Err(error) if is_gone(&error, object) => Ok(()),
+        // Another of its name too is an error: who tries again finds that one.
         other => other.map(drop),
     }
+}
+
+/// Whether the API server says that the *object* is not there. One that has just begun says of the whole kind that it is not
+/// there (404, without the object's name), and of an object that is given up for that nothing would ever be told again.
+fn is_gone<K: Kind>(error: &kube::Error, object: &K) -> bool {
+    let kube::Error::Api(told) = error else { return false };
+    told.code == 404 && told.details.as_ref().is_some_and(|details| details.name == object.name_any())
 }
 
 /// Whether the operator keeps an object.
@@ -78,7 +86,7 @@ pub(crate) async fn keep<K: Kind>(api: &Api<K>, object: &K) -> Result<(), kube::
 pub(crate) async fn let_go<K: Kind>(api: &Api<K>, object: &K) -> Result<(), kube::Error> {
     let others = object.finalizers().iter().filter(|name| *name != FINALIZER).cloned();
     match finalizers(api, object, others.collect()).await {
-        Err(kube::Error::Api(told)) if told.code == 404 => Ok(()),
+        Err(error) if is_gone(&error, object) => Ok(()),
         other => other,
     }
 }
@@ -88,4 +96,45 @@ async fn finalizers<K: Kind>(api: &Api<K>, object: &K, all: Vec<String>) -> Resu
     let patch = json!({ "metadata": { "resourceVersion": object.resource_version(), "finalizers": all } });
     let parameters = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     api.patch(&object.name_any(), &parameters, &Patch::Merge(&patch)).await.map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::client::Body;
+    use tonic::codegen::http;
+
+    use super::*;
+    use crate::api::{GpuJob, GpuJobStatus};
+
+    /// Writes a status, and lets an object go, at an API server that answers everything so.
+    async fn tried(code: u16, answer: &'static str) -> [bool; 2] {
+        let server = tower::service_fn(move |_: http::Request<Body>| async move {
+            let body = Body::from(answer.as_bytes().to_vec());
+            http::Response::builder().status(code).header("content-type", "application/json").body(body)
+        });
+        let spec = json!({ "command": ["/bin/true"], "resources": { "share": "500m" } });
+        let mut object = GpuJob::new("train", serde_json::from_value(spec).unwrap());
+        object.metadata.namespace = Some("team-a".to_owned());
+        object.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
+        let api = api_of(&Client::new(server, "default"), &object);
+        let told = status(&api, &object, None, &GpuJobStatus::default()).await;
+        [told.is_ok(), let_go(&api, &object).await.is_ok()]
+    }
+
+    #[tokio::test]
+    async fn an_object_is_given_up_only_where_the_api_server_says_that_it_is_gone() {
+        let gone = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","reason":"NotFound","code":404,
+            "message":"gpujobs.sluice.dev \"train\" not found",
+            "details":{"name":"train","group":"sluice.dev","kind":"gpujobs"}}"#;
+        assert_eq!(tried(404, gone).await, [true, true]);
+        // The kind itself is not served yet.
+        let unknown = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","reason":"NotFound","code":404,
+            "message":"the server could not find the requested resource","details":{}}"#;
+        assert_eq!(tried(404, unknown).await, [false, false]);
+        assert_eq!(tried(404, "404 page not found").await, [false, false]);
+        // Another object of the same name, or the same in a newer version.
+        let conflict = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","reason":"Conflict","code":409,
+            "message":"Precondition failed","details":{"name":"train","group":"sluice.dev","kind":"gpujobs"}}"#;
+        assert_eq!(tried(409, conflict).await, [false, false]);
+    }
 }

@@ -145,11 +145,14 @@ async fn until(
                 0
             }
         };
-        if wanted.contains(&code) {
+        // An API server that has just begun does not know the whole kind: that is no word about the object.
+        let unknown = code == 404 && !last.contains(&format!("\"{}\" not found", change.name));
+        if wanted.contains(&code) && !unknown {
             return Ok(());
         }
-        // An API server that has just begun refuses what a policy guards until it knows what the policy rests on.
-        let begins = last.contains("failed to configure policy");
+        // An API server that has just begun refuses what a policy guards until it knows what the policy and its binding
+        // rest on.
+        let begins = last.contains("failed to configure policy") || last.contains("failed to configure binding");
         anyhow::ensure!(begins || !matches!(code, 400 | 422), "{}/{}: {last}", change.namespace, change.name);
         tokio::time::sleep(PAUSE).await;
     }

@@ -119,7 +119,7 @@ fn whole(plan: &Plan, kills: u32, world: &mut World) -> anyhow::Result<(Outcome,
     }
     changer.join().map_err(|_| anyhow::anyhow!("the changes ended in a panic"))??;
     let changed = begin.elapsed();
-    wait_for("all objects to be as written", SETTLES, || as_written(&kubectl))?;
+    as_written(&kubectl)?;
     let outcome = outcome(world, &kubectl, &tenants)?;
     let mut figures = if kills > 0 { judged(world, &tenants)? } else { Vec::new() };
     figures.extend(ended(&kubectl, kills)?);
@@ -157,18 +157,34 @@ fn holds(object: &Value, kind: &str) -> bool {
     all.into_iter().flatten().any(|condition| condition["type"] == kind && condition["status"] == "True")
 }
 
-/// Nothing waits: every quota is set at its last generation, every job that may run has ended and is settled.
-fn as_written(kubectl: &Kubectl) -> anyhow::Result<Option<()>> {
+/// What still waits: a quota that is not set at its last generation, a job that may run and has not ended and settled.
+fn waiting(kubectl: &Kubectl) -> anyhow::Result<Vec<Value>> {
     let current = |object: &Value| object["status"]["observedGeneration"] == object["metadata"]["generation"];
     let gone = |object: &Value| object["metadata"].get("deletionTimestamp").is_some();
-    let quotas = items(kubectl, "gpuquotas")?;
-    let jobs = items(kubectl, "gpujobs")?;
-    let quiet = quotas.iter().all(|quota| !gone(quota) && current(quota) && holds(quota, "Accepted"))
-        && jobs.iter().all(|job| {
-            let waits = job["spec"]["suspend"] == true && holds(job, "Suspended");
-            !gone(job) && current(job) && (waits || holds(job, "Settled"))
-        });
-    Ok(quiet.then_some(()))
+    let mut quotas = items(kubectl, "gpuquotas")?;
+    let mut jobs = items(kubectl, "gpujobs")?;
+    quotas.retain(|quota| gone(quota) || !current(quota) || !holds(quota, "Accepted"));
+    jobs.retain(|job| {
+        let suspended = job["spec"]["suspend"] == true && holds(job, "Suspended");
+        gone(job) || !current(job) || !(suspended || holds(job, "Settled"))
+    });
+    quotas.append(&mut jobs);
+    Ok(quotas)
+}
+
+/// Waits until nothing waits any more; what does is told when the time is over.
+fn as_written(kubectl: &Kubectl) -> anyhow::Result<()> {
+    let mut left = Vec::new();
+    let looked = wait_for("all objects to be as written", SETTLES, || {
+        left = waiting(kubectl)?;
+        Ok(left.is_empty().then_some(()))
+    });
+    if looked.is_err() {
+        for object in left.iter().take(3) {
+            eprintln!("fault: waits: {object}");
+        }
+    }
+    looked.with_context(|| format!("{} objects wait", left.len()))
 }
 
 fn outcome(world: &World, kubectl: &Kubectl, tenants: &[String]) -> anyhow::Result<Outcome> {
