@@ -3,6 +3,9 @@
 //! A file in use has a second name in the folder of each task that uses it, so that what is in use is read from the disk,
 //! survives the agent, and taking away a file that is in use would free nothing. Where there is no room, the file goes that
 //! was used last longest ago and that nobody uses. Several come at the same time: one that is far away keeps no other waiting.
+//!
+//! A file is used before it is on the disk: whoever waits for a model does not wait for the disk. Until it is, a mark beside
+//! it names the boot that it was written in. After a crash of the machine it may be torn, and is fetched again.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File, Permissions};
@@ -12,22 +15,25 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use sluice_types::{Bytes, Digest};
+use sluice_types::{BootId, Bytes, Digest};
 
 use crate::depot::{Depot, DepotError};
 
 /// What a file is called while it comes.
 const PART: &str = "part";
+/// The mark beside a file that may not be on the disk yet.
+const MARK: &str = "unsynced";
 
 /// The models of one node.
 #[derive(Debug)]
 pub(crate) struct Models {
     folder: PathBuf,
     bound: Bytes,
+    boot: BootId,
     /// One task fetches a model, the others wait for it.
     fetching: Mutex<BTreeMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
     /// Bytes that are on their way, by model. Whoever takes away, names or counts files has it locked.
-    coming: Mutex<BTreeMap<Digest, u64>>,
+    coming: Arc<Mutex<BTreeMap<Digest, u64>>>,
 }
 
 /// A model on its way; its room is free again where it does not come.
@@ -43,9 +49,9 @@ impl Drop for Coming<'_> {
 }
 
 impl Models {
-    /// Those in `folder`, at most `bound` of them.
-    pub(crate) fn new(folder: PathBuf, bound: Bytes) -> Self {
-        Self { folder, bound, fetching: Mutex::default(), coming: Mutex::default() }
+    /// Those in `folder`, at most `bound` of them. `boot` is the machine's present one.
+    pub(crate) fn new(folder: PathBuf, bound: Bytes, boot: BootId) -> Self {
+        Self { folder, bound, boot, fetching: Mutex::default(), coming: Arc::default() }
     }
 
     fn path(&self, digest: Digest) -> PathBuf {
@@ -53,8 +59,41 @@ impl Models {
     }
 
     fn coming(&self) -> MutexGuard<'_, BTreeMap<Digest, u64>> {
-        // Whoever panicked left whole entries.
-        self.coming.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.coming)
+    }
+
+    /// Whether a file is here, whole. One that a crash of the machine may have torn is taken away.
+    fn is_here(&self, path: &Path) -> Result<bool, DepotError> {
+        let mark = path.with_extension(MARK);
+        match fs::read_to_string(&mark) {
+            // What was written in this boot is what is read in it, on the disk or not.
+            Ok(boot) if boot == self.boot.0 => Ok(path.exists()),
+            Ok(_) => {
+                gone(fs::remove_file(path))?;
+                gone(fs::remove_file(mark))?;
+                Ok(false)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(path.exists()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Brings a file to the disk, and takes its mark away. Nobody waits for it.
+    fn sync(&self, path: PathBuf) {
+        let coming = Arc::clone(&self.coming);
+        tokio::task::spawn_blocking(move || {
+            let synced = File::open(&path).and_then(|file| {
+                file.sync_all()?;
+                let _known = locked(&coming);
+                // Another may have come in its place.
+                let same =
+                    fs::metadata(&path).is_ok_and(|data| file.metadata().is_ok_and(|own| own.ino() == data.ino()));
+                if same { gone(fs::remove_file(path.with_extension(MARK))) } else { Ok(()) }
+            });
+            if let Err(error) = synced {
+                tracing::warn!(model = %path.display(), %error, "is not on the disk: after a crash it is fetched again");
+            }
+        });
     }
 
     /// Gives a model the name `link`, which may be there already; fetches it where it is not here.
@@ -77,7 +116,11 @@ impl Models {
         let path = self.path(digest);
         let coming = {
             let mut coming = self.coming();
-            if path.exists() {
+            if self.is_here(&path)? {
+                if path.with_extension(MARK).exists() {
+                    // By an agent that was killed, or still on its way to the disk.
+                    self.sync(path.clone());
+                }
                 return name(&path, link);
             }
             self.make_room(&coming, size)?;
@@ -90,14 +133,15 @@ impl Models {
         depot.fetch_file(digest, &part).await?;
         // Read by the tasks' users through an open file, written by nobody.
         fs::set_permissions(&part, Permissions::from_mode(0o444))?;
-        let file = File::open(&part)?;
-        tokio::task::spawn_blocking(move || file.sync_all()).await.map_err(io::Error::other)??;
         let known = self.coming();
+        // In this order: a file system that keeps the name after a crash keeps the mark, which was there before it.
+        fs::write(path.with_extension(MARK), &self.boot.0)?;
         fs::rename(&part, &path)?;
         // It has its name before it could be taken away, and is counted until then.
         let named = name(&path, link);
         drop(known);
         drop(coming);
+        self.sync(path);
         named
     }
 
@@ -108,10 +152,10 @@ impl Models {
             let entry = entry?;
             let data = entry.metadata()?;
             let is_of = |digest: &Digest| entry.file_name().to_string_lossy().starts_with(&digest.to_string());
-            if coming.keys().any(is_of) {
+            if coming.keys().any(is_of) || is_a(&entry.path(), MARK) {
                 continue;
             }
-            if entry.path().extension().is_some_and(|extension| extension == PART) {
+            if is_a(&entry.path(), PART) {
                 // Of an agent that was killed. Whoever comes for it again begins anew.
                 fs::remove_file(entry.path())?;
                 continue;
@@ -126,7 +170,8 @@ impl Models {
                 return Ok(());
             }
             if names == 1 {
-                fs::remove_file(path)?;
+                fs::remove_file(&path)?;
+                gone(fs::remove_file(path.with_extension(MARK)))?;
                 used -= length;
             }
         }
@@ -135,13 +180,27 @@ impl Models {
     }
 }
 
+fn locked(coming: &Mutex<BTreeMap<Digest, u64>>) -> MutexGuard<'_, BTreeMap<Digest, u64>> {
+    // Whoever panicked left whole entries.
+    coming.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_a(path: &Path, kind: &str) -> bool {
+    path.extension().is_some_and(|extension| extension == kind)
+}
+
+/// What is not there needs not be taken away.
+fn gone(removed: io::Result<()>) -> io::Result<()> {
+    match removed {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
 /// Gives a file that is used now another name.
 fn name(path: &Path, link: &Path) -> Result<(), DepotError> {
     File::open(path)?.set_modified(SystemTime::now())?;
-    match fs::remove_file(link) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
+    gone(fs::remove_file(link))?;
     Ok(fs::hard_link(path, link)?)
 }
 
@@ -201,10 +260,53 @@ mod tests {
         Digest::from_bytes([number; 32])
     }
 
+    fn mk_models(root: &Path, boot: &str) -> Models {
+        Models::new(root.join("models"), Bytes::new(250), BootId(boot.to_owned()))
+    }
+
+    #[tokio::test]
+    async fn what_a_crash_of_the_machine_may_have_torn_is_fetched_again() {
+        let root = tempfile::tempdir().unwrap();
+        let vault = Arc::new(Vault::default());
+        let depot: Arc<dyn Depot> = vault.clone();
+        let give = async |boot: &str| {
+            let models = mk_models(root.path(), boot);
+            models.give(&depot, digest(1), Bytes::new(100), &root.path().join("link")).await.unwrap();
+            fs::read(root.path().join("link")).unwrap()
+        };
+        let fetched = || vault.fetched.lock().unwrap().len();
+        give("before").await;
+        let file = mk_models(root.path(), "").path(digest(1));
+        let mark = file.with_extension(MARK);
+        while mark.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        give("after").await;
+        assert_eq!(fetched(), 1, "it was on the disk before the crash");
+        // The agent was killed before the file was on the disk: the machine has it all the same.
+        fs::write(&mark, "after").unwrap();
+        give("after").await;
+        while mark.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(fetched(), 1);
+        // The machine crashed then: of the mark too only its name may be left.
+        for known in ["after", ""] {
+            fs::set_permissions(&file, Permissions::from_mode(0o600)).unwrap();
+            fs::write(&file, "torn").unwrap();
+            fs::write(&mark, known).unwrap();
+            assert_eq!(give("later").await, [7; 100]);
+            while mark.exists() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        }
+        assert_eq!(fetched(), 3);
+    }
+
     #[tokio::test]
     async fn a_model_is_fetched_once_kept_while_used_and_the_oldest_unused_goes() {
         let root = tempfile::tempdir().unwrap();
-        let models = Models::new(root.path().join("models"), Bytes::new(250));
+        let models = mk_models(root.path(), "now");
         let vault = Arc::new(Vault::default());
         let depot: Arc<dyn Depot> = vault.clone();
         let size = Bytes::new(100);
@@ -225,8 +327,12 @@ mod tests {
         models.give(&depot, digest(3), size, &link("c")).await.unwrap();
         models.give(&depot, digest(1), size, &link("a0")).await.unwrap();
         assert_eq!(*vault.fetched.lock().unwrap(), [1, 2, 3].map(digest));
-        let names = fs::read_dir(root.path().join("models")).unwrap().count();
-        assert_eq!(names, 2);
+        // Each is on the disk some time, and unmarked then.
+        let left = || fs::read_dir(root.path().join("models")).unwrap().map(|entry| entry.unwrap().path());
+        while left().any(|path| is_a(&path, MARK)) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(left().count(), 2);
         for name in &all {
             fs::remove_file(link(name)).unwrap();
         }
@@ -237,7 +343,7 @@ mod tests {
     #[tokio::test]
     async fn one_that_is_far_away_keeps_no_other_waiting_and_its_room_is_its_own() {
         let root = tempfile::tempdir().unwrap();
-        let models = Arc::new(Models::new(root.path().join("models"), Bytes::new(250)));
+        let models = Arc::new(mk_models(root.path(), "now"));
         let depot: Arc<dyn Depot> = Arc::new(Vault::default());
         let (size, link) = (Bytes::new(100), |name: &str| root.path().join(name));
         let far = {

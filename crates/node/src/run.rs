@@ -37,12 +37,13 @@ pub async fn run(config: NodeConfig, shutdown: CancellationToken) -> Result<(), 
     let (journal, records) = JournalHandle::open(&config.data.join("journal"), config.metrics.clone())?;
     let note = NodeNote::read(&config.data);
     let stop = CancellationToken::new();
+    let boot = boot_id()?;
     let shared = Arc::new(Shared {
         window: watch::channel(config.window).0,
         depot: watch::channel(None).0,
         board: Board::new(),
-        models: Models::new(config.data.join("models"), config.limits.models),
-        boot: boot_id()?,
+        models: Models::new(config.data.join("models"), config.limits.models, boot.clone()),
+        boot,
         journal,
         stop: stop.clone(),
         config,

@@ -308,6 +308,9 @@ mod with_a_model {
         assert!(text.contains("Paris"), "{text}");
         assert_eq!(finished.finish(), EngineFinish::Stop, "{text}");
         assert!(tokens.iter().all(|token| token.logprob.unwrap() <= 0.0 && token.top.len() == 2));
+        // What each token is, whatever is shown with it.
+        let own: Vec<u8> = tokens.iter().flat_map(|token| token.bytes.to_vec()).collect();
+        assert!(own.starts_with(text.as_bytes()), "{}", String::from_utf8_lossy(&own));
     }
 
     /// One binary has kernels for several generations of processors. Each that this host can run is asked the same.

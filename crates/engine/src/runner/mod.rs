@@ -336,7 +336,9 @@ impl Runner {
                 bytes: Bytes::from(self.vocabulary.piece(token)),
                 logprob,
             };
+            let own = choice.logprob.map(|_| self.vocabulary.piece(choice.token));
             let token = EngineToken {
+                bytes: Bytes::from(own.unwrap_or_default()),
                 sequence: number,
                 position,
                 token: choice.token,

@@ -159,12 +159,6 @@ impl Shape {
     }
 }
 
-/// The bytes of a token: those that it has among the most probable ones, for what is shown may be more or less.
-fn bytes_of(token: &v1::EngineToken) -> &[u8] {
-    let same = token.top.iter().find(|other| other.token == token.token);
-    same.map_or(&token.text, |other| &other.bytes)
-}
-
 fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
@@ -172,14 +166,14 @@ fn lossy(bytes: &[u8]) -> String {
 /// The logarithms of one token of a message.
 pub(super) fn chat_logprob(token: &v1::EngineToken) -> Value {
     let entry = |bytes: &[u8], logprob: f32| json!({"token": lossy(bytes), "logprob": logprob, "bytes": bytes});
-    let mut one = entry(bytes_of(token), token.logprob.unwrap_or(0.0));
+    let mut one = entry(&token.bytes, token.logprob.unwrap_or(0.0));
     one["top_logprobs"] = token.top.iter().map(|other| entry(&other.bytes, other.logprob)).collect();
     one
 }
 
 /// The logarithms of one token of a text: its name, where it begins, its own, those of others. `offset` goes on behind it.
 pub(super) fn text_logprob(token: &v1::EngineToken, offset: &mut usize) -> [Value; 4] {
-    let name = lossy(bytes_of(token));
+    let name = lossy(&token.bytes);
     let begins = std::mem::replace(offset, *offset + name.chars().count());
     let top = token.top.iter().map(|other| (lossy(&other.bytes), json!(other.logprob)));
     let top = top.collect::<serde_json::Map<_, _>>();
@@ -249,7 +243,12 @@ mod tests {
             let events = str::from_utf8(event).unwrap().split("\n\n").filter_map(|event| event.strip_prefix("data: "));
             events.filter(|data| *data != "[DONE]").map(|data| serde_json::from_str(data).unwrap()).collect()
         };
-        let token = |text: &str| v1::EngineToken { text: text.to_owned().into(), ..v1::EngineToken::default() };
+        // What is shown with a token is not what it is.
+        let token = |text: &str| v1::EngineToken {
+            bytes: text.to_owned().into(),
+            text: b"?"[..].into(),
+            ..v1::EngineToken::default()
+        };
         let mut text = shape(false);
         let offsets = ["ab", "\u{e4}", "c"].map(|piece| {
             let event = parse(&text.token(piece, &token(piece))).remove(0);

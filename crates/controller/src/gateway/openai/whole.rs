@@ -113,6 +113,8 @@ mod tests {
         v1::EngineToken {
             text: text.to_owned().into(),
             token: 1,
+            // Not what is shown with it.
+            bytes: format!("{text} ").into(),
             logprob: Some(-1.5),
             top: vec![other(1, text), other(2, "\"\n")],
             ..v1::EngineToken::default()
@@ -140,13 +142,13 @@ mod tests {
         assert_eq!((&plain["object"], &plain["usage"]["total_tokens"]), (&json!("chat.completion"), &json!(5)));
         let chat = whole(true, true);
         let one = &chat["choices"][0]["logprobs"]["content"][1];
-        assert_eq!((&one["token"], &one["bytes"]), (&json!("\u{e4}\u{1}"), &json!([0xc3, 0xa4, 1])));
+        assert_eq!((&one["token"], &one["bytes"]), (&json!("\u{e4}\u{1} "), &json!([0xc3, 0xa4, 1, 32])));
         assert_eq!(one["top_logprobs"][1], json!({"token": "\"\n", "logprob": -1.5, "bytes": [34, 10]}));
         let text = whole(false, true);
         assert_eq!(text["choices"][0]["text"], shown);
         let logprobs = &text["choices"][0]["logprobs"];
-        assert_eq!(logprobs["text_offset"], json!([0, 3, 5]));
-        assert_eq!(logprobs["tokens"], json!(["a\"\\", "\u{e4}\u{1}", "z"]));
+        assert_eq!(logprobs["text_offset"], json!([0, 4, 7]));
+        assert_eq!(logprobs["tokens"], json!(["a\"\\ ", "\u{e4}\u{1} ", "z "]));
         assert_eq!(logprobs["token_logprobs"], json!([-1.5, -1.5, -1.5]));
         assert_eq!(logprobs["top_logprobs"][2], json!({"z": -1.5, "\"\n": -1.5}));
         assert_eq!(whole(false, false)["choices"][0]["logprobs"], Value::Null);
