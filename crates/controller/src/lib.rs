@@ -22,6 +22,8 @@ mod link;
 mod logs;
 mod metrics;
 mod own_thread;
+mod pace;
+mod peer;
 mod planner;
 mod principal;
 mod publish;

@@ -11,6 +11,7 @@ use tonic::{Request, Status};
 
 use crate::authz;
 use crate::directory::Directory;
+use crate::peer::Peer;
 
 /// The prefix of every key's secret: `sk-<key id>.<43 characters>`.
 const PREFIX: &str = "sk-";
@@ -51,6 +52,9 @@ pub(crate) fn authenticate<T>(
     let key = directory.read().keys.get(&id).filter(|key| key.revoked.is_none()).cloned();
     // BLAKE3 outputs of unknown secrets tell a timing attacker nothing about the stored one.
     let key = key.filter(|key| key.hash == hash).ok_or_else(unauthenticated)?;
+    if let (Some(peer), Some(tenant)) = (request.extensions().get::<Peer>(), key.tenant) {
+        peer.is_of(tenant);
+    }
     if !authz::allows(method, key.role) {
         return Err(refuse(Reason::PermissionDenied, "this key's role may not do that"));
     }

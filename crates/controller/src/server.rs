@@ -30,6 +30,7 @@ use crate::link::{BlobSource, Hub, IdentityApi, NodeApi, SiteApi};
 use crate::logs::LogStore;
 use crate::metrics::ControllerMetrics;
 use crate::own_thread::OwnThread;
+use crate::peer::Readers;
 use crate::planner::{self, PlannerHandle};
 use crate::principal::secret_text;
 use crate::publish::Publisher;
@@ -395,8 +396,9 @@ fn serve(
     let (authority, clock) = (Arc::clone(&shared.authority), Arc::clone(&shared.clock));
     let tls = tls::config(authority, config.names.clone(), config.lifetimes.controller, clock)?;
     let router = routes(api, nodes, sites, hosts)?;
+    let readers = Readers::new(config.channels.reads);
     Ok(tokio::spawn(async move {
-        let incoming = tls::incoming(listener, tls);
+        let incoming = tls::incoming(listener, tls, readers);
         let served = router.serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
         // Streams of nodes never end by themselves, so the wait for them has an end.
         tokio::select! {

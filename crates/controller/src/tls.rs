@@ -23,6 +23,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 
 use crate::clock::Clock;
 use crate::error::ControllerError;
+use crate::peer::{Connection, Readers};
 
 /// Handshakes at once; beyond it connections wait to be accepted.
 const HANDSHAKES: usize = 1024;
@@ -54,17 +55,20 @@ pub(crate) fn config(
     Ok(Arc::new(config))
 }
 
-/// Connections whose handshake is done. One that fails is nobody's business but its peer's.
+/// Connections whose handshake is done, each read as often as `readers` allow. A handshake that fails is nobody's business
+/// but its peer's.
 pub(crate) fn incoming(
     listener: TcpListener,
     config: Arc<ServerConfig>,
-) -> impl Stream<Item = std::io::Result<TlsStream<TcpStream>>> {
+    readers: Arc<Readers>,
+) -> impl Stream<Item = std::io::Result<Connection<TlsStream<TcpStream>>>> {
     let acceptor = TlsAcceptor::from(config);
     TcpListenerStream::new(listener)
         // A task each, so that many hosts that come back at once use all cores.
         .map(move |socket| tokio::spawn(shake_hands(acceptor.clone(), socket)))
         .buffer_unordered(HANDSHAKES)
         .filter_map(|done| std::future::ready(done.ok().flatten()))
+        .map(move |done| done.map(|connection| Connection::new(connection, &readers)))
 }
 
 async fn shake_hands(

@@ -105,6 +105,12 @@ pub struct System {
     keep_folder: bool,
 }
 
+impl AsMut<Self> for System {
+    fn as_mut(&mut self) -> &mut Self {
+        self
+    }
+}
+
 impl System {
     /// Starts a system and waits until it is ready.
     ///

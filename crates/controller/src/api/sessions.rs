@@ -3,7 +3,6 @@
 //! The controller passes messages on and keeps none: what is under way is bounded by both ends' windows, and what is cut
 //! off begins again where the two ends say. Bytes that break the bounds end the attachment, never the session.
 
-mod pace;
 mod waiting;
 
 use std::collections::HashMap;
@@ -26,10 +25,10 @@ use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use self::pace::Pace;
 use self::waiting::Waiting;
 use super::{Api, store_status};
 use crate::link::{Answers, SessionLink};
+use crate::pace::Pace;
 use crate::principal::Principal;
 
 /// How long a client may take to say what it wants, and a sandbox to be there.
@@ -40,6 +39,8 @@ const LOOK: Duration = Duration::from_secs(2);
 const PAUSE: Duration = Duration::from_millis(20);
 /// Messages that may wait for a client.
 const QUEUE: usize = 16;
+/// Bytes per second over all sessions of a tenant.
+const RATE: u64 = 32 << 20;
 /// Bytes of one message.
 const PIECE: usize = 16 << 10;
 /// Attachments of one tenant at a time.
@@ -58,16 +59,18 @@ pub struct ChannelLimits {
     pub window: u64,
     /// Messages of input of one attachment that may wait for its node.
     pub waiting: usize,
+    /// Reads of few bytes per second, in quarters, over all connections of a tenant.
+    pub reads: u64,
 }
 
 impl ChannelLimits {
     /// None that can be reached: for the control of what they hold back.
-    pub const NONE: Self = Self { rate: u64::MAX, window: u64::MAX, waiting: usize::MAX };
+    pub const NONE: Self = Self { rate: u64::MAX, window: u64::MAX, waiting: usize::MAX, reads: u64::MAX };
 }
 
 impl Default for ChannelLimits {
     fn default() -> Self {
-        Self { rate: pace::RATE, window: 128 << 10, waiting: waiting::MOST }
+        Self { rate: RATE, window: 128 << 10, waiting: waiting::MOST, reads: crate::peer::READS }
     }
 }
 

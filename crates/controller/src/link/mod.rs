@@ -19,6 +19,7 @@ pub(crate) use vault::SiteApi;
 use std::pin::Pin;
 
 use crate::directory::Directory;
+use crate::peer::Peer;
 use futures::Stream;
 use sluice_identity::{Subject, peer, peer_key};
 use sluice_proto::error::refuse;
@@ -31,8 +32,7 @@ pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send
 /// Whom the connection's certificate speaks for. Its key must be the one that joined last: a host that was set up anew
 /// leaves the certificates of its former life without effect.
 fn subject<T>(request: &Request<T>, directory: &Directory) -> Result<Subject, Status> {
-    let certificates = request.peer_certs();
-    let chain = certificates.as_ref().map(|chain| chain.as_slice()).unwrap_or_default();
+    let chain = request.extensions().get::<Peer>().map(Peer::chain).unwrap_or_default();
     let (subject, key) = (peer(chain), peer_key(chain));
     let directory = directory.read();
     let current = match subject {

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
-use super::serves;
+use super::{serves, watched};
 use crate::cli::Cli;
 use crate::figure::Figure;
 use crate::system::{Options, System};
@@ -56,15 +56,8 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     let Some(model) = serves::model(plan.model.as_ref()) else {
         return Ok(vec![Figure::skipped("hostile clients", "there is no model: scripts/setup.sh --tests fetches one")]);
     };
-    let mut system = System::start("hostile", Options { sites: 1, nodes: 2, no_restart: true, ..Options::default() })?;
-    if plan.keep {
-        system.keep_folder();
-    }
-    let figures = figures(&mut system, plan, &model);
-    if !figures.as_ref().is_ok_and(|all| !all.iter().any(Figure::fails)) {
-        system.keep_folder();
-    }
-    figures
+    let system = System::start("hostile", Options { sites: 1, nodes: 2, no_restart: true, ..Options::default() })?;
+    watched(system, plan.keep, |system| figures(system, plan, &model))
 }
 
 fn figures(system: &mut System, plan: &Plan, model: &std::path::Path) -> anyhow::Result<Vec<Figure>> {

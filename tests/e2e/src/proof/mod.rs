@@ -28,3 +28,22 @@ pub mod serves;
 mod sites;
 pub mod speeds;
 mod watch;
+
+use crate::figure::Figure;
+use crate::system::System;
+
+/// Watches what runs. The system's folder stays where `keep` asks for it, and where something is not as it should be.
+fn watched<S: AsMut<System>>(
+    mut subject: S,
+    keep: bool,
+    figures: impl FnOnce(&mut S) -> anyhow::Result<Vec<Figure>>,
+) -> anyhow::Result<Vec<Figure>> {
+    if keep {
+        subject.as_mut().keep_folder();
+    }
+    let figures = figures(&mut subject);
+    if !figures.as_ref().is_ok_and(|all| !all.iter().any(Figure::fails)) {
+        subject.as_mut().keep_folder();
+    }
+    figures
+}

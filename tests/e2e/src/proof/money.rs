@@ -7,6 +7,7 @@ use serde_json::Value;
 use sluice_proto::v1;
 
 use super::watch::bills;
+use super::watched;
 use crate::checker;
 use crate::cli::Cli;
 use crate::figure::Figure;
@@ -38,15 +39,8 @@ pub struct Plan {
 /// # Errors
 /// The system does not come up, or a job does not end.
 pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
-    let mut system = System::start("money", Options { no_restart: true, ..Options::default() })?;
-    if plan.keep {
-        system.keep_folder();
-    }
-    let figures = figures(&mut system, plan);
-    if !figures.as_ref().is_ok_and(|all| !all.iter().any(Figure::fails)) {
-        system.keep_folder();
-    }
-    figures
+    let system = System::start("money", Options { no_restart: true, ..Options::default() })?;
+    watched(system, plan.keep, |system| figures(system, plan))
 }
 
 fn figures(system: &mut System, plan: &Plan) -> anyhow::Result<Vec<Figure>> {

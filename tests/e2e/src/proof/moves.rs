@@ -12,8 +12,10 @@ use super::bytes::StoreWatch;
 use super::outcome::{BEFORE_CUT, Case, EVERY, Outcome, SHAPE, curves, transfers};
 use super::sites::{NAMES, Sites, node_of, other};
 use super::watch::{bills, phase_of, site_of};
+use super::watched;
 use crate::checker::{self, Lineage};
 use crate::figure::Figure;
+use crate::system::System;
 use crate::trainer::Trainer;
 use crate::wan::Traffic;
 use crate::{processes, wait_for};
@@ -52,21 +54,20 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     let sites = Sites::start("moves")?;
     let stores = NAMES.map(|site| StoreWatch::start(&sites.system.data.join("sites").join(site)));
     let [a, b] = stores;
-    let mut runs = Runs { trainer: Trainer::new(sites.system.scratch())?, sites, stores: [a?, b?] };
-    if plan.keep {
-        runs.sites.system.keep_folder();
-    }
-    let figures = runs.figures(plan);
-    if !figures.as_ref().is_ok_and(|all| !all.iter().any(Figure::fails)) {
-        runs.sites.system.keep_folder();
-    }
-    figures
+    let runs = Runs { trainer: Trainer::new(sites.system.scratch())?, sites, stores: [a?, b?] };
+    watched(runs, plan.keep, |runs| runs.figures(plan))
 }
 
 struct Runs {
     trainer: Trainer,
     stores: [StoreWatch; 2],
     sites: Sites,
+}
+
+impl AsMut<System> for Runs {
+    fn as_mut(&mut self) -> &mut System {
+        &mut self.sites.system
+    }
 }
 
 impl Runs {

@@ -8,6 +8,7 @@ use sluice_proto::v1;
 
 use super::sites::{Sites, other};
 use super::watch::{bills, site_of};
+use super::watched;
 use crate::checker;
 use crate::figure::Figure;
 use crate::trainer::{Shape, Trainer};
@@ -41,15 +42,8 @@ struct Refused {
 /// # Errors
 /// The system does not come up, or a job does not end.
 pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
-    let mut sites = Sites::start("partition")?;
-    if plan.keep {
-        sites.system.keep_folder();
-    }
-    let figures = figures(&sites);
-    if !figures.as_ref().is_ok_and(|all| !all.iter().any(Figure::fails)) {
-        sites.system.keep_folder();
-    }
-    figures
+    let sites = Sites::start("partition")?;
+    watched(sites, plan.keep, |sites| figures(sites))
 }
 
 fn refused(sites: &Sites) -> anyhow::Result<Refused> {

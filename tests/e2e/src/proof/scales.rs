@@ -8,6 +8,7 @@ use anyhow::Context as _;
 
 use super::serves::client::{Asked, Driver, How, Mode};
 use super::serves::{self, client};
+use super::watched;
 use crate::figure::Figure;
 use crate::system::{Options, System};
 use crate::wait_for;
@@ -48,15 +49,8 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     let Some(model) = serves::model(plan.model.as_ref()) else {
         return Ok(vec![Figure::skipped(metric, "there is no model: scripts/setup.sh --tests fetches one")]);
     };
-    let mut system = System::start("scales", Options { sites: 2, nodes: 1, no_restart: true, ..Options::default() })?;
-    if plan.keep {
-        system.keep_folder();
-    }
-    let figures = figures(&mut system, plan, &python, &model);
-    if !figures.as_ref().is_ok_and(|all| !all.iter().any(Figure::fails)) {
-        system.keep_folder();
-    }
-    figures
+    let system = System::start("scales", Options { sites: 2, nodes: 1, no_restart: true, ..Options::default() })?;
+    watched(system, plan.keep, |system| figures(system, plan, &python, &model))
 }
 
 fn figures(system: &mut System, plan: &Plan, python: &Path, model: &Path) -> anyhow::Result<Vec<Figure>> {

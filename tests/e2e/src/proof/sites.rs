@@ -26,6 +26,12 @@ pub(super) struct Sites {
     pub(super) wan: Wan,
 }
 
+impl AsMut<System> for Sites {
+    fn as_mut(&mut self) -> &mut System {
+        &mut self.system
+    }
+}
+
 impl Sites {
     /// To be called once per process, in the hub.
     pub(super) fn start(name: &str) -> anyhow::Result<Self> {

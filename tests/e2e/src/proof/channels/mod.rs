@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use super::rents::tenant;
+use super::watched;
 use crate::client::Client;
 use crate::figure::Figure;
 use crate::request_id;
@@ -52,15 +53,8 @@ pub struct Plan {
 /// # Errors
 /// The system does not come up, or something never happens.
 pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
-    let mut system = System::start("channels", Options { sites: 1, no_restart: true, ..Options::default() })?;
-    if plan.keep {
-        system.keep_folder();
-    }
-    let figures = figures(&mut system, plan);
-    if !figures.as_ref().is_ok_and(|all| !all.iter().any(Figure::fails)) {
-        system.keep_folder();
-    }
-    figures
+    let system = System::start("channels", Options { sites: 1, no_restart: true, ..Options::default() })?;
+    watched(system, plan.keep, |system| figures(system, plan))
 }
 
 fn figures(system: &mut System, plan: &Plan) -> anyhow::Result<Vec<Figure>> {

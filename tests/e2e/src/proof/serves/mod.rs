@@ -17,6 +17,7 @@ use sluice_proto::v1;
 use self::client::{Asked, Driver, Got, How, Mode, python};
 pub(super) use self::judge::MARGIN;
 use self::judge::{Lone, Verdict, judge};
+use super::watched;
 use crate::cli::Cli;
 use crate::figure::Figure;
 use crate::system::{Options, System};
@@ -71,15 +72,8 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
         return Ok(vec![Figure::skipped(metric, "there is no model: scripts/setup.sh --tests fetches one")]);
     };
     let options = Options { sites: 1, nodes: 2, no_restart: true, ..Options::default() };
-    let mut system = System::start("serves", options)?;
-    if plan.keep {
-        system.keep_folder();
-    }
-    let figures = figures(&mut system, plan, &python, &model);
-    if !figures.as_ref().is_ok_and(|all| !all.iter().any(Figure::fails)) {
-        system.keep_folder();
-    }
-    figures
+    let system = System::start("serves", options)?;
+    watched(system, plan.keep, |system| figures(system, plan, &python, &model))
 }
 
 /// Fetches the official clients, to be called where there is a network; the proof says why where that failed.

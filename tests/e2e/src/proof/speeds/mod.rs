@@ -20,7 +20,7 @@ use self::loads::Numbers;
 use self::peer::{Peer, Running};
 use self::place::{Cores, Groups};
 use self::stream::Target;
-use super::serves;
+use super::{serves, watched};
 use crate::figure::Figure;
 use crate::system::{Options, System};
 use crate::{groups, processes, wait_for};
@@ -77,16 +77,9 @@ pub fn run(plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     // What is started while this is so sells only this core.
     place::pin(0, cores.engine)?;
     let options = Options { sites: 1, nodes: 1, no_restart: true, system_milli: Some(0), ..Options::default() };
-    let mut system = System::start("speeds", options)?;
+    let system = System::start("speeds", options)?;
     place::pin_all(&everybody(&system)?, cores.driver);
-    if plan.keep {
-        system.keep_folder();
-    }
-    let figures = figures(&system, plan, &model, &program, cores);
-    if figures.is_err() {
-        system.keep_folder();
-    }
-    figures
+    watched(system, plan.keep, |system| figures(system, plan, &model, &program, cores))
 }
 
 /// This process, and all of the system that runs now.

@@ -1,32 +1,30 @@
-//! How fast the bytes of one tenant's sessions may pass: what they cost here and on the nodes is nobody's slice.
+//! How fast something may pass that is nobody's slice.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Bytes per second over all sessions of a tenant.
-pub(super) const RATE: u64 = 32 << 20;
-/// What may pass at once after a pause, as time at that rate: enough for a screen full of text or a small file.
+/// What may pass at once after a pause, as time at the rate: enough for a screen full of text or a small file.
 const BURST: Duration = Duration::from_millis(500);
 
-/// One tenant's pace, by the generic cell rate algorithm (ITU-T I.371): the instant up to which what has passed would have
+/// A pace, by the generic cell rate algorithm (ITU-T I.371): the instant up to which what has passed would have
 /// taken at the rate.
 #[derive(Debug)]
-pub(super) struct Pace {
+pub(crate) struct Pace {
     rate: u64,
     paid: Mutex<Instant>,
 }
 
 impl Pace {
-    /// With so many bytes per second.
-    pub(super) fn new(rate: u64) -> Self {
+    /// With so many bytes, or whatever is counted, per second.
+    pub(crate) fn new(rate: u64) -> Self {
         Self { rate: rate.max(1), paid: Mutex::new(Instant::now()) }
     }
 
-    /// So many bytes pass; until when the next ones have to wait, if they have to.
-    pub(super) fn pass(&self, bytes: usize, now: Instant) -> Option<Instant> {
-        let cost = Duration::from_nanos((bytes as u64).saturating_mul(1_000_000_000) / self.rate);
+    /// So many pass; until when the next ones have to wait, if they have to.
+    pub(crate) fn pass(&self, count: usize, now: Instant) -> Option<Instant> {
+        let cost = Duration::from_nanos((count as u64).saturating_mul(1_000_000_000) / self.rate);
         let mut paid = self.paid.lock().unwrap_or_else(PoisonError::into_inner);
         *paid = (*paid).max(now) + cost;
         let free = *paid - BURST;
@@ -37,6 +35,8 @@ impl Pace {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const RATE: u64 = 32 << 20;
 
     #[test]
     fn a_burst_passes_and_what_follows_keeps_the_rate() {
