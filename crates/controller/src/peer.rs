@@ -74,6 +74,12 @@ struct Reads {
     tenant: OnceLock<Arc<Pace>>,
 }
 
+impl Reads {
+    fn pace(&self) -> &Pace {
+        self.tenant.get().map_or(&self.own, |pace| &**pace)
+    }
+}
+
 /// What calls know of their connection.
 #[derive(Debug, Clone)]
 pub(crate) struct Peer {
@@ -85,6 +91,13 @@ impl Peer {
     /// The chain that it showed; empty: none.
     pub(crate) fn chain(&self) -> &[CertificateDer<'static>] {
         &self.certificates
+    }
+
+    /// It had us do what costs as much as so many quarters of small reads; it is read later for that.
+    pub(crate) fn pays(&self, quarters: usize) {
+        if let Some(reads) = &self.reads {
+            let _later = reads.pace().pass(quarters, Instant::now());
+        }
     }
 
     /// Its first caller was of this tenant; that holds for as long as it is open.
@@ -139,8 +152,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Connection<S> {
         let before = into.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(context, into))?;
         if let Some(reads) = &self.peer.reads {
-            let pace = reads.tenant.get().map_or(&reads.own, |pace| &**pace);
-            let until = pace.pass(cost(into.filled().len() - before), Instant::now());
+            let until = reads.pace().pass(cost(into.filled().len() - before), Instant::now());
             self.held = until.map(|until| Box::pin(sleep_until(until)));
         }
         Poll::Ready(Ok(()))
@@ -221,6 +233,17 @@ mod tests {
         assert!(takes(&mut other, 20_000, LARGE).await < Duration::from_millis(50));
         let calls = takes(&mut other, 20_000, 300).await;
         assert!(calls < Duration::from_millis(1300), "{calls:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_call_costs_is_paid_with_later_reads_of_its_tenant() {
+        let readers = Readers::new(READS);
+        let (mut one, mut other) = (mk_pair(&readers, Some(1), Vec::new()), mk_pair(&readers, Some(2), Vec::new()));
+        one.ours.connect_info().pays(usize::try_from(2 * READS).unwrap());
+        // What is read now was under way; what comes after it waits.
+        let waited = takes(&mut one, 2, 26).await;
+        assert!((Duration::from_millis(1400)..Duration::from_millis(1600)).contains(&waited), "{waited:?}");
+        assert!(takes(&mut other, 2, 26).await < Duration::from_millis(50));
     }
 
     #[tokio::test(start_paused = true)]

@@ -69,8 +69,9 @@ pub(super) struct Process(Child);
 
 impl Process {
     pub(super) fn start(data: &Path, key: &Path, connections: u64, jobs: &[String]) -> anyhow::Result<Self> {
-        let mut command = Command::new("nice");
-        command.args(["-n", "19"]).arg(std::env::current_exe()?).arg("attack");
+        // Not only the last in turn: whoever wakes takes the processor from it at once.
+        let mut command = Command::new("chrt");
+        command.args(["--idle", "0"]).arg(std::env::current_exe()?).arg("attack");
         command.arg("--data").arg(data).arg("--key").arg(key);
         command.args(["--connections", &connections.to_string()]).args(jobs);
         Ok(Self(command.stdin(Stdio::null()).spawn().context("the hostile clients")?))
