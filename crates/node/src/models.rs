@@ -260,6 +260,16 @@ mod tests {
         Digest::from_bytes([number; 32])
     }
 
+    /// Waits for what a thread of its own does some time.
+    async fn until(done: impl Fn() -> bool) {
+        let looks = async {
+            while !done() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), looks).await.unwrap();
+    }
+
     fn mk_models(root: &Path, boot: &str) -> Models {
         Models::new(root.join("models"), Bytes::new(250), BootId(boot.to_owned()))
     }
@@ -278,17 +288,13 @@ mod tests {
         give("before").await;
         let file = mk_models(root.path(), "").path(digest(1));
         let mark = file.with_extension(MARK);
-        while mark.exists() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until(|| !mark.exists()).await;
         give("after").await;
         assert_eq!(fetched(), 1, "it was on the disk before the crash");
         // The agent was killed before the file was on the disk: the machine has it all the same.
         fs::write(&mark, "after").unwrap();
         give("after").await;
-        while mark.exists() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until(|| !mark.exists()).await;
         assert_eq!(fetched(), 1);
         // The machine crashed then: of the mark too only its name may be left.
         for known in ["after", ""] {
@@ -296,9 +302,7 @@ mod tests {
             fs::write(&file, "torn").unwrap();
             fs::write(&mark, known).unwrap();
             assert_eq!(give("later").await, [7; 100]);
-            while mark.exists() {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
+            until(|| !mark.exists()).await;
         }
         assert_eq!(fetched(), 3);
     }
@@ -329,9 +333,7 @@ mod tests {
         assert_eq!(*vault.fetched.lock().unwrap(), [1, 2, 3].map(digest));
         // Each is on the disk some time, and unmarked then.
         let left = || fs::read_dir(root.path().join("models")).unwrap().map(|entry| entry.unwrap().path());
-        while left().any(|path| is_a(&path, MARK)) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until(|| !left().any(|path| is_a(&path, MARK))).await;
         assert_eq!(left().count(), 2);
         for name in &all {
             fs::remove_file(link(name)).unwrap();
