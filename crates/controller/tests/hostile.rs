@@ -4,6 +4,8 @@
 
 mod support;
 
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
 use prost::Message as _;
 use rand::{RngExt as _, SeedableRng as _};
@@ -11,10 +13,12 @@ use rand_chacha::ChaCha8Rng;
 use sluice_controller::{Access, METHODS};
 use sluice_proto::v1;
 use sluice_proto::v1::job_service_client::JobServiceClient;
+use sluice_proto::v1::session_service_client::SessionServiceClient;
 use sluice_types::Reason;
-use support::Door;
+use support::{Door, tenant, with};
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt as _;
 
@@ -218,5 +222,28 @@ async fn damaged_uploads_leave_nothing_and_say_why() {
         let status = client.upload_blob(request).await.unwrap_err();
         check("UploadBlob", "a damaged stream", &status);
     }
+    door.close().await;
+}
+
+#[tokio::test]
+async fn whoever_attaches_again_and_again_is_heard_less_often() {
+    let door = Door::open().await;
+    let (red, blue) = (tenant(&door, "red").await.1, tenant(&door, "blue").await.1);
+    // A connection is that of its first caller's tenant.
+    let attached = async |key: &MetadataValue<Ascii>, times: usize| {
+        let mut sessions = SessionServiceClient::new(door.connect().await.unwrap());
+        let begin = Instant::now();
+        for _ in 0..times {
+            let first = tokio_stream::iter([v1::AttachSessionRequest { message: None }]);
+            let refused = sessions.attach_session(with(first, key)).await.unwrap_err();
+            assert_eq!(refused.code(), Code::InvalidArgument, "{refused:?}");
+        }
+        begin.elapsed()
+    };
+    // Of 80 a second, half a second's may come at once. A refused one costs what every one does.
+    let (again, once) = tokio::join!(attached(&red, 160), attached(&blue, 20));
+    assert!(again >= Duration::from_millis(1200), "{again:?}");
+    // The control: another tenant is heard meanwhile.
+    assert!(once < again / 2, "{once:?} of {again:?}");
     door.close().await;
 }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use sluice_cli::{Global, UserCommand, parse_duration};
 use sluice_types::Nanos;
 
@@ -142,15 +142,24 @@ pub(crate) struct ControllerArgs {
     /// A name or address that hosts and users reach this controller by. May be repeated.
     #[arg(long = "name", value_name = "NAME")]
     pub(crate) names: Vec<String>,
-    /// Pass on whatever clients of sessions send, to show what the limits are for.
-    #[arg(long, hide = true)]
-    pub(crate) channels_unlimited: bool,
+    /// Lift limits of clients of sessions, to show what they are for.
+    #[arg(long, hide = true, value_name = "LIMITS")]
+    pub(crate) channels_without: Option<ChannelsWithout>,
     #[command(flatten)]
     pub(crate) gateway: GatewayArgs,
     #[command(flatten)]
     pub(crate) process: ProcessArgs,
     #[command(flatten)]
     pub(crate) times: TimeArgs,
+}
+
+/// Limits of clients of sessions that a controller may be without.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum ChannelsWithout {
+    /// Those on what may wait in memory.
+    Memory,
+    /// All of them.
+    All,
 }
 
 /// How models are served over HTTP.

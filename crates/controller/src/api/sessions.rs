@@ -69,12 +69,15 @@ pub struct ChannelLimits {
 
 impl ChannelLimits {
     /// None that can be reached: for the control of what they hold back.
-    pub const NONE: Self = Self { rate: u64::MAX, window: u64::MAX, waiting: usize::MAX, reads: u64::MAX };
+    pub const NONE: Self = Self { rate: u64::MAX, reads: u64::MAX, ..Self::HOARDING };
+    /// None of those on what waits in memory: for their control alone, as the others keep a flood from coming at all.
+    pub const HOARDING: Self = Self { window: u64::MAX, waiting: usize::MAX, ..Self::USUAL };
+    const USUAL: Self = Self { rate: RATE, window: 128 << 10, waiting: waiting::MOST, reads: crate::peer::READS };
 }
 
 impl Default for ChannelLimits {
     fn default() -> Self {
-        Self { rate: RATE, window: 128 << 10, waiting: waiting::MOST, reads: crate::peer::READS }
+        Self::USUAL
     }
 }
 

@@ -7,7 +7,7 @@ use anyhow::Context as _;
 use sluice_controller::{ChannelLimits, Controller, ControllerConfig, GatewayConfig, GatewayLimits, SystemClock};
 use sluice_identity::Lifetimes;
 
-use crate::command::{ControllerArgs, GatewayArgs};
+use crate::command::{ChannelsWithout, ControllerArgs, GatewayArgs};
 use crate::metrics::{self, Figures};
 use crate::{process, telemetry};
 
@@ -22,7 +22,11 @@ pub(crate) async fn controller(arguments: ControllerArgs) -> anyhow::Result<()> 
     let limits = limits(&arguments.gateway);
     let config = ControllerConfig {
         gateway: arguments.gateway.gateway.map(|listen| GatewayConfig { listen, limits }),
-        channels: if arguments.channels_unlimited { ChannelLimits::NONE } else { ChannelLimits::default() },
+        channels: match arguments.channels_without {
+            None => ChannelLimits::default(),
+            Some(ChannelsWithout::Memory) => ChannelLimits::HOARDING,
+            Some(ChannelsWithout::All) => ChannelLimits::NONE,
+        },
         database: database.unwrap_or_else(|| format!("sqlite:{}", arguments.folder.join("sluice.db").display())),
         data: arguments.folder.clone(),
         listen: arguments.listen,

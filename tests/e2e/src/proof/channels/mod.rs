@@ -29,6 +29,8 @@ const EACH: i64 = 256;
 const SLOWER: i64 = 150;
 /// Sandboxes that the hostile tenant rents.
 const SANDBOXES: usize = 4;
+/// Echoes where nobody looks at their times.
+const FEW: usize = 50;
 /// Between two echoes.
 const BEAT: Duration = Duration::from_millis(20);
 /// The attack is at its height when memory did not grow for so long, and not before so long.
@@ -71,22 +73,29 @@ fn figures(system: &mut System, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     };
     let (order, quiet_job) = rent(&blue, "300m")?;
     // Fresh ones for each attack: sessions of the one before go on in theirs, and fill them.
-    let attack = |system: &System| -> anyhow::Result<Seen> {
+    let attack = |system: &System, echoes: usize| -> anyhow::Result<Seen> {
         let hostile = (0..SANDBOXES).map(|_| rent(&red, "50m")).collect::<anyhow::Result<Vec<_>>>()?;
         let jobs: Vec<_> = hostile.iter().map(|(_, job)| job.clone()).collect();
-        let seen = attacked(system, plan, &quiet_job, &jobs)?;
+        let seen = attacked(system, plan.connections, echoes, &quiet_job, &jobs)?;
         for (order, _) in &hostile {
             red.well(&["release", order, "-y"])?;
         }
         Ok(seen)
     };
-    let limited = attack(system)?;
-    let launch = system.kill_part("controller")?;
-    system.launch("controller", launch.and("--channels-unlimited"))?;
-    // Its nodes are connected again once a command runs.
-    wait_for("the nodes", PATIENCE, || Ok(blue.well(&["exec", &order, "--", "true"]).is_ok().then_some(())))?;
-    let free = attack(system)?;
-    Ok(told(&limited, &free, plan.connections))
+    let mut usual = None;
+    let limited = attack(system, plan.echoes)?;
+    let mut without = |limits: &str, echoes: usize| -> anyhow::Result<Seen> {
+        let launch = system.kill_part("controller")?;
+        system
+            .launch("controller", usual.get_or_insert(launch).clone().and(&format!("--channels-without={limits}")))?;
+        // Its nodes are connected again once a command runs.
+        wait_for("the nodes", PATIENCE, || Ok(blue.well(&["exec", &order, "--", "true"]).is_ok().then_some(())))?;
+        attack(system, echoes)
+    };
+    // What floods take of memory is seen where nothing else holds up those who send them.
+    let hoarding = without("memory", FEW)?;
+    let free = without("all", plan.echoes)?;
+    Ok(told(&limited, hoarding.each, &free, plan.connections))
 }
 
 /// What was seen of one attack.
@@ -98,18 +107,24 @@ struct Seen {
 }
 
 /// Times another tenant's echoes before and during an attack.
-fn attacked(system: &System, plan: &Plan, quiet_job: &str, sandboxes: &[String]) -> anyhow::Result<Seen> {
+fn attacked(
+    system: &System,
+    connections: u64,
+    echoes: usize,
+    quiet_job: &str,
+    sandboxes: &[String],
+) -> anyhow::Result<Seen> {
     let key = |name: &str| system.scratch().join(format!("{name}.key"));
     system.block(async {
         let victim = Client::with_key(&system.data, &key("blue"), None)?;
         let mut echo = Echo::open(&victim, quiet_job).await?;
-        let quiet = echo.times(plan.echoes).await?;
-        let (idle, count) = (memory(system, "VmRSS")?, i64::try_from(plan.connections)?);
+        let quiet = echo.times(echoes).await?;
+        let (idle, count) = (memory(system, "VmRSS")?, i64::try_from(connections)?);
         forget_most(system)?;
-        let attack = attack::Process::start(&system.data, &key("red"), plan.connections, sandboxes)?;
+        let attack = attack::Process::start(&system.data, &key("red"), connections, sandboxes)?;
         // Until all of them are there and hold what they can; without limits that has no end.
         settle(system, idle + 4 * EACH * count).await?;
-        let loud = echo.times(plan.echoes).await?;
+        let loud = echo.times(echoes).await?;
         let most = memory(system, "VmHWM")?;
         anyhow::ensure!(most > idle, "no hostile client came");
         attack.end()?;
@@ -118,14 +133,13 @@ fn attacked(system: &System, plan: &Plan, quiet_job: &str, sandboxes: &[String])
     })
 }
 
-fn told(limited: &Seen, free: &Seen, count: u64) -> Vec<Figure> {
+fn told(limited: &Seen, hoarding: i64, free: &Seen, count: u64) -> Vec<Figure> {
     let slower = |seen: &Seen| micros(&seen.loud, 99).saturating_mul(100) / micros(&seen.quiet, 99).max(1);
     let metric = format!("KiB of the controller's memory for each of {count} hostile connections");
     let without = slower(free);
     vec![
-        Figure::at_most(&metric, limited.each, EACH),
-        // How much it is then is a race between floods and what holds them up besides.
-        Figure::seen("the same without limits", free.each),
+        Figure::at_most(&metric, limited.each, EACH)
+            .control(format!("{hoarding} without limits on what waits"), hoarding > EACH),
         Figure::at_most("% of the quiet p99 that another tenant's echo takes", slower(limited), SLOWER)
             .control(format!("{without} % without limits"), without > SLOWER)
             .peer(&format!(
