@@ -38,8 +38,6 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_secs(2);
 /// Between two looks whether a sandbox is there, at least.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Messages that may wait for a client.
-const QUEUE: usize = 16;
 /// What an attachment costs here and on its node, beside what it carries, as quarters of small reads: 80 a second for a
 /// tenant that does nothing else.
 const COST: usize = 200;
@@ -63,6 +61,10 @@ pub struct ChannelLimits {
     pub window: u64,
     /// Messages of input of one attachment that may wait for its node.
     pub waiting: usize,
+    /// Messages of output of one attachment that may wait for its client.
+    pub queue: usize,
+    /// Whether a client is believed that it has read what it was not handed.
+    pub credulous: bool,
     /// Reads of few bytes per second, in quarters, over all connections of a tenant.
     pub reads: u64,
 }
@@ -71,8 +73,16 @@ impl ChannelLimits {
     /// None that can be reached: for the control of what they hold back.
     pub const NONE: Self = Self { rate: u64::MAX, reads: u64::MAX, ..Self::HOARDING };
     /// None of those on what waits in memory: for their control alone, as the others keep a flood from coming at all.
-    pub const HOARDING: Self = Self { window: u64::MAX, waiting: usize::MAX, ..Self::USUAL };
-    const USUAL: Self = Self { rate: RATE, window: 128 << 10, waiting: waiting::MOST, reads: crate::peer::READS };
+    pub const HOARDING: Self =
+        Self { window: u64::MAX, waiting: usize::MAX, queue: 1 << 24, credulous: true, ..Self::USUAL };
+    const USUAL: Self = Self {
+        rate: RATE,
+        window: 128 << 10,
+        waiting: waiting::MOST,
+        queue: 16,
+        credulous: false,
+        reads: crate::peer::READS,
+    };
 }
 
 impl Default for ChannelLimits {
@@ -146,7 +156,7 @@ impl SessionService for Api {
         let job = self.job(&who, "start.job", &start.job).await?;
         let place = self.attachments.take(job.tenant)?;
         check(&start, &job)?;
-        let (sender, receiver) = mpsc::channel(QUEUE);
+        let (sender, receiver) = mpsc::channel(self.attachments.limits.queue);
         let handed = Handed::new(start.output_offset);
         let (api, way) = (self.clone(), Way { sender, handed: handed.clone(), place });
         tokio::spawn(async move {
@@ -373,7 +383,7 @@ impl Relay<'_> {
                     return Err(refuse(Reason::TooLarge, format!("at most {window} bytes that were not taken")));
                 }
             }
-            Input::Acknowledged(offset) if !self.way.handed.covers(*offset) => {
+            Input::Acknowledged(offset) if !self.way.place.of.limits.credulous && !self.way.handed.covers(*offset) => {
                 return Err(refuse_field("input.acknowledged", "more was told as taken than was sent"));
             }
             Input::Signal(signal) if signal.len() > 16 => return Err(refuse_field("input.signal", "a signal's name")),

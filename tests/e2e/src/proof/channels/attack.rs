@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
@@ -13,11 +14,14 @@ use tokio::task::JoinSet;
 
 use super::{BEAT, PATIENCE, data, input, open};
 use crate::client::Client;
+use crate::request_id;
 
 /// Sessions of one sandbox.
 const PER_SANDBOX: usize = 64;
 /// Bytes of one piece.
 const PIECE: usize = 16 << 10;
+/// Between two lies.
+const LIE: Duration = Duration::from_millis(50);
 /// A window so small that everything waits at the sender.
 const NARROW: u32 = 1;
 
@@ -48,12 +52,14 @@ pub fn run(plan: &Plan) -> anyhow::Result<()> {
         let mut attack = JoinSet::new();
         for number in 0..usize::try_from(plan.connections)? {
             let job = plan.jobs.get((number / PER_SANDBOX) % plan.jobs.len().max(1)).context("a sandbox")?.clone();
-            let client = Client::with_key(&plan.data, &plan.key, Some(NARROW))?;
             let manner = Manner::ALL[number % Manner::ALL.len()];
+            let client = Client::with_key(&plan.data, &plan.key, manner.window())?;
             attack.spawn(async move {
-                // Whatever it is answered, a hostile client comes again; that is bounded by the end of the attack.
+                // Whatever it is answered, a hostile client comes again, and to its session: new ones would soon be too many
+                // for the sandbox, and refused. That is bounded by the end of the attack.
+                let id = request_id();
                 loop {
-                    let _thrown_out = hostile(manner, &client, &job).await;
+                    let _thrown_out = hostile(manner, &client, &job, &id).await;
                     tokio::time::sleep(BEAT * 10).await;
                 }
             });
@@ -108,12 +114,19 @@ enum Manner {
     Storm,
     /// Reads all that a program without end writes, as fast as it comes.
     Greedy,
+    /// The same byte by byte.
+    Dripping,
     /// Sends nonsense, and comes back when it is thrown out.
     Nonsense,
 }
 
 impl Manner {
-    const ALL: [Self; 6] = [Self::Deaf, Self::Liar, Self::Flood, Self::Storm, Self::Greedy, Self::Nonsense];
+    const ALL: [Self; 7] =
+        [Self::Deaf, Self::Liar, Self::Flood, Self::Storm, Self::Greedy, Self::Dripping, Self::Nonsense];
+
+    fn window(self) -> Option<u32> {
+        (!matches!(self, Self::Greedy)).then_some(NARROW)
+    }
 
     fn program(self) -> v1::SessionCommand {
         let command: &[&str] = match self {
@@ -127,16 +140,17 @@ impl Manner {
 }
 
 /// One attachment of a hostile client, until it is thrown out.
-async fn hostile(manner: Manner, client: &Client, job: &str) -> anyhow::Result<()> {
-    let (to, mut from) = open(client, job, manner.program()).await?;
+async fn hostile(manner: Manner, client: &Client, job: &str, id: &str) -> anyhow::Result<()> {
+    let (to, mut from) = open(client, job, id, manner.program()).await?;
     let mut offset = 0_u64;
     for turn in 0_u64.. {
         match manner {
             Manner::Deaf => tokio::time::sleep(PATIENCE).await,
             Manner::Liar => {
+                // Slower than the program writes: what it has not written yet is not believed by anybody.
+                tokio::time::sleep(LIE).await;
                 offset += PIECE as u64;
                 to.send(input(Input::Acknowledged(offset))).await?;
-                tokio::time::sleep(BEAT).await;
             }
             Manner::Flood => {
                 to.send(data(offset, &[7; PIECE])).await?;
@@ -148,7 +162,7 @@ async fn hostile(manner: Manner, client: &Client, job: &str) -> anyhow::Result<(
                 to.send(input(Input::Signal("USR1".to_owned()))).await?;
                 tokio::time::sleep(BEAT).await;
             }
-            Manner::Greedy => {
+            Manner::Greedy | Manner::Dripping => {
                 let said = from.message().await?.context("thrown out")?;
                 if let Some(Output::Data(data)) = said.output.and_then(|output| output.message) {
                     let taken = data.offset + data.data.len() as u64;

@@ -186,16 +186,17 @@ async fn settle(system: &System, enough: i64) -> anyhow::Result<()> {
 
 type Sender = mpsc::Sender<v1::AttachSessionRequest>;
 
-/// Opens a session.
+/// Attaches to a session, a new one where it is not known.
 async fn open(
     client: &Client,
     job: &str,
+    id: &str,
     command: v1::SessionCommand,
 ) -> anyhow::Result<(Sender, Streaming<v1::AttachSessionResponse>)> {
     let (sender, receiver) = mpsc::channel(16);
     let start = v1::StartSession {
         job: job.to_owned(),
-        session_id: request_id(),
+        session_id: id.to_owned(),
         program: Some(v1::SessionProgram { program: Some(Program::Command(command)) }),
         ..Default::default()
     };
@@ -224,7 +225,7 @@ struct Echo {
 impl Echo {
     async fn open(client: &Client, job: &str) -> anyhow::Result<Self> {
         let command = v1::SessionCommand { command: vec!["cat".to_owned()], ..Default::default() };
-        let (to, from) = open(client, job, command).await?;
+        let (to, from) = open(client, job, &request_id(), command).await?;
         Ok(Self { to, from, sent: 0, back: 0 })
     }
 
