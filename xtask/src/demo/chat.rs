@@ -12,14 +12,13 @@ use super::head;
 use crate::place;
 use crate::system::System;
 
-/// How long an answer may take: the endpoint begins from nothing.
-const ANSWER: Duration = Duration::from_secs(120);
 /// How long the replica's bill may take to be final once the endpoint is deleted.
 const FINAL: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(200);
 
-/// Imports the model that `scripts/setup.sh` fetched, serves it on half a device, chats, and prints what it cost.
-pub(super) fn show(system: &System, scratch: &Path) -> anyhow::Result<()> {
+/// Imports the model that `scripts/setup.sh` fetched, serves it on half a device, chats, and prints what it cost. The
+/// answer may take `patience`: the endpoint begins from nothing, and the machine may be an emulated one.
+pub(super) fn show(system: &System, scratch: &Path, patience: Duration) -> anyhow::Result<()> {
     head("a model is served on half a device, from no replica at all");
     let model = place::model()?;
     let file = model.to_str().context("a path that is not text")?;
@@ -36,7 +35,7 @@ pub(super) fn show(system: &System, scratch: &Path) -> anyhow::Result<()> {
         "model": "smollm2", "temperature": 0, "max_tokens": 48,
         "messages": [{"role": "user", "content": question}],
     });
-    let answer = post(system, "/v1/chat/completions", &key, &body)?;
+    let answer = post(system, "/v1/chat/completions", &key, &body, patience)?;
     let text = answer["choices"][0]["message"]["content"].as_str();
     println!("user:      {question}\nassistant: {}", text.with_context(|| format!("no answer in {answer}"))?.trim());
     let (prompt, completion) = (&answer["usage"]["prompt_tokens"], &answer["usage"]["completion_tokens"]);
@@ -94,11 +93,11 @@ fn bill(system: &System) -> anyhow::Result<()> {
 }
 
 /// One request, as any client of the interface sends it.
-fn post(system: &System, path: &str, key: &str, body: &Value) -> anyhow::Result<Value> {
+fn post(system: &System, path: &str, key: &str, body: &Value, patience: Duration) -> anyhow::Result<Value> {
     let address = system.gateway()?;
     let body = body.to_string();
     let mut stream = TcpStream::connect(address).with_context(|| format!("no gateway at {address}"))?;
-    stream.set_read_timeout(Some(ANSWER))?;
+    stream.set_read_timeout(Some(patience))?;
     write!(
         stream,
         "POST {path} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json\r\n\

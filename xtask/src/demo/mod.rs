@@ -148,7 +148,7 @@ impl Demo<'_> {
         let system = self.up(&[])?;
         let billed = bills(&system, &jobs)
             .and_then(|()| rental::show(&system))
-            .and_then(|()| chat::show(&system, &self.scratch))
+            .and_then(|()| chat::show(&system, &self.scratch, self.arguments.patience()))
             .and_then(|()| quota::show(&system, &self.scratch));
         if self.arguments.stop || billed.is_err() {
             system.stop()?;
