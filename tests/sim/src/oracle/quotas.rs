@@ -50,6 +50,8 @@ pub(crate) struct Quotas {
     set: Vec<SetQuota>,
     /// How many quotas changed in it.
     moved: usize,
+    /// It has a tick, which calls back what is lent, wherever that is.
+    ticked: bool,
     /// How many attempts were stopped for want of quota.
     pub(crate) stopped: usize,
     /// How many jobs resumed by themselves after it.
@@ -161,6 +163,7 @@ impl Quotas {
 impl Oracle {
     /// What was set, by whom it was heard.
     pub(super) fn heed_quota(&mut self, command: &Command, answer: &Result<Answer, Refusal>) {
+        self.quotas.ticked |= matches!(command, Command::Tick);
         let Command::User(_, command) = command else { return };
         if answer.as_ref().is_ok_and(|answer| answer.replayed) || answer.is_err() {
             return;
@@ -191,6 +194,7 @@ impl Oracle {
     /// After each commit, when its attempts and leases are known.
     pub(super) fn check_quotas(&mut self, now: u64, rows: &Rows) {
         let (set, changed) = (std::mem::take(&mut self.quotas.set), std::mem::take(&mut self.quotas.moved));
+        let ticked = std::mem::take(&mut self.quotas.ticked);
         let moved = changed > 0;
         self.note_reclaimed(now, rows);
         if rows.attempts.is_empty() && rows.jobs.is_empty() && !moved {
@@ -225,7 +229,12 @@ impl Oracle {
         if !moved {
             self.check_within(now, &placed, &before, &used, taken_over);
         }
-        self.check_stopped(now, rows, &used, &set, changed);
+        let (told, left_before) = self.check_stopped(now, rows, &before, &used, changed);
+        if let ([only], 1) = (&set[..], changed) {
+            let told = if ticked { BTreeSet::new() } else { told };
+            let ended = rows.attempts.iter().any(|row| row.state == AttemptState::Ended);
+            self.check_drained(now, only, &told, (!ended).then_some(left_before));
+        }
         self.quotas.taken = used;
     }
 
@@ -306,8 +315,16 @@ impl Oracle {
         }
     }
 
-    /// Who is stopped for want of quota is a borrower, or beyond a limit, and the newest; and no more are than it takes.
-    fn check_stopped(&mut self, now: u64, rows: &Rows, used: &Used, set: &[SetQuota], changed: usize) {
+    /// Who is stopped for want of quota is a borrower, or beyond a limit, and the newest. Who that is, and what was on its
+    /// way out before.
+    fn check_stopped(
+        &mut self,
+        now: u64,
+        rows: &Rows,
+        before: &Used,
+        used: &Used,
+        changed: usize,
+    ) -> (BTreeSet<AttemptId>, BTreeSet<AttemptId>) {
         let must = |row: &&Attempt| {
             row.state != AttemptState::Ended
                 && row.order.is_some_and(|order| order.must || order.kind == StopCause::SuspendForMoney)
@@ -329,7 +346,11 @@ impl Oracle {
         for id in &told {
             let Some(holder) = self.quotas.live.get(id).cloned() else { continue };
             let nominal = |site| self.quotas.limits(&(holder.tenant, site, holder.class.clone()));
-            let total = |site| used.get(&(holder.tenant, site, holder.class.clone())).map_or(0, |sum| sum.0);
+            // A commit is of several commands: what ended in it, or begins in it, counted when this was stopped, or not.
+            let total = |site| {
+                let place = (holder.tenant, site, holder.class.clone());
+                [before, used].map(|used| used.get(&place).map_or(0, |sum| sum.0)).into_iter().fold(0, i64::max)
+            };
             let here = Some(holder.site);
             let cohort = self.quotas.is_cohort(holder.site, &holder.class);
             let borrows = cohort && total(here) > nominal(here).unwrap_or_default().nominal;
@@ -348,10 +369,7 @@ impl Oracle {
                 self.fail(now, format!("{id} is stopped for want of quota, and newer {stays:?} are not"));
             }
         }
-        if let ([only], 1) = (set, changed) {
-            let ended = rows.attempts.iter().any(|row| row.state == AttemptState::Ended);
-            self.check_drained(now, only, &told, (!ended).then_some(left_before));
-        }
+        (told, left_before)
     }
 
     /// Lowered with the policy to drain, limits hold for what is left; and without the oldest that was stopped they would not.
@@ -371,9 +389,10 @@ impl Oracle {
         }
         let place = (set.key.tenant, set.key.site, set.key.class.clone());
         let left = self.quotas.used(&self.quotas.leaving);
-        let total = left.get(&place).map_or(0, |sum| sum.0);
+        let (total, firm) = left.get(&place).copied().unwrap_or_default();
         let most = set.limits.nominal + set.limits.borrow;
-        if total > most {
+        // What is never stopped may be more, where it began before the class was shared out there.
+        if total > most.max(firm) {
             self.fail(now, format!("{} still means to hold {total} of {most}", set.key.tenant));
         }
         let (Some(site), Some(oldest)) = (set.key.site, told.first()) else { return };
