@@ -92,8 +92,35 @@ fn bill(system: &System) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One request, as any client of the interface sends it.
+/// One request, as any client of the interface sends it: again after a while where the gateway says that no replica could
+/// take it yet, for `patience` at most.
 fn post(system: &System, path: &str, key: &str, body: &Value, patience: Duration) -> anyhow::Result<Value> {
+    let begin = Instant::now();
+    loop {
+        let left = patience.saturating_sub(begin.elapsed()).max(PAUSE);
+        let (status, head, rest) = post_once(system, path, key, body, left)?;
+        if status == 503 && begin.elapsed() < patience {
+            let told = head
+                .lines()
+                .find_map(|line| line.to_ascii_lowercase().strip_prefix("retry-after:")?.trim().parse().ok());
+            std::thread::sleep(told.map_or(PAUSE, Duration::from_secs));
+            continue;
+        }
+        anyhow::ensure!(status == 200, "the gateway answered {status}: {rest}");
+        // With or without chunks, the object is what stands between the outermost braces.
+        let (from, to) = (rest.find('{').context("no object")?, rest.rfind('}').context("no object")?);
+        return serde_json::from_str(&rest[from..=to]).with_context(|| format!("not JSON: {rest}"));
+    }
+}
+
+/// The status, the head and the body of one answer.
+fn post_once(
+    system: &System,
+    path: &str,
+    key: &str,
+    body: &Value,
+    patience: Duration,
+) -> anyhow::Result<(u16, String, String)> {
     let address = system.gateway()?;
     let body = body.to_string();
     let mut stream = TcpStream::connect(address).with_context(|| format!("no gateway at {address}"))?;
@@ -107,9 +134,6 @@ fn post(system: &System, path: &str, key: &str, body: &Value, patience: Duration
     let mut answer = String::new();
     stream.read_to_string(&mut answer).context("no answer from the gateway")?;
     let (head, rest) = answer.split_once("\r\n\r\n").context("no HTTP answer")?;
-    let status = head.lines().next().unwrap_or_default();
-    anyhow::ensure!(status.contains(" 200 "), "the gateway answered {status}: {rest}");
-    // With or without chunks, the object is what stands between the outermost braces.
-    let (from, to) = (rest.find('{').context("no object")?, rest.rfind('}').context("no object")?);
-    serde_json::from_str(&rest[from..=to]).with_context(|| format!("not JSON: {rest}"))
+    let status = head.split_whitespace().nth(1).and_then(|word| word.parse().ok()).context("no HTTP status")?;
+    Ok((status, head.to_owned(), rest.to_owned()))
 }
