@@ -4,7 +4,7 @@
 //! another controller, goes on where it was; telling the writer twice does nothing twice. Only this is remembered here: what
 //! could not be read is tried again later and later, and one tenant's models are read one after the other beside others'.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write as _};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use serde::Deserialize;
 use sluice_lifecycle::model::{Job, JobState, Model, ModelInfo, StoredFile};
 use sluice_lifecycle::{Caller, Command, ModelFound, UserCommand};
-use sluice_store::{Page, Store};
+use sluice_store::{MAX_PAGE, Page, Store, StoreError};
 use sluice_types::{Digest, KeyId, ModelId, Nanos, TenantId};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -124,26 +124,28 @@ impl Importer {
 
     /// Begins to read what is there to be read.
     async fn look(self: &Arc<Self>, rounds: &mut Rounds) {
-        let models = match self.store.importing_models(Page::first(1000)).await {
-            Ok(models) => models,
-            Err(error) => return tracing::warn!(%error, "models cannot be read"),
-        };
-        rounds.again.0.retain(|id, _| models.iter().any(|model| model.id == *id));
-        for model in models {
-            let busy = rounds.models.values().any(|(_, tenant)| *tenant == model.tenant);
-            if busy || rounds.models.len() >= AT_ONCE || !rounds.again.is_due(model.id, Instant::now()) {
-                continue;
-            }
-            match self.store.get_job(model.import).await {
-                Ok(Some(job)) if job.state == JobState::Succeeded => {
-                    let (all, of) = (Arc::clone(self), (model.id, model.tenant));
-                    let task = rounds.running.spawn(async move { all.finish(&model, &job).await });
-                    rounds.models.insert(task.id(), of);
+        let (mut page, mut ended) = (Page::first(MAX_PAGE), BTreeSet::new());
+        loop {
+            let (found, next) = match imported(&*self.store, page).await {
+                Ok(found) => found,
+                Err(error) => return tracing::warn!(%error, "models and their imports cannot be read"),
+            };
+            for (model, job) in found {
+                ended.insert(model.id);
+                let busy = rounds.models.values().any(|(_, tenant)| *tenant == model.tenant);
+                if busy || rounds.models.len() >= AT_ONCE || !rounds.again.is_due(model.id, Instant::now()) {
+                    continue;
                 }
-                Ok(_) => {}
-                Err(error) => return tracing::warn!(%error, "jobs cannot be read"),
+                let (all, of) = (Arc::clone(self), (model.id, model.tenant));
+                let task = rounds.running.spawn(async move { all.finish(&model, &job).await });
+                rounds.models.insert(task.id(), of);
+            }
+            match next {
+                Some(next) => page = next,
+                None => break,
             }
         }
+        rounds.again.0.retain(|id, _| ended.contains(id));
     }
 
     /// Reads what an import left, and tells it; false where it is to be tried again.
@@ -223,6 +225,23 @@ impl Importer {
     }
 }
 
+/// Of a page of models that are being imported those whose import has ended well, and the page behind it. However many
+/// somebody's imports wait, those of others behind them are found.
+async fn imported(
+    store: &dyn Store,
+    page: Page<ModelId>,
+) -> Result<(Vec<(Model, Job)>, Option<Page<ModelId>>), StoreError> {
+    let models = store.importing_models(page).await?;
+    let imports: Vec<_> = models.iter().map(|model| model.import).collect();
+    let jobs = store.jobs_by_ids(&imports).await?.into_iter();
+    let mut ended: BTreeMap<_, _> =
+        jobs.filter(|job| job.state == JobState::Succeeded).map(|job| (job.id, job)).collect();
+    let next = models.last().filter(|_| models.len() >= page.limit.min(MAX_PAGE) as usize);
+    let next = next.map(|last| Page::after(last.id, page.limit));
+    let found = models.into_iter().filter_map(|model| Some((ended.remove(&model.import)?, model)));
+    Ok((found.map(|(job, model)| (model, job)).collect(), next))
+}
+
 impl Rounds {
     fn over(&mut self, done: Result<(tokio::task::Id, bool), tokio::task::JoinError>) {
         let (task, told) = done.unwrap_or_else(|error| (error.id(), false));
@@ -299,6 +318,8 @@ struct Report {
     architecture: String,
     parameters: u64,
     context: u64,
+    #[serde(default)]
+    token_bytes: u64,
     quantisation: String,
     template: bool,
     #[serde(default)]
@@ -312,6 +333,8 @@ struct Overhead {
     message: u32,
 }
 
+/// Bytes of a token's keys and values: beyond any model's.
+const MOST_TOKEN: u64 = 1 << 30;
 /// More of a chat's frame than any template has: a report that says so is none.
 const MOST_OVERHEAD: u32 = 1 << 16;
 
@@ -325,6 +348,9 @@ fn report(bytes: &[u8]) -> Result<ModelInfo, Trouble> {
     if report.parameters > i64::MAX.unsigned_abs() {
         return Err(wrong("it has more parameters than can be counted"));
     }
+    if report.token_bytes > MOST_TOKEN {
+        return Err(wrong("a token takes more memory than any model's does"));
+    }
     let overhead = report.overhead.filter(|_| report.template);
     if overhead.is_some_and(|it| it.first > MOST_OVERHEAD || it.message > MOST_OVERHEAD) {
         return Err(wrong("its chat template adds more than any does"));
@@ -333,6 +359,7 @@ fn report(bytes: &[u8]) -> Result<ModelInfo, Trouble> {
         architecture: report.architecture,
         parameters: report.parameters,
         context: u32::try_from(report.context).unwrap_or(u32::MAX).min(sluice_lifecycle::validate::MAX_CONTEXT),
+        token: sluice_types::Bytes::new(report.token_bytes),
         quantization: report.quantisation,
         chats: overhead.is_some(),
         template_tokens: overhead.map_or(0, |it| it.first),
@@ -372,9 +399,13 @@ impl Read for Pieces {
 
 #[cfg(test)]
 mod tests {
+    use sluice_lifecycle::Rows;
+    use sluice_lifecycle::model::ModelState;
+    use sluice_store::testing::Sample;
+
     use super::*;
 
-    const GOOD: &str = r#"{"architecture":"llama","name":null,"parameters":134515008,"context":8192,"quantisation":"Q4_1",
+    const GOOD: &str = r#"{"architecture":"llama","name":null,"parameters":134515008,"context":8192,"token_bytes":23040,"quantisation":"Q4_1",
         "types":{"Q4_1":1},"vocabulary":49152,"template":true,"tensors":272,"bytes":1,"size":1,"digest":"00",
         "overhead":{"first":31,"message":5},"template_fault":null}"#;
 
@@ -410,6 +441,7 @@ mod tests {
         assert_eq!((digest, size), (Digest::from_bytes(*blake3::hash(&gguf).as_bytes()), 3000));
         let info = report(&unpacked.report).map_err(|_| ()).unwrap();
         assert_eq!((info.parameters, info.context, info.quantization.as_str()), (134_515_008, 8192, "Q4_1"));
+        assert_eq!(info.token.get(), 23_040);
         assert_eq!((info.chats, info.template_tokens, info.message_tokens), (true, 31, 5));
         assert!(taken(files, 0).unwrap().made.is_none(), "nobody asked for it");
         assert!(taken(files, 2999).is_err(), "more than any quantisation has");
@@ -430,6 +462,32 @@ mod tests {
         assert!((30..50).contains(&tries), "{tries} in an hour");
     }
 
+    #[tokio::test]
+    async fn imports_that_wait_hide_none_that_ended_before_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = sluice_store::open(&format!("sqlite:{}", folder.path().join("db").display())).await.unwrap();
+        let leader = store.acquire_leader("test").await.unwrap();
+        let mut sample = Sample::beyond(0, 0);
+        store.commit(leader, &sample.world()).await.unwrap();
+        let mut rows = Rows::default();
+        for number in 0..5 {
+            let (mut model, mut job) = (sample.model_row(&format!("m{number}")), sample.job_row("import"));
+            (model.state, model.info, model.import) = (ModelState::Importing, None, job.id);
+            job.state = if number == 0 { JobState::Succeeded } else { JobState::Pending };
+            rows.models.push(model);
+            rows.jobs.push(job);
+        }
+        let oldest = (rows.models[0].id, rows.jobs[0].id);
+        store.commit(leader, &rows).await.unwrap();
+        let (mut found, mut page, mut pages) = (Vec::new(), Some(Page::first(2)), 0);
+        while let Some(next) = page {
+            let (more, behind) = imported(&*store, next).await.unwrap();
+            found.extend(more.into_iter().map(|(model, job)| (model.id, job.id)));
+            (page, pages) = (behind, pages + 1);
+        }
+        assert_eq!((found, pages), (vec![oldest], 3));
+    }
+
     #[test]
     fn what_is_no_report_makes_no_model() {
         assert!(taken(&[("other", b"")], 0).is_err());
@@ -439,6 +497,7 @@ mod tests {
             assert!(report(bad.as_bytes()).is_err(), "{bad:?}");
         }
         assert!(report(GOOD.replace("\"first\":31", "\"first\":99999").as_bytes()).is_err());
+        assert!(report(GOOD.replace("23040", "9999999999").as_bytes()).is_err());
         assert!(report(GOOD.as_bytes()).is_ok(), "control");
     }
 }

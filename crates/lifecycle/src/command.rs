@@ -330,7 +330,8 @@ pub struct NewEndpoint {
     pub resources: TaskResources,
     /// Sites to choose from; empty = any that the project may use.
     pub sites: Vec<SiteId>,
-    /// Tokens of context of each sequence; 0 = as many as the model was trained for.
+    /// Tokens of context of each sequence; 0 = as many as the model was trained for, or as the memory holds where that is
+    /// less.
     pub context: u32,
     /// Sequences that each replica has open at once.
     pub sequences: u32,

@@ -15,7 +15,9 @@ use sluice_lifecycle::{
     Command, EndpointChange, ImportModel, ModelFound, NewEndpoint, NodeReport, OpenRequest, Refusal, Rows, Settings,
     Snapshot, State, TaskKey, UserCommand, step,
 };
-use sluice_types::{Credits, Digest, EndpointId, JobId, KeyId, ModelId, Nanos, ProjectId, Reason, RequestId, TenantId};
+use sluice_types::{
+    Bytes, Credits, Digest, EndpointId, JobId, KeyId, ModelId, Nanos, ProjectId, Reason, RequestId, TenantId,
+};
 use support::{Bench, WINDOW_COST, end, spec};
 
 const FILE: StoredFile = StoredFile { digest: Digest::from_bytes([5; 32]), size: 100_000_000 };
@@ -42,11 +44,15 @@ fn found() -> ModelFound {
 
 /// A model that is ready, without the way there.
 fn model(bench: &mut Bench) -> ModelId {
+    model_with(bench, found())
+}
+
+fn model_with(bench: &mut Bench, found: ModelFound) -> ModelId {
     let (model, job) = import(bench, "smol");
     bench.plan();
     let key = begin(bench, job);
     bench.end(key);
-    bench.command(Command::ModelChecked(model, Ok(found()))).unwrap();
+    bench.command(Command::ModelChecked(model, Ok(found))).unwrap();
     model
 }
 
@@ -121,6 +127,28 @@ fn let_go(bench: &mut Bench, endpoint: EndpointId) {
     for job in stopping {
         let key = bench.task(job);
         bench.end(key);
+    }
+}
+
+#[test]
+fn contexts_are_as_long_as_their_memory_holds() {
+    let mut bench = Bench::new();
+    let mut found = found();
+    (found.info.context, found.info.token) = (8192, Bytes::new(23_040));
+    let model = model_with(&mut bench, found);
+    let mut create = |name: &str, memory, context| {
+        let mut wanted = wanted(&bench, model, 0, 1);
+        (wanted.name, wanted.context, wanted.resources.memory) = (name.parse().unwrap(), context, Bytes::mib(memory));
+        let made = bench.user(UserCommand::CreateEndpoint(Box::new(wanted)))?;
+        Ok::<_, Refusal>(bench.state.endpoint(made.object.parse().unwrap()).unwrap().context)
+    };
+    // Four sequences and one place more: half of the memory for five contexts.
+    assert_eq!(create("short", 512, 0), Ok(2304));
+    assert_eq!(create("asked", 512, 2304), Ok(2304));
+    assert_eq!(create("trained", 4096, 0), Ok(8192));
+    for (memory, context) in [(512, 2305), (512, 8192), (16, 0)] {
+        let refused = create("refused", memory, context).unwrap_err();
+        assert_eq!(refused.field.as_deref(), Some("context"), "{refused:?}");
     }
 }
 

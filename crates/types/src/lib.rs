@@ -10,6 +10,7 @@ mod id;
 mod name;
 mod reason;
 mod resources;
+pub mod serving;
 mod text;
 mod time;
 

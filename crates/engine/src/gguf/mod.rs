@@ -71,6 +71,9 @@ pub struct ModelHeader {
     pub parameters: u64,
     /// Tokens of context that it was trained for; 0 = it does not say.
     pub context: u64,
+    /// Bytes that one token takes in the memory of a context, its keys and values as half-precision numbers; 0 = it does
+    /// not say.
+    pub token_bytes: u64,
     /// The type that most parameters have, for example `Q4_0`.
     pub quantisation: String,
     /// Parameters by type.
@@ -139,12 +142,14 @@ fn header(
         _ => return Err(GgufError::Malformed("it has no vocabulary")),
     };
     let context = values.get(&format!("{architecture}.context_length")).and_then(integer).unwrap_or(0);
+    let token_bytes = token_bytes(values, &architecture).unwrap_or(0);
     let most = found.types.iter().max_by_key(|(_, count)| **count).map(|(kind, _)| (*kind).to_owned());
     Ok(ModelHeader {
         architecture,
         name: text("general.name").map(|name| name.chars().take(128).collect()),
         parameters: found.types.values().sum(),
         context,
+        token_bytes,
         quantisation: most.unwrap_or_default(),
         types: found.types.into_iter().map(|(kind, count)| (kind.to_owned(), count)).collect(),
         vocabulary,
@@ -152,6 +157,18 @@ fn header(
         tensors,
         bytes,
     })
+}
+
+/// What a token takes in all layers. Where layers have different numbers of heads, which this reader does not look at, as if
+/// each had all of them.
+fn token_bytes(values: &BTreeMap<String, Value>, architecture: &str) -> Option<u64> {
+    let number = |key: &str| values.get(&format!("{architecture}.{key}")).and_then(integer);
+    let (layers, heads) = (number("block_count")?, number("attention.head_count")?);
+    let shared = number("attention.head_count_kv").unwrap_or(heads);
+    let each = number("embedding_length").and_then(|width| width.checked_div(heads));
+    let key = number("attention.key_length").or(each)?;
+    let value = number("attention.value_length").or(each)?;
+    layers.checked_mul(shared)?.checked_mul(key.checked_add(value)?)?.checked_mul(2)
 }
 
 fn integer(value: &Value) -> Option<u64> {

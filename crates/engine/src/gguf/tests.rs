@@ -76,6 +76,28 @@ fn a_model_says_what_it_is() {
 }
 
 #[test]
+fn what_a_token_takes_follows_from_layers_and_heads() {
+    let with = |keys: &[(&str, u32)]| {
+        let mut writer = begin(0, 2 + keys.len() as u64).key("general.architecture", "llama");
+        for (key, value) in keys {
+            writer = writer.text(&format!("llama.{key}")).u32(4).u32(*value);
+        }
+        let writer = writer.text("tokenizer.ggml.tokens").u32(9).u32(8).u64(1).text("a");
+        read(&whole(writer)).unwrap().token_bytes
+    };
+    let heads = [("block_count", 30), ("attention.head_count", 9), ("embedding_length", 576)];
+    assert_eq!(with(&heads), 30 * 9 * 64 * 2 * 2);
+    assert_eq!(with(&[&heads[..], &[("attention.head_count_kv", 3)]].concat()), 23_040);
+    let long = [("attention.key_length", 128), ("attention.value_length", 96)];
+    assert_eq!(with(&[&heads[..], &long].concat()), 30 * 9 * (128 + 96) * 2);
+    // Nothing, or nonsense.
+    assert_eq!(with(&heads[..2]), 0);
+    assert_eq!(with(&[("block_count", u32::MAX), ("attention.head_count", 0), ("embedding_length", 1)]), 0);
+    let most = ["block_count", "attention.head_count", "attention.key_length", "attention.value_length"];
+    assert_eq!(with(&most.map(|key| (key, u32::MAX))), 0);
+}
+
+#[test]
 fn what_cannot_be_is_refused_in_words() {
     for (bytes, wanted) in [
         (b"GGML".to_vec(), "it is not a GGUF file"),

@@ -135,7 +135,8 @@ impl Model {
         u32::try_from(tokens).unwrap_or(0)
     }
 
-    /// Bytes that a token takes in the cache: keys and values of all layers, as half-precision numbers.
+    /// Bytes that a token takes in the cache: keys and values of all layers, as half-precision numbers, where heads are as
+    /// wide as they usually are.
     pub(super) fn cell_bytes(&self) -> u64 {
         let model = self.model.as_ptr();
         // SAFETY: the model lives.

@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 use sluice_ledger::TokenPrice;
 use sluice_types::{
-    Credits, Digest, EndpointId, HoldId, JobId, KeyId, ModelId, Name, Nanos, ProjectId, Reason, RequestId, SiteId,
-    TaskResources, TenantId, Timestamp,
+    Bytes, Credits, Digest, EndpointId, HoldId, JobId, KeyId, ModelId, Name, Nanos, ProjectId, Reason, RequestId,
+    SiteId, TaskResources, TenantId, Timestamp,
 };
 
 use super::BudgetHold;
@@ -41,6 +41,9 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// Tokens of context that it was trained for; 0 = it does not say.
     pub context: u32,
+    /// What a token takes in the memory of a context; 0 = it does not say.
+    #[serde(default)]
+    pub token: Bytes,
     /// Such as "Q4_0".
     pub quantization: String,
     /// It has a chat template that can be used.

@@ -6,7 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sluice_types::{Credits, EndpointId, JobId, Nanos, NetworkMode, Reason};
+use sluice_types::serving::{longest_context, spare_places};
+use sluice_types::{Bytes, Credits, EndpointId, JobId, Nanos, NetworkMode, Reason};
 
 use super::Step;
 use super::jobs::new_job;
@@ -51,7 +52,20 @@ impl Step<'_> {
         if info.context != 0 && wanted.context > trained {
             return Err(Refusal::field("context", format!("the model was trained for {trained} tokens")));
         }
-        let context = if wanted.context == 0 { trained } else { wanted.context };
+        let longest = match info.token {
+            Bytes::ZERO => u32::MAX,
+            token => longest_context(wanted.resources.memory, wanted.sequences, token),
+        };
+        if longest < wanted.context.max(1) {
+            let places = u64::from(wanted.sequences) + u64::from(spare_places(wanted.sequences));
+            let why = format!(
+                "{places} places share half of the memory, {}: that is {longest} tokens each; ask for more memory, fewer \
+                 sequences or less context",
+                wanted.resources.memory
+            );
+            return Err(Refusal::field("context", why));
+        }
+        let context = if wanted.context == 0 { trained.min(longest) } else { wanted.context };
         let file = model.file;
         check_bounds(wanted.replicas)?;
         check_terms(wanted.price, Some(wanted.idle))?;

@@ -134,8 +134,7 @@ fn model_program(shared: &Shared, model: &Model, memory: Bytes) -> Vec<String> {
             let (context, sequences) = (context.to_string(), sequences.max(&1).to_string());
             let door = format!("unix:{ENGINE_SOCKET}");
             let which = [&program, "engine-worker", "--model-fd", &descriptor, "--digest", &digest];
-            // Half is for the contexts; weights, their copy for the kernels and the rest of the program have the other.
-            let cache = (memory.get() / 2).to_string();
+            let cache = sluice_types::serving::context_memory(memory).get().to_string();
             let how = ["--context", &context, "--cache", &cache, "--sequences", &sequences, "--listen", &door];
             let how = [&how[..], &["--meter", "meter"][..]].concat();
             text(&[&which[..], &how[..]].concat())

@@ -64,7 +64,7 @@ async fn serve(arguments: &EngineWorkerArgs, granted: Granted) -> anyhow::Result
         wanted => wanted.min(granted.threads),
     };
     let meter = MeterFolder::open(&arguments.meter).context("cannot open the meter's folder")?;
-    let spare = arguments.sequences.div_ceil(4).max(1);
+    let spare = sluice_types::serving::spare_places(arguments.sequences);
     let rules = Rules { width: arguments.sequences.saturating_add(spare), ..Rules::default() };
     let bounds = Bounds { spare, window: arguments.window, rules, ..Bounds::default() };
     let slots = arguments.sequences.saturating_add(spare);

@@ -22,6 +22,7 @@ impl Sample {
             architecture: "llama".to_owned(),
             parameters: 134_515_008,
             context: 8192,
+            token: Bytes::new(23_040),
             quantization: "Q4_0".to_owned(),
             chats: true,
             template_tokens: 31,
