@@ -228,6 +228,8 @@ fn a_lowered_limit_drains_the_newest_and_raised_again_they_resume() {
     let of = |name: &str| refused.details[name].as_str();
     let quota = "tenants/borrower/quotas/site-0/cpu";
     assert_eq!((of("quota"), of("level"), of("missing_milli"), of("who")), (quota, "limit", "300", "platform admins"));
+    let words = [quota, "level limit", "300m", "platform admins"];
+    assert!(words.iter().all(|word| refused.message.contains(word)), "{}", refused.message);
     set(&mut pair.bench, pair.borrower.0, (0, 500, 0), QuotaPolicy::Drain).unwrap();
     assert_eq!(pair.stands(jobs[0]).0, JobState::Running, "the oldest stays");
     for job in &jobs[1..] {
@@ -240,6 +242,9 @@ fn a_lowered_limit_drains_the_newest_and_raised_again_they_resume() {
     assert_eq!(pair.bench.state.books().available(&entitled), 0);
     jobs[1..].iter().for_each(|job| pair.stops(*job, 5));
     assert_eq!(pair.stands(jobs[1]), (JobState::Suspended, Some(Reason::QuotaReclaimed)));
+    let words = [quota, "level limit", "400m", "platform admins"];
+    let said = &pair.bench.job(jobs[1]).message;
+    assert!(words.iter().all(|word| said.contains(word)), "{said}");
     assert_eq!(pair.bench.state.books().available(&entitled), 200);
     pair.bench.pass(5);
     assert_eq!(pair.stands(jobs[1]).0, JobState::Suspended, "it is not covered yet");
@@ -442,6 +447,34 @@ fn many_that_are_not_covered_hold_up_no_other_tenants() {
     assert!(many.iter().all(|job| pair.stands(*job).0 == JobState::Suspended));
 }
 
+/// Nor keep many that are not covered a smaller one of the same tenant from it, whether they ask for the same or for as many
+/// things as there are of them.
+#[test]
+fn one_that_is_covered_resumes_behind_many_that_are_not() {
+    for differ in [0, 1] {
+        let mut pair = Pair::new();
+        let (tenant, project) = pair.borrower;
+        set(&mut pair.bench, tenant, (4000, 0, 0), QuotaPolicy::Refuse).unwrap();
+        let run = |pair: &mut Pair, milli: u32| {
+            let mut spec = part(&pair.bench, milli);
+            spec.resources.memory = Bytes::mib(4);
+            let job = pair.bench.submit_to(project, spec);
+            pair.bench.placed_and_running(job)
+        };
+        let many: Vec<_> = (0..40).map(|number| run(&mut pair, 20 + number * differ)).collect();
+        let one = run(&mut pair, 5);
+        set(&mut pair.bench, tenant, (0, 0, 0), QuotaPolicy::Drain).unwrap();
+        many.iter().chain([&one]).for_each(|job| pair.stops(*job, 5));
+        set(&mut pair.bench, tenant, (10, 0, 0), QuotaPolicy::Drain).unwrap();
+        for _ in 0..5 {
+            pair.bench.pass(1);
+            pair.bench.command(Command::Tick).unwrap();
+        }
+        assert_ne!(pair.stands(one).0, JobState::Suspended);
+        assert!(many.iter().all(|job| pair.stands(*job).0 == JobState::Suspended));
+    }
+}
+
 #[test]
 fn a_move_needs_quota_where_it_goes_and_is_given_up_where_it_is_drained() {
     let mut pair = Pair::new();
@@ -490,11 +523,11 @@ fn what_is_managed_elsewhere_is_changed_there() {
     pair.bench.user(adopt(Managed::Job(job))).unwrap();
     pair.bench.user(adopt(Managed::Tenant(tenant))).unwrap();
     let (cancel, suspend) = (UserCommand::Cancel(job, None), UserCommand::Suspend(job, None));
-    let line = UserCommand::SetCreditLine(tenant, sluice_types::Credits::new(1));
-    for command in [cancel.clone(), suspend, UserCommand::Resume(job, None), line.clone()] {
+    for command in [cancel.clone(), suspend, UserCommand::Resume(job, None)] {
         assert_eq!(pair.bench.user(command).unwrap_err().reason, Reason::ManagedElsewhere);
     }
-    as_operator(&mut pair, line).unwrap();
+    // No other door has a word for money.
+    pair.bench.user(UserCommand::SetCreditLine(tenant, sluice_types::Credits::new(1))).unwrap();
     as_operator(&mut pair, cancel).unwrap();
     let detach = UserCommand::SetManager { object: Managed::Quota(key.clone()), manager: String::new(), detach: true };
     pair.bench.user(detach).unwrap();

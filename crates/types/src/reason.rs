@@ -104,7 +104,7 @@ reasons! {
     /// The tenant's own quota covers the request, but others have borrowed it: it is being called back.
     QuotaLent = "QUOTA_LENT", "Wait: what was borrowed is stopped at a checkpoint, the newest first.";
     /// It used quota that was lowered or called back, so it was checkpointed and suspended.
-    QuotaReclaimed = "QUOTA_RECLAIMED", "Nothing: it resumes by itself when the quota covers it again; a platform admin raises it with `sluice quota set`.";
+    QuotaReclaimed = "QUOTA_RECLAIMED", "Nothing: it resumes by itself when the quota covers it again; platform admins may raise it.";
     /// The quota would be lower than what is in use, and its policy is to refuse that.
     QuotaInUse = "QUOTA_IN_USE", "Wait, stop work, or set it with the policy `drain`.";
     /// Something else manages the object, and changes it as it sees fit.

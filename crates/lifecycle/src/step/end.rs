@@ -149,7 +149,10 @@ impl Step<'_> {
             Some(StopCause::Migrate) => return self.ship(job.id),
             Some(StopCause::Requeue) | None => return self.queue_again(job.id, None, "stopped at a checkpoint"),
         };
-        let message = reason.map_or("", |reason| reason.remedy()).to_owned();
+        // Which quota it was, and what it lacked, was said when it was told to stop.
+        let said = Some(&job.message)
+            .filter(|text| reason == Some(Reason::QuotaReclaimed) && job.reason == reason && !text.is_empty());
+        let message = said.cloned().unwrap_or_else(|| reason.map_or("", |reason| reason.remedy()).to_owned());
         self.set_state(job.id, state, reason, message, what.because(reason));
     }
 

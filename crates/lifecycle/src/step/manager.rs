@@ -3,7 +3,7 @@
 //! A manager is a word, not a right: who may change a row at all was decided before. It keeps two doors from undoing each
 //! other's work, as field managers do in Kubernetes.
 
-use sluice_types::{JobId, Reason, TenantId};
+use sluice_types::{JobId, Reason};
 
 use super::Step;
 use crate::command::{Answer, Caller, Managed, Refusal};
@@ -97,11 +97,6 @@ impl Step<'_> {
             return Err(Refusal::new(Reason::ManagedElsewhere, message).with("manager", manager));
         }
         self.check_manager(caller, manager, name)
-    }
-
-    pub(super) fn check_manager_of_tenant(&self, caller: &Caller, tenant: TenantId) -> Result<(), Refusal> {
-        let Some(row) = self.state.tenants.get(&tenant) else { return Ok(()) };
-        self.check_manager(caller, &row.manager, &format!("tenants/{}", row.name))
     }
 }
 

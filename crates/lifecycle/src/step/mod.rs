@@ -120,7 +120,7 @@ impl Step<'_> {
                 self.record_upload(project, digest, size, complete)
             }
             UserCommand::Deposit { tenant, amount, note } => self.deposit(tenant, amount, &note),
-            UserCommand::SetCreditLine(tenant, amount) => self.set_credit_line(caller, tenant, amount),
+            UserCommand::SetCreditLine(tenant, amount) => self.set_credit_line(tenant, amount),
             UserCommand::SetPrices(prices) => self.set_prices(prices),
             UserCommand::SetQuota(wanted) => self.set_quota(caller, wanted),
             UserCommand::DeleteQuota(key, version) => self.delete_quota(caller, &key, version),

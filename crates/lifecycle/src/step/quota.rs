@@ -5,10 +5,10 @@
 //! cohort's pool. A line stands at its limit, or at what is held where that is more: then it comes down with it, so that
 //! nothing new is held before.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_ledger::{AccountKey, Cohort, CohortKey, QuotaKey, QuotaLevel, QuotaLimits, QuotaUse};
-use sluice_types::{AttemptId, HoldId, JobId, Reason, SiteId, TransferId};
+use sluice_types::{AttemptId, HoldId, JobId, Reason, SiteId, Timestamp, TransferId};
 
 use super::Step;
 use super::people::bounded;
@@ -22,9 +22,11 @@ const MAX_MILLI: i64 = 1_000_000_000_000;
 const MAX_QUOTAS: usize = 1_000;
 /// Jobs that one tick resumes.
 const AT_ONCE: usize = 256;
-/// Jobs of one tenant that wait for what it lends, and jobs that it has suspended and that are not covered, that one tick
-/// looks at: a tenant with many takes no look from others.
+/// Jobs of one tenant that wait for what it lends, and kinds of jobs of it that were suspended, that one tick looks at: a
+/// tenant with many takes no look from others. Those of more take turns.
 const PER_TENANT: usize = 32;
+/// What becomes of a job that is stopped for want of quota.
+const RESUMES: &str = "it resumes by itself when it is covered again; platform admins may raise the quota";
 
 impl Step<'_> {
     pub(super) fn set_quota(&mut self, caller: &Caller, wanted: SetQuota) -> Result<Answer, Refusal> {
@@ -159,10 +161,11 @@ impl Step<'_> {
         missing: i64,
         message: String,
     ) -> Refusal {
-        let name = self.state.quota_name(key);
-        Refusal::new(reason, format!("{name}: {message}"))
+        let (name, level) = (self.state.quota_name(key), level.as_str());
+        let text = format!("{name}, level {level}, which platform admins may change: {message}");
+        Refusal::new(reason, text)
             .with("quota", name)
-            .with("level", level.as_str())
+            .with("level", level)
             .with("missing_milli", missing)
             .with("who", "platform admins")
     }
@@ -272,25 +275,26 @@ impl Step<'_> {
     /// beyond `overdrawn`, which was so before, what is on its way out left aside.
     fn drain_quota(&mut self, key: &QuotaKey, overdrawn: i64) {
         let tenant = key.tenant;
-        self.call_back(&key.cohort(), |cohort| cohort.excess(tenant) > 0, |_, other| other == tenant);
-        self.call_back(
-            &key.cohort(),
-            |cohort| cohort.overdrawn() > overdrawn,
-            |cohort, other| cohort.borrowed(other) > 0,
-        );
+        let excess = |cohort: &Cohort| cohort.excess(tenant);
+        self.call_back(key, QuotaLevel::Limit, excess, |_, other| other == tenant);
+        let overdrawn = |cohort: &Cohort| cohort.overdrawn() - overdrawn;
+        self.call_back(key, QuotaLevel::Pool, overdrawn, |cohort, other| cohort.borrowed(other) > 0);
     }
 
-    /// Stops attempts of a cohort, newest first, of tenants that are `eligible` while it is `over`, both judged as if
-    /// everything that is on its way out were gone.
+    /// Stops attempts of a quota's cohort, newest first, of tenants that are `eligible` while it is `over` by something,
+    /// both judged as if everything that is on its way out were gone.
     fn call_back(
         &mut self,
-        key: &CohortKey,
-        over: impl Fn(&Cohort) -> bool,
+        key: &QuotaKey,
+        level: QuotaLevel,
+        over: impl Fn(&Cohort) -> i64,
         eligible: impl Fn(&Cohort, sluice_types::TenantId) -> bool,
     ) {
-        let Some(mut staying) = self.staying(key) else { return };
-        for victim in self.victims(key, &mut staying, over, eligible) {
-            self.suspend_for_quota(victim);
+        let cohort = key.cohort();
+        let Some(mut staying) = self.staying(&cohort) else { return };
+        let missing = over(&staying);
+        for victim in self.victims(&cohort, &mut staying, |cohort| over(cohort) > 0, eligible) {
+            self.suspend_for_quota(victim, key, level, missing);
         }
     }
 
@@ -349,8 +353,9 @@ impl Step<'_> {
     }
 
     /// Tells an attempt to stop for want of quota: at a checkpoint, or, where it still prepares or has no checkpoints, as
-    /// it is. A move towards the site is given up. What is being stopped for another reason keeps that reason.
-    fn suspend_for_quota(&mut self, id: AttemptId) {
+    /// it is. A move towards the site is given up. What is being stopped for another reason keeps that reason. `cause` is the
+    /// quota by which it came so, perhaps another tenant's, and `missing` what its cohort lacked.
+    fn suspend_for_quota(&mut self, id: AttemptId, cause: &QuotaKey, level: QuotaLevel, missing: i64) {
         let reason = Reason::QuotaReclaimed;
         let Some(job) = self.state.attempts.get(&id).map(|row| row.job) else { return };
         if !self.owns(job, id) {
@@ -377,7 +382,12 @@ impl Step<'_> {
         } else {
             self.set_goal(id, Goal::Stop, None);
         }
-        let message = reason.remedy().to_owned();
+        let own = self.state.quota_name(&QuotaKey { tenant: job.tenant, ..cause.clone() });
+        let lacks = match level {
+            QuotaLevel::Limit => format!("{missing}m more are in use than it allows"),
+            _ => format!("it borrows, and {missing}m are lent no more"),
+        };
+        let message = format!("{own}, level {}: {lacks}; {RESUMES}", level.as_str());
         let what = Happened::new("Suspending", message.clone(), "controller").because(Some(reason));
         self.set_state(job.id, JobState::Suspending, Some(reason), message, what);
     }
@@ -387,8 +397,13 @@ impl Step<'_> {
         let lent = self.state.marks.lent.iter().filter_map(|id| self.state.jobs.get(id));
         let mut lent: Vec<_> = lent.filter(|job| waits_for_lent(job)).collect();
         lent.sort_by_key(|job| (std::cmp::Reverse(job.spec.priority), job.id));
-        let mut looked = BTreeMap::new();
-        lent.retain(|job| within(&mut looked, job.tenant));
+        let mut waiting: BTreeMap<_, (usize, usize)> = BTreeMap::new();
+        lent.iter().for_each(|job| waiting.entry(job.tenant).or_default().1 += 1);
+        lent.retain(|job| {
+            let (at, of) = waiting.entry(job.tenant).or_default();
+            *at += 1;
+            in_turn(*at - 1, *of, self.now)
+        });
         let wanted: Vec<_> = lent.into_iter().map(|job| self.lent_at(job)).collect();
         let mut cohorts: BTreeMap<CohortKey, Cohort> = BTreeMap::new();
         for sites in wanted {
@@ -409,6 +424,7 @@ impl Step<'_> {
             |cohort: &Cohort| cohort.shortage(key.tenant, more, 0).is_some_and(|short| short.level == QuotaLevel::Lent);
         let borrows = |cohort: &Cohort, other| cohort.borrowed(other) > 0;
         let mut staying = before.clone();
+        let missing = staying.shortage(key.tenant, more, 0).map_or(0, |short| short.missing);
         let victims = self.victims(&cohort, &mut staying, is_lent, borrows);
         if staying.shortage(key.tenant, more, 0).is_some() {
             // What may not be stopped keeps it, or what came before in line.
@@ -416,7 +432,7 @@ impl Step<'_> {
             return false;
         }
         for victim in victims {
-            self.suspend_for_quota(victim);
+            self.suspend_for_quota(victim, key, QuotaLevel::Lent, missing);
         }
         // What the next one in line finds.
         staying.set_used(key.tenant, staying.used(key.tenant).plus(more));
@@ -447,17 +463,28 @@ impl Step<'_> {
     }
 
     /// Jobs that were suspended for want of quota queue again when their quotas cover them, oldest first. They borrow only
-    /// where no lender waits for its own.
+    /// where no lender waits for its own. Where one is not covered, none that asks for the same is.
     pub(super) fn resume_reclaimed(&mut self) {
+        let reclaimed = self.state.marks.reclaimed.iter().filter_map(|id| self.state.jobs.get(id));
+        let reclaimed: Vec<_> = reclaimed.filter(|job| is_reclaimed(job)).collect();
+        let mut kinds: BTreeMap<_, BTreeMap<_, usize>> = BTreeMap::new();
+        let kind_of = |job: &Job| (job.spec.resources.clone(), job.spec.tasks, self.state.allowed_sites(job));
+        for job in &reclaimed {
+            let known = kinds.entry(job.tenant).or_default();
+            let next = known.len();
+            known.entry(kind_of(job)).or_insert(next);
+        }
         let mut cohorts: BTreeMap<CohortKey, Cohort> = BTreeMap::new();
-        let (mut looked, mut covered) = (BTreeMap::new(), Vec::new());
-        for job in self.state.marks.reclaimed.iter().filter_map(|id| self.state.jobs.get(id)) {
-            if !is_reclaimed(job) || looked.get(&job.tenant).is_some_and(|looked| *looked >= PER_TENANT) {
+        let (mut uncovered, mut covered) = (BTreeSet::new(), Vec::new());
+        for job in reclaimed {
+            let Some(known) = kinds.get(&job.tenant) else { continue };
+            let Some(kind) = known.get(&kind_of(job)).copied() else { continue };
+            if uncovered.contains(&(job.tenant, kind)) || !in_turn(kind, known.len(), self.now) {
                 continue;
             }
             let mut sites = self.quota_sites(job).into_iter();
             if !sites.any(|site| self.covers_again(job, site, &mut cohorts)) {
-                within(&mut looked, job.tenant);
+                uncovered.insert((job.tenant, kind));
                 continue;
             }
             covered.push(job.id);
@@ -534,11 +561,16 @@ impl Step<'_> {
     }
 }
 
-/// Counts a look at a job of a tenant; false where there were enough.
-fn within(looked: &mut BTreeMap<sluice_types::TenantId, usize>, tenant: sluice_types::TenantId) -> bool {
-    let looked = looked.entry(tenant).or_default();
-    *looked += 1;
-    *looked <= PER_TENANT
+/// Whether the one at this place of so many of a tenant is looked at: all of them, where they are few, and otherwise a
+/// window of them, another each second. Where it begins is strewn by the golden ratio, so that no pace of ticks leaves
+/// any out for ever.
+fn in_turn(at: usize, of: usize, now: Timestamp) -> bool {
+    if of <= PER_TENANT {
+        return true;
+    }
+    let strewn = (now.nanos() / 1_000_000_000).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+    let begin = usize::try_from(strewn).unwrap_or(0) % of;
+    (at + of - begin) % of < PER_TENANT
 }
 
 /// It waits for what its own tenant lends.
