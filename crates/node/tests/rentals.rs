@@ -6,7 +6,7 @@ mod fleet;
 
 use std::time::{Duration, Instant};
 
-use fleet::{Host, PATIENCE, Talk, command, eventually, rental, running, session_id, shell};
+use fleet::{Host, PATIENCE, Talk, begun, command, eventually, rental, running, session_id, shell};
 use sluice_proto::v1;
 use sluice_proto::v1::session_input::Message as In;
 
@@ -151,5 +151,38 @@ async fn what_cannot_be_opened_is_told_with_its_reason() {
     let mut late = Talk::open(&host, &job, &session_id(51), command("true"), 0).await;
     late.until(PATIENCE, |talk| talk.reason.is_some()).await;
     assert_eq!(late.reason.unwrap().0, "WRONG_STATE");
+    agent.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sessions_that_one_tenant_may_have_leave_a_node_room_for_others() {
+    let Some(host) = Host::enforced().await else { return };
+    let agent = host.agent();
+    let (mut held, mut number) = (Vec::new(), 1000);
+    let small = || {
+        let mut job = rental();
+        job.spec().resources.as_mut().unwrap().memory_bytes = 96 << 20;
+        job
+    };
+    // As many as the controller lets one tenant attach to.
+    for _ in 0..4 {
+        let job = begun(&host, small()).await;
+        for _ in 0..64 {
+            let mut talk = Talk::open(&host, &job, &session_id(number), command("exec sleep 1000"), 0).await;
+            assert!(talk.until(PATIENCE, |talk| talk.opened.is_some() || talk.reason.is_some()).await);
+            // One may still be forgotten of those that asked whether the rental runs.
+            if talk.reason.is_none() {
+                held.push(talk);
+            }
+            number += 1;
+        }
+    }
+    assert!(held.len() > 250, "{}", held.len());
+    let other = begun(&host, small()).await;
+    for number in 0..10 {
+        let mut talk = Talk::open(&host, &other, &session_id(number + 10), command("echo here"), 0).await;
+        assert!(talk.until(PATIENCE, |talk| talk.end.is_some() || talk.reason.is_some()).await);
+        assert_eq!((&talk.out[..], talk.reason), (&b"here\n"[..], None));
+    }
     agent.stop().await;
 }

@@ -24,8 +24,8 @@ const BUFFER: usize = 64 << 10;
 const PIECE: usize = 16 << 10;
 /// Bytes under way to the session that it has not taken.
 const WINDOW: usize = 128 << 10;
-/// Bytes from it that are not acknowledged at once.
-const UNSAID: u64 = 16 << 10;
+/// Bytes and pieces from it that are not acknowledged at once: of either, much less than may be under way.
+const UNSAID: (u64, u32) = (16 << 10, 64);
 /// Between two tries to attach.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Nobody is attached for so long: the supervisor has closed it.
@@ -35,7 +35,7 @@ const AWAY: Duration = Duration::from_secs(12);
 pub(super) fn open(hub: Arc<Hub>, node: NodeId, key: TaskKey, id: String) -> DuplexStream {
     let (near, far) = tokio::io::duplex(BUFFER);
     let (taken, waiting, received) = (0, VecDeque::new(), 0);
-    let session = Session { hub, node, key, id, opened: false, taken, waiting, received, told: 0 };
+    let session = Session { hub, node, key, id, opened: false, taken, waiting, received, told: 0, pieces: 0 };
     tokio::spawn(session.run(far));
     near
 }
@@ -55,6 +55,8 @@ struct Session {
     received: u64,
     /// How many of them were acknowledged.
     told: u64,
+    /// Pieces that came since.
+    pieces: u32,
 }
 
 /// How an attachment ended.
@@ -89,14 +91,14 @@ impl Session {
             output_offset: self.received,
             ..v1::StartSession::default()
         };
-        let Some(mut link) = self.hub.open_session(self.node, &self.key, start).await else {
+        let Some(link) = self.hub.open_session(self.node, &self.key, start).await else {
             return End::Cut { attached: false };
         };
         let (mut attached, mut buffer) = (false, vec![0; PIECE]);
         loop {
             let room = WINDOW.saturating_sub(self.waiting.len()).min(PIECE);
             tokio::select! {
-                up = link.up.recv() => {
+                up = link.next() => {
                     let Some(up) = up else { return End::Cut { attached } };
                     match self.on_up(up, &link, to, attached).await {
                         Ok(is) => attached = is,
@@ -188,8 +190,9 @@ impl Session {
             return Err(End::Over);
         }
         self.received += new.len() as u64;
-        if self.received - self.told >= UNSAID {
-            self.told = self.received;
+        self.pieces += 1;
+        if self.received - self.told >= UNSAID.0 || self.pieces >= UNSAID.1 {
+            (self.told, self.pieces) = (self.received, 0);
             let told = say(link, In::Acknowledged(self.received)).await;
             return if told { Ok(()) } else { Err(End::Cut { attached: true }) };
         }

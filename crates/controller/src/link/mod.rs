@@ -7,6 +7,7 @@ mod intake;
 mod node;
 mod relay;
 mod sessions;
+mod upward;
 mod vault;
 
 pub(crate) use hub::Hub;

@@ -2,10 +2,11 @@
 //! forgotten.
 //!
 //! Down, sessions have a queue of their own on each node's stream, which comes behind what the node is told to do. Up,
-//! each session has a queue that the node may not overrun: one that does is cut off, and its client attaches again.
+//! each session has a queue ([`super::upward`]) that the node may not overrun: one that does is cut off, and its client
+//! attaches again.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use sluice_lifecycle::TaskKey;
 use sluice_proto::convert;
@@ -16,11 +17,10 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::hub::Hub;
+use super::upward::Upward;
 
 /// Messages to the sessions of one node that may wait for its stream.
 pub(super) const DOWN: usize = 64;
-/// Messages of one session that may wait for its client: twice what a node sends unacknowledged in whole pieces.
-const UP: usize = 64;
 /// Channels of sessions are numbered from here on, those of logs from one.
 const FIRST: u64 = 1 << 62;
 
@@ -30,27 +30,33 @@ pub(super) type SessionSender = mpsc::Sender<v1::AttachResponse>;
 /// Where what comes up goes.
 #[derive(Default)]
 pub(super) struct Sessions {
-    open: Mutex<HashMap<u64, (NodeId, mpsc::Sender<v1::SessionUp>)>>,
+    open: Mutex<HashMap<u64, (NodeId, Arc<Upward>)>>,
 }
 
 impl Sessions {
-    fn open(&self) -> MutexGuard<'_, HashMap<u64, (NodeId, mpsc::Sender<v1::SessionUp>)>> {
+    fn open(&self) -> MutexGuard<'_, HashMap<u64, (NodeId, Arc<Upward>)>> {
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// One client's way to a session; dropped, the node is told that the client is gone.
 pub(crate) struct SessionLink {
-    hub: std::sync::Arc<Hub>,
+    hub: Arc<Hub>,
     channel: u64,
     down: SessionSender,
     /// Cancelled when the node's stream ends.
     pub(crate) stop: CancellationToken,
     /// What comes from the session.
-    pub(crate) up: mpsc::Receiver<v1::SessionUp>,
+    up: Arc<Upward>,
 }
 
 impl SessionLink {
+    /// What the session says next; `None` where it said more than may be under way. Dropped before it is ready, it loses
+    /// nothing.
+    pub(crate) async fn next(&self) -> Option<v1::SessionUp> {
+        self.up.next().await
+    }
+
     /// Room for one message of the client, once there is some. `None` where the node is gone.
     pub(crate) fn room(&self) -> impl Future<Output = Option<Room>> + use<> {
         let (down, stop, channel) = (self.down.clone(), self.stop.clone(), self.channel);
@@ -79,9 +85,22 @@ impl Room {
 impl Drop for SessionLink {
     fn drop(&mut self) {
         self.hub.sessions.open().remove(&self.channel);
-        // Where the queue is full the node hears nothing of it now, and at the session's next words finds nobody.
-        let _ = self.down.try_send(down(self.channel, None));
+        hang_up(&self.down, self.stop.clone(), self.channel);
     }
+}
+
+/// Tells a node that nobody listens to a session any more; once there is room where there is none now, as a session that
+/// says nothing would keep its channel, and stay attached to, for ever.
+fn hang_up(to: &SessionSender, stop: CancellationToken, channel: u64) {
+    let Err(mpsc::error::TrySendError::Full(word)) = to.try_send(down(channel, None)) else { return };
+    let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+    let to = to.clone();
+    runtime.spawn(async move {
+        tokio::select! {
+            _gone = to.send(word) => {}
+            () = stop.cancelled() => {}
+        }
+    });
 }
 
 fn down(channel: u64, input: Option<v1::SessionInput>) -> v1::AttachResponse {
@@ -91,16 +110,16 @@ fn down(channel: u64, input: Option<v1::SessionInput>) -> v1::AttachResponse {
 impl Hub {
     /// Asks a node for a session; `None` where the node is not connected.
     pub(crate) async fn open_session(
-        self: &std::sync::Arc<Self>,
+        self: &Arc<Self>,
         node: NodeId,
         key: &TaskKey,
         start: v1::StartSession,
     ) -> Option<SessionLink> {
         let (sender, stop) = self.session_sender(node)?;
         let channel = FIRST + self.number();
-        let (to, up) = mpsc::channel(UP);
-        self.sessions.open().insert(channel, (node, to));
-        let link = SessionLink { hub: std::sync::Arc::clone(self), channel, down: sender, stop, up };
+        let up = Arc::new(Upward::default());
+        self.sessions.open().insert(channel, (node, up.clone()));
+        let link = SessionLink { hub: Arc::clone(self), channel, down: sender, stop, up };
         let purpose = Some(v1::channel_open::Purpose::Session(v1::SessionChannel { start: Some(start) }));
         let open = v1::ChannelOpen { channel, key: Some(convert::task_key_back(key)), purpose };
         let message = v1::AttachResponse { message: Some(Down::Open(open)) };
@@ -114,17 +133,11 @@ impl Hub {
     /// Something came from a session of this node.
     pub(crate) fn session_up(&self, node: NodeId, message: v1::SessionUp) {
         let channel = message.channel;
-        let mut open = self.sessions.open();
-        let known = open.get(&channel).filter(|(of, _)| *of == node);
-        let taken = known.is_some_and(|(_, sender)| sender.try_send(message).is_ok());
-        if taken {
+        let known = self.sessions.open().get(&channel).filter(|(of, _)| *of == node).map(|(_, up)| up.clone());
+        if known.is_some_and(|up| up.put(message)) {
             return;
         }
-        if known.is_some() {
-            open.remove(&channel);
-        }
-        drop(open);
-        // Its client is gone, or more came than may be under way.
+        // Its client is gone, or more came than may be under way; the client hears of that and drops its end.
         if let Some((sender, _)) = self.session_sender(node) {
             let _ = sender.try_send(down(channel, None));
         }

@@ -17,8 +17,13 @@ use crate::agent::Agent;
 use crate::assignment::Key;
 use crate::metrics::NodeMetrics;
 
-/// Channels of one stream at a time.
-const CHANNELS: usize = 256;
+/// Logs that are followed over one stream at a time: one for each task.
+const LOGS: usize = 256;
+/// Sessions over one stream at a time, those of engines included. The controller lets one tenant have a quarter of them,
+/// so that nobody fills a node by himself.
+const SESSIONS: usize = 1024;
+/// Refusals that may wait to be sent.
+const REFUSALS: usize = 256;
 
 /// The open channels of one stream; dropped with it.
 pub(super) struct Channels {
@@ -58,7 +63,11 @@ impl Channels {
         let (Some(key), Some(purpose)) = (Key::parse(wanted.key.as_ref()), wanted.purpose) else {
             return self.refuse(refuse(number, Reason::InvalidField));
         };
-        if self.open.len() >= CHANNELS || self.open.contains_key(&number) {
+        let is_full = match &purpose {
+            Purpose::Log(_) => self.count(|way| matches!(way, Way::Log(_))) >= LOGS,
+            Purpose::Session(_) => self.count(|way| matches!(way, Way::Session(_))) >= SESSIONS,
+        };
+        if is_full || self.open.contains_key(&number) {
             return self.refuse(refuse(number, Reason::Overloaded));
         }
         NodeMetrics::add(&self.agent.shared.config.metrics.channels_opened, 1);
@@ -79,6 +88,10 @@ impl Channels {
         self.open.insert(number, Open { way, task: AbortOnDropHandle::new(task) });
     }
 
+    fn count(&self, of: impl Fn(&Way) -> bool) -> usize {
+        self.open.values().filter(|open| of(&open.way)).count()
+    }
+
     fn refuse(&mut self, word: Up) {
         let up = self.up.clone();
         let task = tokio::spawn(async move {
@@ -87,7 +100,7 @@ impl Channels {
         });
         // Kept so that it is stopped with the stream; under a free key, the number itself may be taken.
         let place = (0..).map(|step| u64::MAX - step).find(|place| !self.open.contains_key(place)).unwrap_or(u64::MAX);
-        if self.open.len() < 2 * CHANNELS {
+        if self.count(|way| matches!(way, Way::Refused)) < REFUSALS {
             self.open.insert(place, Open { way: Way::Refused, task: AbortOnDropHandle::new(task) });
         }
     }

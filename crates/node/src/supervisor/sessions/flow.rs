@@ -11,9 +11,9 @@ use crate::supervisor::protocol::Refusal;
 pub(super) const WINDOW: usize = 128 << 10;
 /// Bytes of one message.
 pub(super) const PIECE: usize = 16 << 10;
-/// Changes between the two streams of the output that are remembered; a program that writes single bytes to both in
-/// turn must not cost more than its bytes.
-const RUNS: usize = 4096;
+/// Changes between the two streams of the output that are remembered: each is a message on its way, and a program that
+/// writes single bytes to both in turn must not cost more than its bytes.
+const RUNS: usize = 256;
 
 /// What a program wrote and its client has not acknowledged.
 #[derive(Debug, Default)]

@@ -31,6 +31,11 @@ const SLOWER: i64 = 150;
 const SANDBOXES: usize = 4;
 /// Echoes where nobody looks at their times.
 const FEW: usize = 50;
+/// Sessions that another tenant opens in the midst of the attack, and how long one may take.
+const NEW: usize = 20;
+const SOON: Duration = Duration::from_secs(2);
+/// Lines that a program writes to each of its two streams, one by one.
+const CRUMBS: u64 = 20_000;
 /// Between two echoes.
 const BEAT: Duration = Duration::from_millis(20);
 /// The attack is at its height when memory did not grow for so long, and not before so long.
@@ -82,6 +87,7 @@ fn figures(system: &mut System, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
         }
         Ok(seen)
     };
+    let crumbs = system.block(crumbs(system, &quiet_job))?;
     let mut usual = None;
     let limited = attack(system, plan.echoes)?;
     let mut without = |limits: &str, echoes: usize| -> anyhow::Result<Seen> {
@@ -95,7 +101,13 @@ fn figures(system: &mut System, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     // What floods take of memory is seen where nothing else holds up those who send them.
     let hoarding = without("memory", FEW)?;
     let free = without("all", plan.echoes)?;
-    Ok(told(&limited, hoarding.each, &free, plan.connections))
+    let mut figures = told(&limited, hoarding.each, &free, plan.connections);
+    let metric =
+        format!("sessions of another tenant, of {NEW} opened during the attack, that were not there in {SOON:?}");
+    figures.push(Figure::at_most(&metric, limited.late, 0));
+    let metric = format!("bytes missing of {} written line by line to both streams in turn", 4 * CRUMBS);
+    figures.push(Figure::at_most(&metric, crumbs, 0));
+    Ok(figures)
 }
 
 /// What was seen of one attack.
@@ -104,6 +116,8 @@ struct Seen {
     loud: Vec<Duration>,
     /// KiB that the controller grew by for each connection.
     each: i64,
+    /// New sessions of another tenant that were not there soon.
+    late: i64,
 }
 
 /// Times another tenant's echoes before and during an attack.
@@ -127,10 +141,43 @@ fn attacked(
         let loud = echo.times(echoes).await?;
         let most = memory(system, "VmHWM")?;
         anyhow::ensure!(most > idle, "no hostile client came");
+        let mut late = 0;
+        for _ in 0..NEW {
+            let begins = async {
+                let mut echo = Echo::open(&victim, quiet_job).await?;
+                echo.times(1).await?;
+                echo.close().await
+            };
+            late += i64::from(!matches!(tokio::time::timeout(SOON, begins).await, Ok(Ok(()))));
+        }
         attack.end()?;
         echo.close().await?;
-        Ok(Seen { quiet, loud, each: (most - idle) / count })
+        Ok(Seen { quiet, loud, each: (most - idle) / count, late })
     })
+}
+
+/// What is missing of what a program writes in crumbs, up to where its attachment ends.
+async fn crumbs(system: &System, job: &str) -> anyhow::Result<i64> {
+    let client = Client::with_key(&system.data, &system.scratch().join("blue.key"), None)?;
+    let script = format!("i=0; while [ $i -lt {CRUMBS} ]; do echo o; echo e >&2; i=$((i+1)); done");
+    let command =
+        v1::SessionCommand { command: ["sh", "-c", &script].map(str::to_owned).to_vec(), ..Default::default() };
+    let (to, mut from) = open(&client, job, &request_id(), command).await?;
+    let mut came = 0;
+    while let Ok(Some(said)) = tokio::time::timeout(PATIENCE, from.message()).await.context("no more crumbs")? {
+        match said.output.and_then(|output| output.message) {
+            Some(Output::Data(data)) => {
+                anyhow::ensure!(data.offset == came, "a gap at {came}");
+                came += data.data.len() as u64;
+                to.send(input(Input::Acknowledged(came))).await?;
+            }
+            Some(Output::End(_)) => break,
+            _ => {}
+        }
+    }
+    // Nobody may listen any more.
+    let _closed = to.send(input(Input::Close(true))).await;
+    Ok(i64::try_from(4 * CRUMBS - came)?)
 }
 
 fn told(limited: &Seen, hoarding: i64, free: &Seen, count: u64) -> Vec<Figure> {
