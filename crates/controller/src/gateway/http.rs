@@ -114,7 +114,14 @@ async fn connection(
     match acceptor {
         None => carry(gateway, stream, seat, stop).await,
         Some(acceptor) => {
-            if let Ok(Ok(stream)) = timeout(HANDSHAKE, acceptor.accept(stream)).await {
+            let end = seat.end.clone();
+            // One that says nothing keeps its seat no longer than an idle one does.
+            let shaken = tokio::select! {
+                shaken = timeout(HANDSHAKE, acceptor.accept(stream)) => shaken,
+                () = end.cancelled() => return,
+                () = stop.cancelled() => return,
+            };
+            if let Ok(Ok(stream)) = shaken {
                 Box::pin(carry(gateway, stream, seat, stop)).await;
             }
         }

@@ -130,23 +130,24 @@ async fn complete(
     let headers = entry.headers().clone();
     let told = |error| Box::new((error, headers.clone()));
     let busy = connection.busy();
-    let mut room = gateway.limits.room(caller.tenant, length).await.map_err(told)?;
+    let mut room = match gateway.limits.room(caller.tenant, length).await {
+        Ok(room) => room,
+        Err(error) => {
+            entry.used(0);
+            return Err(told(error));
+        }
+    };
     let body = read(request.into_body()).await.map_err(told)?;
     let asked = if chat { openai::chat(&body) } else { openai::completion(&body) }.map_err(told)?;
     drop(body);
     room.shrink(asked.prompt.bytes());
-    let served = gateway.control.find(&caller, &asked.model);
-    let served = served.ok_or_else(|| told(ApiError::no_model(&asked.model)))?;
-    if chat && !served.chats {
-        let text = "the model has no template for conversations; ask it at /v1/completions";
-        return Err(told(ApiError::param("messages", text)));
-    }
-    let ceiling = ceiling(&asked, &served);
-    fits_whole(&asked, ceiling).map_err(told)?;
-    if let Err(error) = entry.also(ceiling.completion, Instant::now()) {
-        entry.used(0);
-        return Err(told(error));
-    }
+    let (served, ceiling) = match admit(gateway, &caller, &mut entry, &asked, chat) {
+        Ok(admitted) => admitted,
+        Err(error) => {
+            entry.used(0);
+            return Err(told(error));
+        }
+    };
     let shape = Shape {
         id: String::new(),
         created: gateway.control.now(),
@@ -160,6 +161,26 @@ async fn complete(
     let mut response = deliver(gateway, begun, connection, shape, busy).await.map_err(told)?;
     response.headers_mut().extend(headers);
     Ok(response)
+}
+
+/// Where it is served and what it may take at most, where the limits have room for that.
+fn admit(
+    gateway: &Gateway,
+    caller: &Caller,
+    entry: &mut Entry,
+    asked: &Asked,
+    chat: bool,
+) -> Result<(Served, Ceiling), ApiError> {
+    let served = gateway.control.find(caller, &asked.model);
+    let served = served.ok_or_else(|| ApiError::no_model(&asked.model))?;
+    if chat && !served.chats {
+        let text = "the model has no template for conversations; ask it at /v1/completions";
+        return Err(ApiError::param("messages", text));
+    }
+    let ceiling = ceiling(asked, &served);
+    fits_whole(asked, ceiling)?;
+    entry.also(ceiling.completion, Instant::now())?;
+    Ok((served, ceiling))
 }
 
 async fn read(body: Body) -> Result<Bytes, ApiError> {

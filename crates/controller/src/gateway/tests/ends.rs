@@ -174,10 +174,8 @@ async fn cut(gateway: &Arc<Gateway>, double: &Double, mut stream: impl AsyncRead
     assert!(gateway.owners.len() <= 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_billed_was_written_also_through_tls() {
-    let double = Double::new(Script { window: 64, ..Script::default() }, 1);
-    let gateway = Gateway::new(Arc::clone(&double) as _, GatewayLimits::default(), CancellationToken::new());
+/// Both sides' settings of TLS.
+fn tls() -> (rustls::ServerConfig, ClientConfig) {
     let _ring = rustls::crypto::ring::default_provider().install_default();
     let folder = tempfile::tempdir().unwrap();
     let authority = Arc::new(Authority::open(folder.path(), Lifetimes::default()).unwrap());
@@ -185,11 +183,42 @@ async fn what_is_billed_was_written_also_through_tls() {
     roots.add(CertificateDer::from(authority.der().to_vec())).unwrap();
     let day = Duration::from_secs(86_400);
     let server = crate::tls::config(authority, Vec::new(), day, Arc::new(SystemClock)).unwrap();
+    let client = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    (rustls::ServerConfig::clone(&server), client)
+}
+
+#[tokio::test]
+async fn a_handshake_that_never_comes_keeps_no_seat_from_others() {
+    let limits = GatewayLimits { connections: 2, ..GatewayLimits::default() };
+    let double = Double::new(Script::default(), 1);
+    let gateway = Gateway::new(Arc::clone(&double) as _, limits, CancellationToken::new());
+    let listener = http::listen(([127, 0, 0, 1], 0).into()).unwrap();
+    let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let serving = tokio::spawn(http::serve(Arc::clone(&gateway), listener, Some(Arc::new(tls().0)), stop.clone()));
+    let mut silent = Vec::new();
+    for _ in 0..6 {
+        silent.push(TcpStream::connect(address).await.unwrap());
+    }
+    // The oldest are hung up on long before a handshake has to be done, with their sockets.
+    let mut byte = [0];
+    for stream in &mut silent[..4] {
+        let closed = timeout(Duration::from_secs(3), stream.read(&mut byte)).await;
+        assert!(closed.is_ok_and(|read| read.is_err() || read.is_ok_and(|size| size == 0)));
+    }
+    // The control: the newest two are not.
+    assert!(timeout(Duration::from_millis(200), silent[4].read(&mut byte)).await.is_err());
+    stop.cancel();
+    timeout(Duration::from_secs(3), serving).await.expect("the silent ones are not waited for").unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_billed_was_written_also_through_tls() {
+    let double = Double::new(Script { window: 64, ..Script::default() }, 1);
+    let gateway = Gateway::new(Arc::clone(&double) as _, GatewayLimits::default(), CancellationToken::new());
+    let (mut server, client) = tls();
     // Tickets for a client that is just writing would fill the narrow way and wait for it, as it does for us.
-    let mut server = rustls::ServerConfig::clone(&server);
     server.send_tls13_tickets = 0;
-    let server = Arc::new(server);
-    let client = Arc::new(ClientConfig::builder().with_root_certificates(roots).with_no_client_auth());
+    let (server, client) = (Arc::new(server), Arc::new(client));
     for count in [1, 7, 40] {
         let seat = || gateway.seats.take(Instant::now()).unwrap();
         let (near, far) = narrow();

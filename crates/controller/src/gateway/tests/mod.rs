@@ -290,6 +290,15 @@ async fn limits_are_told_with_when_to_come_again_and_cost_nothing() {
     assert!(got.header("retry-after").is_some_and(|secs| (1..=31).contains(&secs.parse::<u32>().unwrap())));
     assert_eq!(post(served.address, "key-2", "/v1/chat/completions", &chat("a", 1)).await.status, 200);
     assert_eq!(served.double.rows().len(), 3);
+    // Nor does what nobody serves take tokens, however much was kept for it until it was read.
+    let small = GatewayLimits { key_tokens: 400, ..GatewayLimits::default() };
+    let served = serve(Double::new(Script::default(), 1), small);
+    let mut unknown = chat(&"a".repeat(200), 1);
+    unknown["model"] = "nobody's".into();
+    for _ in 0..4 {
+        assert_eq!(post(served.address, "key-1", "/v1/chat/completions", &unknown).await.status, 404);
+    }
+    assert_eq!(post(served.address, "key-1", "/v1/chat/completions", &chat("a", 1)).await.status, 200);
     // What the ledger refuses takes no tokens: all of them are there for the next one.
     let served =
         serve(Double::new(Script::default(), 1), GatewayLimits { key_tokens: 400, ..GatewayLimits::default() });
