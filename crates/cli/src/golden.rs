@@ -618,7 +618,11 @@ fn the_command_line_is_consistent() {
         &["serve"],
         &["serve", "m", "--replicas", "2..1"],
         &["serve", "m", "--replicas", "x"],
-        &["serve", "m", "--price-prompt", "0.0000001"],
+        &["serve", "m", "--price-prompt", "0.0000001", "--price-completion", "1"],
+        // A price is changed whole: what is not named is not free.
+        &["serve", "m", "--price-prompt", "1"],
+        &["endpoint", "update", "m", "--price-prompt", "0.2"],
+        &["endpoint", "update", "m", "--price-completion", "0.2"],
         &["model", "import"],
         &["endpoint", "update"],
     ] {

@@ -87,7 +87,7 @@ pub struct ServeArgs {
     /// A site it may be at; can be repeated
     #[arg(long, value_name = "SITE")]
     pub site: Vec<String>,
-    /// Tokens of context that each sequence may have [default: as many as the model was trained for]
+    /// Tokens of context that each sequence may have [default: as many as the model was trained for, where the memory has room for them]
     #[arg(long, value_name = "TOKENS")]
     pub context: Option<u32>,
     /// Sequences that each replica has open at once
@@ -108,10 +108,10 @@ pub struct ServeArgs {
 #[derive(Debug, Clone, Copy, Default, Args)]
 pub struct PriceFlags {
     /// What callers of other tenants pay for a million tokens of prompts, for example 0.15
-    #[arg(long, value_name = "MONEY")]
+    #[arg(long, value_name = "MONEY", requires = "price_completion")]
     pub price_prompt: Option<Credits>,
     /// What callers of other tenants pay for a million tokens that are generated
-    #[arg(long, value_name = "MONEY")]
+    #[arg(long, value_name = "MONEY", requires = "price_prompt")]
     pub price_completion: Option<Credits>,
 }
 

@@ -199,11 +199,9 @@ pub(super) async fn serve(at: &Invocation, args: ServeArgs) -> Result<(), CliErr
 }
 
 fn price(flags: PriceFlags) -> Option<v1::TokenPrice> {
-    let PriceFlags { price_prompt, price_completion } = flags;
-    (price_prompt.is_some() || price_completion.is_some()).then(|| v1::TokenPrice {
-        prompt_credits: price_prompt.unwrap_or_default().units(),
-        completion_credits: price_completion.unwrap_or_default().units(),
-    })
+    // A price is changed whole: the flags need each other.
+    let (prompt, completion) = flags.price_prompt.zip(flags.price_completion)?;
+    Some(v1::TokenPrice { prompt_credits: prompt.units(), completion_credits: completion.units() })
 }
 
 pub(super) async fn endpoint(at: &Invocation, command: EndpointCommand) -> Result<(), CliError> {

@@ -242,7 +242,7 @@ pub(super) async fn copy_in(
     let copy = v1::SessionCopy { direction: v1::CopyDirection::In.into(), path };
     let end = Session::new(at, job, rank, Program::Copy(copy))?.run(typed, &mut Nowhere(at)).await?;
     bar.finish_and_clear();
-    copied(&end)?;
+    copied(at, &end)?;
     let read = read.await.map_err(std::io::Error::other).and_then(|read| read);
     read.map_err(|error| CliError::io("read the archive", error))?;
     at.console.note(&format!("{entries} files and folders, {size} bytes to {rental}"));
@@ -268,14 +268,19 @@ pub(super) async fn copy_out(at: &Invocation, job: String, rank: u32, path: &str
     let (_nothing, typed) = mpsc::channel(1);
     let copy = v1::SessionCopy { direction: v1::CopyDirection::Out.into(), path: path.to_owned() };
     let end = Session::new(at, job, rank, Program::Copy(copy))?.run(typed, &mut file).await?;
-    copied(&end)?;
+    copied(at, &end)?;
     file.0.rewind().map_err(spool)?;
     unpack_to(at, file.0, wanted, to).await
 }
 
-fn copied(end: &v1::SessionEnd) -> Result<(), CliError> {
+fn copied(at: &Invocation, end: &v1::SessionEnd) -> Result<(), CliError> {
     match (end.exit_code, end.message.as_str()) {
-        (Some(0), _) => Ok(()),
+        (Some(0), "") => Ok(()),
+        // All the same, and something was left out.
+        (Some(0), message) => {
+            at.console.warn(message);
+            Ok(())
+        }
         (_, "") => Err(CliError::Answer("the copy was cut off in the rental".to_owned())),
         (_, message) => Err(CliError::usage(message)),
     }

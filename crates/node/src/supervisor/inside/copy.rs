@@ -41,16 +41,19 @@ pub(super) fn pack(home: &Path, path: &str) -> Result<(), String> {
     let missing = |error: io::Error| format!("{path:?} cannot be read: {error}");
     let folder = descend(home, above, false).map_err(missing)?;
     let out = BufWriter::with_capacity(64 << 10, io::stdout().lock());
-    let mut packer = Packer { builder: Builder::new(out), entries: 0, bytes: 0, left_out: 0 };
+    let mut packer = Packer { builder: Builder::new(out), entries: 0, bytes: 0, left_out: 0, example: String::new() };
     let packed = if name.is_empty() { packer.folder(&folder, "") } else { packer.one(&folder, name, name) };
     packed.map_err(missing)?;
     if packer.entries == 0 && !name.is_empty() {
         return Err(format!("{path:?} is neither a file nor a folder nor a link inside the home folder"));
     }
-    let left_out = packer.left_out;
+    let (left_out, example) = (packer.left_out, packer.example);
     packer.builder.into_inner().and_then(|mut out| out.flush()).map_err(missing)?;
     if left_out > 0 {
-        eprintln!("{left_out} things were left out: pipes, sockets, links that leave the folder, or names too long");
+        eprintln!(
+            "{left_out} things were left out, such as {example:?}: what you may not read, pipes, sockets, links that leave \
+             the folder, or names too long"
+        );
     }
     Ok(())
 }
@@ -89,6 +92,8 @@ struct Packer<W: Write> {
     entries: u64,
     bytes: u64,
     left_out: u64,
+    /// One of them.
+    example: String,
 }
 
 impl<W: Write> Packer<W> {
@@ -102,7 +107,7 @@ impl<W: Write> Packer<W> {
             let path = name.to_str().map(|name| (name, format!("{prefix}{name}")));
             match path {
                 Some((name, path)) if RelativePath::parse(&path).is_ok() => self.one(folder, name, &path)?,
-                _ => self.left_out += 1,
+                _ => self.leave_out(&format!("{prefix}{}", name.display())),
             }
         }
         Ok(())
@@ -119,7 +124,7 @@ impl<W: Write> Packer<W> {
         }
         if let Ok(target) = readlinkat(folder, name) {
             let Some(target) = target.to_str().filter(|target| stays_inside(path, target)) else {
-                self.left_out += 1;
+                self.leave_out(path);
                 return Ok(());
             };
             let mut header = Header::new_gnu();
@@ -130,13 +135,20 @@ impl<W: Write> Packer<W> {
             return self.builder.append_link(&mut header, path, target);
         }
         let Ok(file) = open_file(folder, name) else {
-            self.left_out += 1;
+            self.leave_out(path);
             return Ok(());
         };
         let data = file.metadata()?;
         self.count(data.len())?;
         let mut header = header(EntryType::Regular, &data, data.len());
         self.builder.append_data(&mut header, path, Exactly { file: file.take(data.len()), left: data.len() })
+    }
+
+    fn leave_out(&mut self, path: &str) {
+        if self.left_out == 0 {
+            self.example = path.chars().take(200).collect();
+        }
+        self.left_out += 1;
     }
 
     fn count(&mut self, bytes: u64) -> io::Result<()> {
@@ -241,7 +253,8 @@ mod tests {
         std::os::unix::fs::symlink("/etc/passwd", root.join("bad")).unwrap();
         nix::unistd::mkfifo(&root.join("pipe"), Mode::S_IRUSR).unwrap();
         let folder = descend(home.path(), "", false).unwrap();
-        let mut packer = Packer { builder: Builder::new(Vec::new()), entries: 0, bytes: 0, left_out: 0 };
+        let mut packer =
+            Packer { builder: Builder::new(Vec::new()), entries: 0, bytes: 0, left_out: 0, example: String::new() };
         packer.one(&folder, "tree", "tree").unwrap();
         assert_eq!((packer.entries, packer.left_out), (4, 2));
         let archive = home.path().join("a.tar");
