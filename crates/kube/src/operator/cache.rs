@@ -51,6 +51,11 @@ fn id_of(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
+/// An etag is the number of the job's version.
+fn version(job: &v1::Job) -> u64 {
+    job.etag.parse().unwrap_or(0)
+}
+
 /// Uids of objects whose jobs changed and that nobody looked at since, each once. So nothing has to wait for whoever looks,
 /// and there are at most as many as objects.
 #[derive(Debug, Default)]
@@ -127,14 +132,22 @@ impl Jobs {
 
     /// Takes note of a job. Returns the uid of the object that it is of.
     pub(crate) fn note(&self, job: &v1::Job) -> Option<String> {
+        self.note_in(&mut self.held(), job)
+    }
+
+    fn note_in(&self, held: &mut Held, job: &v1::Job) -> Option<String> {
         let uid = self.cluster.object(&job.manager).map(str::to_owned);
-        let mut held = self.held();
         let before = held.uids.get(&job.name).cloned();
         if before.is_some() && before != uid {
             held.uids.remove(&job.name);
             before.iter().for_each(|uid| held.drop_job(uid, &job.name));
         }
         let Some(uid) = uid else { return before };
+        // What it cost is no event, so nothing would ever correct a settled job that a late word of the watch displaced.
+        let known = held.jobs.get(&uid).and_then(|own| own.get(id_of(&job.name)));
+        if known.is_some_and(|known| held.settled.contains(&job.name) && version(job) <= version(known)) {
+            return Some(uid);
+        }
         // What it runs is in the manifest, and where its tasks are in nobody's status.
         let small =
             v1::Job { spec: None, tasks: Vec::new(), metrics: BTreeMap::default(), checkpoint: None, ..job.clone() };
@@ -159,9 +172,13 @@ impl Jobs {
         self.held().settled.contains(job)
     }
 
-    /// The job's receipt is final.
-    pub(crate) fn settle(&self, job: &str) {
-        self.held().settled.insert(job.to_owned());
+    /// The job's receipt is final, and this is the job since then, where it is still kept.
+    pub(crate) fn settle(&self, name: &str, last: Option<&v1::Job>) {
+        let mut held = self.held();
+        if let Some(last) = last {
+            self.note_in(&mut held, last);
+        }
+        held.settled.insert(name.to_owned());
     }
 
     /// Watches for ever.
@@ -242,9 +259,33 @@ mod tests {
         assert_eq!(jobs.note(&mk_job("a", "")).as_deref(), Some("u"));
         assert_eq!(jobs.of("u"), None);
         jobs.note(&v1::Job { state: v1::JobState::Cancelled.into(), ..mk_job("a", "kubernetes/c1/v") });
-        jobs.settle("a");
+        jobs.settle("a", None);
         jobs.forget("v");
         assert!(jobs.of("v").is_none() && !jobs.is_settled("a"));
+    }
+
+    #[test]
+    fn a_settled_job_is_not_displaced_by_late_news_of_it() {
+        let jobs = Jobs::new(Cluster::new("c1"));
+        let job = |etag: &str, state: v1::JobState, spent_credits| v1::Job {
+            etag: etag.to_owned(),
+            state: state.into(),
+            spent_credits,
+            ..mk_job("a", "kubernetes/c1/u")
+        };
+        use v1::JobState::{Cancelled, Cancelling};
+        let spent = || jobs.of("u").map(|job| (job.state(), job.spent_credits));
+        jobs.note(&job("10", Cancelled, 5));
+        jobs.settle("a", Some(&job("10", Cancelled, 9)));
+        assert_eq!(spent(), Some((Cancelled, 9)), "its last windows came after it was read");
+        for late in [job("9", Cancelling, 4), job("10", Cancelled, 5)] {
+            jobs.note(&late);
+            assert_eq!(spent(), Some((Cancelled, 9)));
+        }
+        jobs.note(&job("11", Cancelled, 8));
+        assert_eq!(spent(), Some((Cancelled, 8)), "a newer one is told");
+        jobs.note(&v1::Job { manager: String::new(), ..job("11", Cancelled, 8) });
+        assert_eq!(spent(), None, "whoever manages it");
     }
 
     #[test]

@@ -158,6 +158,12 @@ pub(crate) fn has_ended(state: v1::JobState) -> bool {
     matches!(state, v1::JobState::Succeeded | v1::JobState::Failed | v1::JobState::Cancelled)
 }
 
+/// Whether a job has neither ended nor been told to: one that was has its order, and a second would be another request.
+#[must_use]
+pub(crate) fn goes_on(state: v1::JobState) -> bool {
+    !has_ended(state) && state != v1::JobState::Cancelling
+}
+
 /// The part of a status that is read from the job alone.
 #[must_use]
 pub fn job_status(job: &v1::Job) -> GpuJobStatus {

@@ -3,7 +3,7 @@
 use sluice_proto::v1;
 use sluice_types::Reason;
 
-use super::convert::has_ended;
+use super::convert::{goes_on, has_ended};
 use super::index::Bound;
 use crate::api::{GpuJob, Standing};
 
@@ -11,6 +11,13 @@ use crate::api::{GpuJob, Standing};
 pub(crate) const REQUESTED: &str = "Requested";
 /// The reason of what was taken away from its object, in Sluice.
 pub(crate) const DETACHED: &str = "Detached";
+
+/// What is said of an object whose namespace acts for nobody.
+pub(crate) fn not_bound() -> Standing {
+    let message =
+        "no Tenant that Sluice accepted has this namespace: whoever keeps tenants adds it to spec.namespaces of one";
+    Standing::new("Accepted", false, "NamespaceNotBound", message)
+}
 
 /// What is known when a GpuJob is looked at.
 #[derive(Debug, Clone, Copy)]
@@ -52,14 +59,13 @@ pub fn job_step(sight: &JobSight<'_>) -> JobStep {
         return match job {
             // Nothing was submitted, or it was so long ago that nothing is kept of it.
             None => JobStep::LetGo,
-            Some(job) if !has_ended(job.state()) => JobStep::Cancel,
-            Some(_) if settled => JobStep::LetGo,
+            Some(job) if goes_on(job.state()) => JobStep::Cancel,
+            Some(job) if has_ended(job.state()) && settled => JobStep::LetGo,
             Some(_) => JobStep::Tell,
         };
     }
     let Some(bound) = bound else {
-        let message = "no Tenant has this namespace: whoever keeps tenants adds it to spec.namespaces of one";
-        return JobStep::Refuse(Standing::new("Accepted", false, "NamespaceNotBound", message));
+        return JobStep::Refuse(not_bound());
     };
     let elsewhere = |name: &str| !name.starts_with(&format!("{}/jobs/", bound.project_name()));
     let told = object.status.as_ref().and_then(|status| status.job.as_deref());
@@ -237,9 +243,12 @@ mod tests {
         let mut object = mk_object(false);
         object.metadata.deletion_timestamp = Some(now());
         let (running, ended) = (mk_job(State::Running, ""), mk_job(State::Cancelled, ""));
+        let cancelling = mk_job(State::Cancelling, "");
         // Whoever its namespace acts for now: the job is this object's, and only it can end it.
         for bound in [None, Some(&mk_bound("beta"))] {
             assert_eq!(step(&object, bound, Some(&running), false), JobStep::Cancel);
+            // One end is ordered once, though the job's version goes on.
+            assert_eq!(step(&object, bound, Some(&cancelling), false), JobStep::Tell);
             assert_eq!(step(&object, bound, Some(&ended), false), JobStep::Tell);
             assert_eq!(step(&object, bound, Some(&ended), true), JobStep::LetGo);
             assert_eq!(step(&object, bound, None, false), JobStep::LetGo);

@@ -14,6 +14,7 @@ use super::convert::{has_ended, job_spec, job_status};
 use super::decide::{DETACHED, JobSight, JobStep, job_standings, job_step};
 use super::gate::{Refused, Said, said, timed};
 use super::identity::request_id;
+use super::index::Acts;
 use super::{Context, Error, write};
 use crate::api::{GpuJob, GpuJobStatus, Standing, conditions};
 
@@ -33,6 +34,8 @@ enum Told {
     But(Option<v1::Job>, Standing),
     /// Nothing is done for it, and nothing is told of a job: what its namespace may see of one is not its own any more.
     Refused(Standing),
+    /// Whom its namespace acts for is not known yet: neither is anything done nor told.
+    Waits,
     /// The object may go.
     LetGo,
 }
@@ -41,7 +44,7 @@ impl Told {
     fn job(&self) -> Option<&v1::Job> {
         match self {
             Self::Job(job) | Self::But(job, _) => job.as_ref(),
-            Self::Refused(_) | Self::LetGo => None,
+            Self::Refused(_) | Self::Waits | Self::LetGo => None,
         }
     }
 }
@@ -65,11 +68,14 @@ pub(crate) async fn reconcile(object: Arc<GpuJob>, context: Arc<Context>) -> Res
         context.job_objects.remove(&uid);
         return Ok(Action::await_change());
     }
+    if matches!(told, Told::Waits) {
+        return Ok(Action::requeue(REFUSED));
+    }
     let settled = told.job().is_some_and(|job| context.jobs.is_settled(&job.name));
     let status = status_of(&object, &told, settled, &write::now());
     write::status(&api, &*object, object.status.as_ref(), &status).await?;
     Ok(match told {
-        Told::But(..) | Told::Refused(_) => Action::requeue(REFUSED),
+        Told::But(..) | Told::Refused(_) | Told::Waits => Action::requeue(REFUSED),
         Told::Job(Some(job)) if has_ended(job.state()) && settled => Action::await_change(),
         Told::Job(Some(job)) if has_ended(job.state()) => Action::requeue(SETTLING),
         Told::Job(Some(_)) => Action::requeue(RUNNING),
@@ -102,7 +108,12 @@ fn status_of(object: &GpuJob, told: &Told, settled: bool, now: &Time) -> GpuJobS
 
 async fn work(object: &GpuJob, uid: &str, context: &Context) -> Result<Told, Error> {
     for _ in 0..STEPS {
-        let bound = context.bound(&object.namespace().unwrap_or_default());
+        let acts = context.acts(&object.namespace().unwrap_or_default());
+        // What is deleted ends whomever its namespace acts for.
+        if acts == Acts::Unknown && object.metadata.deletion_timestamp.is_none() {
+            return Ok(Told::Waits);
+        }
+        let bound = acts.bound();
         let mut job = context.jobs.of(uid);
         if let Some(known) = &job {
             job = refresh(known, uid, context).await?;
@@ -190,10 +201,10 @@ pub(crate) async fn is_settled(job: &v1::Job, context: &Context) -> Result<bool,
     if settled {
         // Its last windows may have come after it was read.
         let request = v1::GetJobRequest { name: job.name.clone() };
-        if let Said::Yes(job) = said(context.gate.jobs().get_job(timed(request)).await)? {
-            context.jobs.note(&job);
+        match said(context.gate.jobs().get_job(timed(request)).await)? {
+            Said::Yes(last) => context.jobs.settle(&job.name, Some(&last)),
+            Said::No(_) => context.jobs.settle(&job.name, None),
         }
-        context.jobs.settle(&job.name);
     }
     Ok(settled)
 }
@@ -214,7 +225,7 @@ async fn submit(
     };
     // Until the job is known: whoever ends a Tenant waits for it, and then sees all its jobs.
     let _submits = context.submits.read().await;
-    let bound = context.bound(&object.namespace().unwrap_or_default());
+    let bound = context.acts(&object.namespace().unwrap_or_default()).bound();
     if bound.is_none_or(|bound| bound.project_name() != project) {
         return Ok(None);
     }
@@ -326,6 +337,12 @@ mod tests {
         let mut tenant = Tenant::new("acme", TenantSpec { namespaces: vec![binding] });
         tenant.metadata.uid = Some("t".to_owned());
         context.index(|index| index.apply(&tenant));
+        assert!(submit().await.unwrap().is_none(), "Sluice has not answered its Tenant yet");
+        assert!(matches!(work(&object, "u", &context).await, Ok(Told::Waits)));
+        context.index(|index| index.answer(&tenant, false));
+        assert!(submit().await.unwrap().is_none(), "Sluice refused its Tenant");
+        assert!(matches!(work(&object, "u", &context).await, Ok(Told::Refused(_))));
+        context.index(|index| index.answer(&tenant, true));
         {
             let mut under_way = std::pin::pin!(submit());
             assert!(tokio::time::timeout(Duration::from_millis(200), &mut under_way).await.is_err());

@@ -41,7 +41,7 @@ pub use convert::{Unusable, job_spec, job_status};
 pub use decide::{JobSight, JobStep, job_standings, job_step};
 pub use gate::{Controller, GateError};
 pub use identity::{Cluster, FIELD_MANAGER, FINALIZER, request_id};
-pub use index::{Bound, Index};
+pub use index::{Acts, Bound, Index};
 
 use crate::api::{GpuJob, GpuQuota, Tenant};
 use cache::Jobs;
@@ -130,6 +130,8 @@ pub(crate) struct Context {
     pub(crate) cluster: Cluster,
     pub(crate) jobs: Jobs,
     index: RwLock<Index>,
+    /// Counts changes of the index: everything is looked at again.
+    bindings: watch::Sender<u64>,
     /// Held for reading from the last look at a binding until the job that was submitted for it is known.
     pub(crate) submits: tokio::sync::RwLock<()>,
     pub(crate) job_objects: ByUid<ObjectRef<GpuJob>>,
@@ -147,6 +149,7 @@ impl Context {
             gate,
             cluster,
             index: RwLock::default(),
+            bindings: watch::Sender::new(0),
             submits: tokio::sync::RwLock::default(),
             job_objects: ByUid::default(),
             quota_objects: ByUid::default(),
@@ -155,8 +158,8 @@ impl Context {
     }
 
     /// Whom a namespace acts for.
-    pub(crate) fn bound(&self, namespace: &str) -> Option<Bound> {
-        self.index.read().unwrap_or_else(PoisonError::into_inner).bound(namespace)
+    pub(crate) fn acts(&self, namespace: &str) -> Acts {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).acts(namespace)
     }
 
     /// The namespaces of a tenant, and those that it names but another has.
@@ -164,8 +167,13 @@ impl Context {
         self.index.read().unwrap_or_else(PoisonError::into_inner).namespaces(tenant)
     }
 
-    pub(crate) fn index<R>(&self, act: impl FnOnce(&mut Index) -> R) -> R {
-        act(&mut self.index.write().unwrap_or_else(PoisonError::into_inner))
+    /// Changes the index, and has everything looked at again where that binds otherwise than before. Whether it does.
+    pub(crate) fn index(&self, act: impl FnOnce(&mut Index) -> bool) -> bool {
+        let changed = act(&mut self.index.write().unwrap_or_else(PoisonError::into_inner));
+        if changed {
+            self.bindings.send_modify(|count| *count += 1);
+        }
+        changed
     }
 }
 
@@ -212,43 +220,49 @@ async fn work(client: Client, gate: Gate) -> Result<(), Error> {
     let home = Api::<Namespace>::all(client.clone()).get("kube-system").await?;
     let cluster = Cluster::new(&home.uid().unwrap_or_default());
     let context = Arc::new(Context::new(client, gate, cluster));
-    // Counts changes of bindings.
-    let bindings = watch::Sender::new(0u64);
     let ready = CancellationToken::new();
     tokio::select! {
         () = context.jobs.watch(&context.gate) => {}
-        () = follow_tenants(&context, &bindings, &ready) => {}
+        () = follow_tenants(&context, &ready) => {}
         () = async {
             ready.cancelled().await;
             context.jobs.ready().await;
-            controllers(&context, &bindings).await;
+            controllers(&context).await;
         } => {}
     }
     Ok(())
 }
 
 /// Keeps the index as the Tenants are.
-async fn follow_tenants(context: &Context, bindings: &watch::Sender<u64>, ready: &CancellationToken) {
+async fn follow_tenants(context: &Context, ready: &CancellationToken) {
     let api: Api<Tenant> = Api::all(context.client.clone());
     let mut events = std::pin::pin!(watcher::watcher(api, watcher::Config::default()).default_backoff());
     let mut first = Vec::new();
     while let Some(event) = events.next().await {
         match event {
-            Ok(Event::Init) => first.clear(),
-            Ok(Event::InitApply(tenant)) => first.push(tenant),
-            Ok(Event::InitDone) => {
-                context.index(|index| index.reset(&first));
-                first.clear();
-                ready.cancel();
-            }
-            Ok(Event::Apply(tenant)) => context.index(|index| index.apply(&tenant)),
-            Ok(Event::Delete(tenant)) => context.index(|index| index.delete(&tenant)),
-            Err(error) => {
-                tracing::info!(%error, "the watch of Tenants broke off");
-                continue;
-            }
+            Ok(event) => take(event, &mut first, context, ready),
+            Err(error) => tracing::info!(%error, "the watch of Tenants broke off"),
         }
-        bindings.send_modify(|count| *count += 1);
+    }
+}
+
+/// Takes one event of the watch of Tenants into the index. `first` is what was told so far of a list.
+fn take(event: Event<Tenant>, first: &mut Vec<Tenant>, context: &Context, ready: &CancellationToken) {
+    match event {
+        Event::Init => first.clear(),
+        Event::InitApply(tenant) => first.push(tenant),
+        Event::InitDone => {
+            context.index(|index| index.reset(&*first));
+            first.clear();
+            ready.cancel();
+        }
+        // Most are the operator's own writing of status, which changes nothing here: nobody is woken by it.
+        Event::Apply(tenant) => {
+            context.index(|index| index.apply(&tenant));
+        }
+        Event::Delete(tenant) => {
+            context.index(|index| index.delete(&tenant));
+        }
     }
 }
 
@@ -259,8 +273,8 @@ fn on_error<K>(_: Arc<K>, error: &Error, _: Arc<Context>) -> Action {
 }
 
 /// Runs the three reconcilers and what triggers them.
-async fn controllers(context: &Arc<Context>, bindings: &watch::Sender<u64>) {
-    let rebound = || WatchStream::from_changes(bindings.subscribe()).map(drop);
+async fn controllers(context: &Arc<Context>) {
+    let rebound = || WatchStream::from_changes(context.bindings.subscribe()).map(drop);
     let many = || RuntimeConfig::default().concurrency(AT_ONCE);
     let (job_changed, job_triggers) = mpsc::channel(QUEUE);
     let (quota_changed, quota_triggers) = mpsc::channel(QUEUE);
@@ -342,5 +356,40 @@ impl Context {
             Err::<http::Response<Body>, _>(std::io::Error::other("there is no API server"))
         });
         Self::new(Client::new(nobody, "default"), gate, Cluster::new("c1"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::ObjectMeta;
+
+    use super::*;
+    use crate::api::{Binding, TenantSpec, TenantStatus};
+
+    #[tokio::test]
+    async fn what_the_operator_writes_into_a_tenant_wakes_nobody() {
+        let (context, ready) = (Context::mk(Gate::mk("127.0.0.1:1")), CancellationToken::new());
+        let (mut woken, mut first) = (context.bindings.subscribe(), Vec::new());
+        let mut wakes = |event| {
+            take(event, &mut first, &context, &ready);
+            let wakes = woken.has_changed().unwrap();
+            woken.mark_unchanged();
+            wakes
+        };
+        let binding = |name: &str| Binding { name: name.to_owned(), project: None };
+        let mut tenant = Tenant::new("acme", TenantSpec { namespaces: vec![binding("team-a")] });
+        let (uid, generation) = (Some("t".to_owned()), Some(1));
+        tenant.metadata = ObjectMeta { uid, generation, ..tenant.metadata };
+        assert!(!wakes(Event::Init) && !wakes(Event::InitApply(tenant.clone())));
+        assert!(wakes(Event::InitDone) && ready.is_cancelled());
+        for balance in [Some(7), Some(8)] {
+            tenant.status = Some(TenantStatus { balance_credits: balance, ..TenantStatus::default() });
+            tenant.metadata.resource_version = balance.map(|version| version.to_string());
+            assert!(!wakes(Event::Apply(tenant.clone())));
+        }
+        tenant.spec.namespaces.push(binding("team-b"));
+        tenant.metadata.generation = Some(2);
+        assert!(wakes(Event::Apply(tenant.clone())) && !wakes(Event::Apply(tenant.clone())));
+        assert!(wakes(Event::Delete(tenant)));
     }
 }

@@ -10,9 +10,10 @@ use sluice_proto::v1;
 use tonic::Code;
 
 use super::convert::milli;
-use super::decide::DETACHED;
+use super::decide::{DETACHED, not_bound};
 use super::gate::{Refused, Said, said, timed};
 use super::identity::request_id;
+use super::index::Acts;
 use super::{Context, Error, write};
 use crate::api::{GpuQuota, GpuQuotaStatus, LoweringPolicy, Standing, conditions};
 
@@ -73,7 +74,12 @@ pub(crate) async fn reconcile(object: Arc<GpuQuota>, context: Arc<Context>) -> R
         write::keep(&api, &*object).await?;
     }
     let before = object.status.clone().unwrap_or_default();
-    let bound = context.bound(&object.namespace().unwrap_or_default()).map(|bound| bound.tenant_name());
+    let acts = context.acts(&object.namespace().unwrap_or_default());
+    if acts == Acts::Unknown && !(deleting && before.tenant.is_some()) {
+        // Neither is anything done nor told before it is known.
+        return Ok(Action::requeue(AGAIN));
+    }
+    let bound = acts.bound().map(|bound| bound.tenant_name());
     // What it set once is taken back where it was set, whomever the namespace acts for now.
     let tenant = if deleting { before.tenant.clone().or(bound) } else { bound };
     context.quota_objects.insert(&uid, (ObjectRef::from_obj(&*object), tenant.clone().unwrap_or_default()));
@@ -81,10 +87,7 @@ pub(crate) async fn reconcile(object: Arc<GpuQuota>, context: Arc<Context>) -> R
     let outcome = match (leave(&object, &uid, former, &context).await?, &tenant) {
         (Some(refused), _) => refused,
         (None, None) if deleting => Outcome::Gone,
-        (None, None) => {
-            let message = "no Tenant has this namespace: whoever keeps tenants adds it to spec.namespaces of one";
-            Outcome::refused(None, Standing::new("Accepted", false, "NamespaceNotBound", message))
-        }
+        (None, None) => Outcome::refused(None, not_bound()),
         (None, Some(tenant)) if deleting => remove(&object, &uid, tenant, &context).await?,
         (None, Some(tenant)) => set(&object, &uid, tenant, &context).await?,
     };

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use sluice_proto::v1;
 
+use super::convert::goes_on;
 use super::gate::{Said, said, timed};
 use super::{Context, Error};
 
@@ -41,13 +42,21 @@ pub(super) async fn jobs(context: &Context, here: impl Fn() -> BTreeSet<String>)
         let live = context.jobs.live();
         let left = live.iter().map(|(uid, _)| uid.clone()).collect();
         let overdue = missing.overdue(&left, &here(), Instant::now());
-        for (uid, job) in live.iter().filter(|(uid, _)| overdue.contains(uid)) {
+        for (uid, job) in to_end(&live, &overdue) {
             tracing::warn!(job = job.name, "its GpuJob is gone: it is ended");
             if let Err(error) = super::jobs::order("cancel", (uid, 0), job, context).await {
                 tracing::info!(%error, "tries again");
             }
         }
     }
+}
+
+/// The jobs of overdue objects that nobody has told to end yet.
+fn to_end<'a>(
+    live: &'a [(String, v1::Job)],
+    overdue: &BTreeSet<String>,
+) -> impl Iterator<Item = &'a (String, v1::Job)> {
+    live.iter().filter(|(uid, job)| overdue.contains(uid) && goes_on(job.state()))
 }
 
 /// Takes quotas back whose objects are gone. `here` are the uids of all GpuQuotas.
@@ -113,5 +122,14 @@ mod tests {
         assert_eq!(missing.overdue(&left, &set(&["here", "late"]), at(16)), set(&["gone"]));
         assert_eq!(missing.overdue(&left, &set(&["here"]), at(20)), set(&["gone"]));
         assert_eq!(missing.overdue(&set(&["here"]), &set(&["here"]), at(60)), set(&[]), "nothing is left of them");
+    }
+
+    #[test]
+    fn a_job_without_an_object_is_told_to_end_once() {
+        use v1::JobState as State;
+        let job = |uid: &str, state: State| (uid.to_owned(), v1::Job { state: state.into(), ..v1::Job::default() });
+        let live = [job("gone", State::Running), job("told", State::Cancelling), job("here", State::Running)];
+        let overdue = BTreeSet::from(["gone".to_owned(), "told".to_owned()]);
+        assert_eq!(to_end(&live, &overdue).map(|(uid, _)| uid.as_str()).collect::<Vec<_>>(), ["gone"]);
     }
 }

@@ -9,7 +9,7 @@ use kube::{Api, ResourceExt as _};
 use sluice_proto::v1;
 use tonic::Code;
 
-use super::convert::has_ended;
+use super::convert::{goes_on, has_ended};
 use super::decide::DETACHED;
 use super::gate::{Refused, Said, said, timed};
 use super::identity::request_id;
@@ -92,8 +92,20 @@ fn was_ours(object: &Tenant) -> bool {
         && accepted.is_some_and(|condition| ours(&condition.reason))
 }
 
-/// Makes the tenant and its projects where they are missing.
+/// Makes the tenant and its projects where they are missing. Its namespaces act for it from then on, or do not where Sluice
+/// refuses that the tenant is this object's.
 async fn set(object: &Tenant, uid: &str, name: &str, context: &Context) -> Result<Result<(), Refused>, Error> {
+    if let Err(refused) = own(object, uid, name, context).await? {
+        context.index(|index| index.answer(object, false));
+        return Ok(Err(refused));
+    }
+    let made = projects(object, uid, &format!("tenants/{name}"), context).await?;
+    context.index(|index| index.answer(object, true));
+    Ok(made)
+}
+
+/// Makes the tenant where it is missing, or takes it over where nobody manages it.
+async fn own(object: &Tenant, uid: &str, name: &str, context: &Context) -> Result<Result<(), Refused>, Error> {
     let manager = context.cluster.manager(uid);
     let full = format!("tenants/{name}");
     let request = v1::GetTenantRequest { name: full.clone() };
@@ -136,7 +148,7 @@ async fn set(object: &Tenant, uid: &str, name: &str, context: &Context) -> Resul
             }
         }
     }
-    projects(object, uid, &full, context).await
+    Ok(Ok(()))
 }
 
 async fn projects(object: &Tenant, uid: &str, parent: &str, context: &Context) -> Result<Result<(), Refused>, Error> {
@@ -178,8 +190,10 @@ async fn end(object: &Tenant, uid: &str, name: &str, context: &Context) -> Resul
     for (owner, job) in context.jobs.of_tenant(&full) {
         if !has_ended(job.state()) {
             open += 1;
-            // A refusal is of a version that is not the last any more; the next look orders it again.
-            let _refused = jobs::order("cancel", (&owner, 0), &job, context).await?;
+            if goes_on(job.state()) {
+                // A refusal is of a version that is not the last any more; the next look orders it again.
+                let _refused = jobs::order("cancel", (&owner, 0), &job, context).await?;
+            }
         } else if !jobs::is_settled(&job, context).await? {
             open += 1;
         }
@@ -216,6 +230,7 @@ mod tests {
     use k8s_openapi::jiff::Timestamp;
 
     use super::super::gate::Gate;
+    use super::super::index::Acts;
     use super::*;
     use crate::api::{Binding, TenantSpec};
 
@@ -253,16 +268,31 @@ mod tests {
     async fn a_tenant_that_ends_waits_for_what_is_being_submitted() {
         let context = Context::mk(Gate::mk("127.0.0.1:1"));
         let mut tenant = mk_tenant();
-        context.index(|index| index.apply(&tenant));
-        assert!(context.bound("team-a").is_some());
+        context.index(|index| index.apply(&tenant) && index.answer(&tenant, true));
+        assert!(context.acts("team-a").bound().is_some());
         tenant.metadata.deletion_timestamp = Some(Time(Timestamp::from_second(9).unwrap()));
         let under_way = context.submits.read().await;
         let mut ends = std::pin::pin!(end(&tenant, "u", "acme", &context));
         let waits = tokio::time::timeout(Duration::from_millis(200), &mut ends).await;
         assert!(waits.is_err(), "it looks for open jobs while one is submitted");
-        assert!(context.bound("team-a").is_none(), "nothing new is submitted");
+        assert_eq!(context.acts("team-a"), Acts::Nobody, "nothing new is submitted");
         drop(under_way);
         // Nobody answers it here: it goes on, that is all.
         assert!(tokio::time::timeout(Duration::from_secs(20), ends).await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_tenant_that_ends_orders_nothing_that_ends_already() {
+        // An order would find nobody here.
+        let context = Context::mk(Gate::mk("127.0.0.1:1"));
+        for (state, ordered) in [(v1::JobState::Cancelling, false), (v1::JobState::Running, true)] {
+            let (name, manager) = ("tenants/acme/projects/p/jobs/j".to_owned(), "kubernetes/c1/v".to_owned());
+            context.jobs.note(&v1::Job { name, manager, state: state.into(), ..v1::Job::default() });
+            let told = end(&mk_tenant(), "u", "acme", &context).await;
+            assert_eq!(told.is_err(), ordered, "{state:?}");
+            if let Ok(standing) = told {
+                assert_eq!(standing.map(|standing| standing.reason).as_deref(), Some("Settling"));
+            }
+        }
     }
 }

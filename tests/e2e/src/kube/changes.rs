@@ -13,6 +13,17 @@ use super::door::Door;
 const PAUSE: Duration = Duration::from_millis(250);
 /// An API server that is away for so long does not come back.
 const TRIES: u32 = 600;
+/// A job that is not in its phase after so many looks, over all kills and the jobs before it, never is.
+const LOOKS: u32 = 2400;
+/// Phases of a job that runs, or has: it may have been stopped again between two looks, or have ended.
+const RUNS: [&str; 4] = ["Running", "Suspending", "Suspended", "Succeeded"];
+/// Those of one that does not any more.
+const STOPS: [&str; 3] = ["Suspending", "Suspended", "Succeeded"];
+/// How many tenants have a job that runs while their quotas are lowered.
+const LONG: usize = 4;
+/// The name of that job, and of the quota.
+pub(super) const LASTS: &str = "lasts";
+const SHARED: &str = "cpu";
 
 /// One change of one object.
 #[derive(Debug, Clone)]
@@ -30,6 +41,8 @@ enum Act {
     Delete,
     /// Delete, wait until it is gone, and make it again.
     Replace(Value),
+    /// Wait until a job is in one of these phases.
+    Await(&'static [&'static str]),
 }
 
 /// Tenants for so many objects.
@@ -55,7 +68,8 @@ pub(super) fn script(objects: usize, tenants: &[String], seed: u64) -> Vec<Chang
     let mut all = Vec::new();
     for step in 0..3 {
         let mut changes = Vec::new();
-        for number in 0..objects.saturating_sub(tenants.len()) {
+        let others = 2 * tenants.len() + tenants.len().min(LONG);
+        for number in 0..objects.saturating_sub(others) {
             let Some(tenant) = tenants.get(number % tenants.len()) else { continue };
             let namespace = format!("ns-{tenant}");
             let change = if number % 2 == 0 { quota(number, step) } else { job(number, step) };
@@ -64,11 +78,63 @@ pub(super) fn script(objects: usize, tenants: &[String], seed: u64) -> Vec<Chang
                 Change { namespace, plural, name, act }
             }));
         }
+        changes.extend(tenants.iter().enumerate().filter_map(|(number, tenant)| shared(number, tenant, step)));
         // In each step, so that no object is changed before it is made.
         changes.shuffle(&mut random);
         all.extend(changes);
+        if step == 0 {
+            all.extend(lowered(tenants));
+        }
     }
     all
+}
+
+/// Whether a tenant lends of the class that jobs run on, and refuses to be lowered below its use; the others borrow what they
+/// use, and are drained.
+pub(super) const fn lends(number: usize) -> bool {
+    number.is_multiple_of(2)
+}
+
+/// The quota of the class that all jobs run on: of every tenant, or those without one would run nothing. In the end it covers
+/// all that runs, so that how jobs end does not depend on when it was lowered.
+fn shared(number: usize, tenant: &str, step: usize) -> Option<Change> {
+    let whole = |nominal: &str, borrow: &str, lend: &str, policy: &str| {
+        json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": "GpuQuota", "metadata": { "name": SHARED },
+            "spec": { "deviceClass": "cpu", "site": "a", "nominal": nominal, "borrow": borrow, "lend": lend,
+                "policy": policy } })
+    };
+    let act = match (step, lends(number)) {
+        (0, true) => Act::Create(whole("600m", "0", "300m", "Refuse")),
+        (0, false) => Act::Create(whole("0", "300m", "0", "Drain")),
+        (2, true) => Act::Merge(json!({ "spec": { "nominal": "700m", "lend": "400m" } })),
+        (2, false) => Act::Merge(json!({ "spec": { "nominal": "100m", "borrow": "400m" } })),
+        _ => return None,
+    };
+    Some(Change { namespace: format!("ns-{tenant}"), plural: "gpuquotas", name: SHARED.to_owned(), act })
+}
+
+/// Jobs that last, of lenders and borrowers, and once they run the lowering of all quotas of their class: below what lenders
+/// use and lend, and to nothing for borrowers. It goes on when those have been stopped.
+fn lowered(tenants: &[String]) -> Vec<Change> {
+    let job = json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": "GpuJob", "metadata": { "name": LASTS },
+        "spec": { "command": ["/bin/sleep", "60"], "priority": 100,
+            "resources": { "share": "100m", "memory": "16Mi" } } });
+    let change = |tenant: &String, plural, name: &str, act| Change {
+        namespace: format!("ns-{tenant}"),
+        plural,
+        name: name.to_owned(),
+        act,
+    };
+    let lasting = || tenants.iter().take(LONG);
+    let made = lasting().map(|tenant| change(tenant, "gpujobs", LASTS, Act::Create(job.clone())));
+    let run = lasting().map(|tenant| change(tenant, "gpujobs", LASTS, Act::Await(&RUNS)));
+    let borrowers = lasting().enumerate().filter(|(number, _)| !lends(*number));
+    let stop = borrowers.map(|(_, tenant)| change(tenant, "gpujobs", LASTS, Act::Await(&STOPS)));
+    let lowered = tenants.iter().enumerate().map(|(number, tenant)| {
+        let to = if lends(number) { json!({ "nominal": "50m", "lend": "0" }) } else { json!({ "borrow": "0" }) };
+        change(tenant, "gpuquotas", SHARED, Act::Merge(json!({ "spec": to })))
+    });
+    made.chain(run).chain(lowered).chain(stop).collect()
 }
 
 fn quota(number: usize, step: usize) -> Option<(&'static str, Act)> {
@@ -115,6 +181,7 @@ pub(super) async fn apply(door: &Door, script: Vec<Change>, pace: Duration) -> a
                 until(&change, &[404], async || door.get(&change.one()).await).await?;
                 create(door, &change, object).await?;
             }
+            Act::Await(phases) => comes_to(door, &change, phases).await?,
         }
         tokio::time::sleep(pace).await;
     }
@@ -124,6 +191,23 @@ pub(super) async fn apply(door: &Door, script: Vec<Change>, pace: Duration) -> a
 async fn create(door: &Door, change: &Change, object: &Value) -> anyhow::Result<()> {
     // One that is there already was made by the try whose answer was lost.
     until(change, &[200, 409], async || door.create(&change.path(), object).await).await
+}
+
+/// Looks at a job until it is in one of these phases.
+async fn comes_to(door: &Door, change: &Change, phases: &[&str]) -> anyhow::Result<()> {
+    let mut last = String::new();
+    for _ in 0..LOOKS {
+        match door.get(&change.one()).await {
+            Ok(Ok(job)) => last = job["status"]["phase"].as_str().unwrap_or("no phase").to_owned(),
+            Ok(Err(refused)) => last = refused.message,
+            Err(error) => last = format!("{error:#}"),
+        }
+        if phases.contains(&last.as_str()) {
+            return Ok(());
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    anyhow::bail!("{}/{} is in none of {phases:?}: {last}", change.namespace, change.name)
 }
 
 /// Asks until the answer is one of these; 200 is any success.
@@ -166,5 +250,34 @@ impl Change {
 
     fn one(&self) -> String {
         format!("{}/{}", self.path(), self.name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quotas_are_lowered_under_jobs_that_run_and_raised_again() {
+        let tenants = tenants(40);
+        let script = script(40, &tenants, 1);
+        assert_eq!(format!("{script:?}"), format!("{:?}", super::script(40, &tenants, 1)));
+        let made = script.iter().filter(|change| matches!(change.act, Act::Create(_))).count();
+        assert_eq!(made + tenants.len(), 40);
+        for tenant in &tenants {
+            let place = |name: &str, is: fn(&Act) -> bool| {
+                let own = |change: &Change| change.namespace == format!("ns-{tenant}") && change.name == name;
+                let places = script.iter().enumerate().filter(|(_, change)| own(change) && is(&change.act));
+                places.map(|(place, _)| place).collect::<Vec<_>>()
+            };
+            let set = place(SHARED, |act| matches!(act, Act::Create(_)));
+            let waits = place(LASTS, |act| matches!(act, Act::Await(_)));
+            let merged = place(SHARED, |act| matches!(act, Act::Merge(_)));
+            assert_eq!((set.len(), merged.len()), (1, 2), "{tenant}");
+            assert!(set[0] < waits[0] && waits[0] < merged[0], "{tenant}");
+            // A borrower's job has stopped before anything is raised.
+            assert!(waits[1..].iter().all(|stops| merged[0] < *stops && *stops < merged[1]), "{tenant}");
+            assert_eq!(waits.len(), if tenant == "t0" { 1 } else { 2 });
+        }
     }
 }

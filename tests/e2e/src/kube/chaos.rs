@@ -122,6 +122,7 @@ fn whole(plan: &Plan, kills: u32, world: &mut World) -> anyhow::Result<(Outcome,
     as_written(&kubectl)?;
     let outcome = outcome(world, &kubectl, &tenants)?;
     let mut figures = if kills > 0 { judged(world, &tenants)? } else { Vec::new() };
+    figures.push(drained(&kubectl, &tenants)?);
     figures.extend(ended(&kubectl, kills)?);
     eprintln!("{kills} rounds of kills: changed for {} s, {} s in all", changed.as_secs(), begin.elapsed().as_secs());
     Ok((outcome, if kills > 0 { figures } else { Vec::new() }))
@@ -212,6 +213,19 @@ fn outcome(world: &World, kubectl: &Kubectl, tenants: &[String]) -> anyhow::Resu
         }
     }
     Ok(outcome)
+}
+
+/// That lowered quotas stopped what ran, and did not only come and go.
+fn drained(kubectl: &Kubectl, tenants: &[String]) -> anyhow::Result<Figure> {
+    let (mut borrowers, mut lenders) = (0, 0);
+    for job in items(kubectl, "gpujobs")?.iter().filter(|job| job["metadata"]["name"] == changes::LASTS) {
+        let own = |tenant: &String| job["metadata"]["namespace"] == format!("ns-{tenant}");
+        let number = tenants.iter().position(own).context("its tenant")?;
+        let again = i64::from(job["status"]["attempts"].as_i64().unwrap_or(0) > 1);
+        *(if changes::lends(number) { &mut lenders } else { &mut borrowers }) += again;
+    }
+    let figure = Figure::at_least("borrowed jobs that a lowered limit stopped, and that ran again", borrowers, 1);
+    Ok(figure.peer(&format!("{lenders} of lenders, whose policy is to refuse")))
 }
 
 /// One job per object, and the money of each tenant.

@@ -41,21 +41,21 @@ impl Door {
         kind: &str,
         body: &Value,
     ) -> anyhow::Result<Result<Value, Refused>> {
-        self.ask_as(None, method, path, kind, body).await
+        self.ask_as(&[], method, path, kind, body).await
     }
 
-    /// The same, in the name of somebody else.
+    /// The same, in the name of somebody else: headers that say of whom.
     pub(crate) async fn ask_as(
         &self,
-        whom: Option<&str>,
+        whom: &[(&str, &str)],
         method: &str,
         path: &str,
         kind: &str,
         body: &Value,
     ) -> anyhow::Result<Result<Value, Refused>> {
         let mut request = Request::builder().method(method).uri(path).header("content-type", kind);
-        if let Some(whom) = whom {
-            request = request.header("impersonate-user", whom);
+        for (header, value) in whom {
+            request = request.header(*header, *value);
         }
         let bytes = if body.is_null() { Vec::new() } else { serde_json::to_vec(body)? };
         match self.0.request_text(request.body(bytes)?).await {

@@ -8,6 +8,7 @@
 //! * [`chaos`] kills operator, controller and API server while objects change.
 
 mod access;
+mod bindings;
 mod changes;
 pub mod chaos;
 mod cluster;

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sluice_proto::v1;
 
 use super::world::World;
-use super::{User, refusals, repository, text};
+use super::{User, bindings, refusals, repository, text};
 use crate::figure::Figure;
 use crate::random::request_id;
 use crate::system::Options;
@@ -73,10 +73,13 @@ impl Story {
         let mut figures = vec![self.nothing_left()?, self.stranger()?, self.managed()?];
         self.jobs(&trainer, shape)?;
         figures.push(self.lowered()?);
-        figures.push(self.agreement("while jobs of both run")?);
+        figures.push(self.agreement("while one is suspended and others run")?);
         self.raised()?;
         figures.push(self.agreement("after the end of all jobs")?);
         figures.extend(self.curves(&reference)?);
+        figures.push(self.refused()?);
+        figures.push(bindings::moved(&self.world)?);
+        figures.push(bindings::elsewhere(&self.world)?);
         figures.push(self.orphan()?);
         figures.push(self.detached()?);
         self.end()?;
@@ -294,17 +297,20 @@ impl Story {
         let looked = wait_for("agreement", AGREES, || {
             let (kubectl, grpc, cli) = (self.by_kubectl()?, self.by_grpc()?, self.by_cli()?);
             last = format!("kubectl {kubectl:?}, gRPC {grpc:?}, CLI {cli:?}");
-            same = (kubectl == grpc && grpc == cli).then_some(kubectl.len());
+            // Nothing spent would agree as well, and show nothing.
+            let spent = kubectl.iter().skip(2).step_by(3).any(|spent| *spent > 0);
+            same = (kubectl == grpc && grpc == cli && spent).then_some(kubectl.len());
             Ok(same.map(drop))
         });
         if looked.is_err() {
             eprintln!("fault: {last}");
         }
-        let metric = format!("figures of use and spend that agree to the unit {when}");
+        let metric = format!("figures of use, and of what jobs that stand still spent, that agree to the unit {when}");
         Ok(Figure::new(metric, same.unwrap_or(0), "all", looked.is_ok()).peer(&last))
     }
 
-    /// Used and borrowed of both tenants, then what their jobs spent; while they run only use is told at one moment.
+    /// Used and borrowed of each tenant, and what those of its jobs spent that stand still: suspended, or at their end. What
+    /// a running one spends is another sum whenever it is asked.
     fn by_kubectl(&self) -> anyhow::Result<Vec<i64>> {
         let kubectl = self.world.kubectl(User::Admin);
         let mut all = Vec::new();
@@ -314,7 +320,7 @@ impl Story {
             all.push(milli(&row["status"]["borrowed"]));
             let jobs = kubectl.json(&["get", "gj", "-n", namespace])?;
             let jobs = jobs["items"].as_array().cloned().unwrap_or_default();
-            let over = jobs.iter().filter(|job| holds(job, "Settled"));
+            let over = jobs.iter().filter(|job| holds(job, "Settled") || holds(job, "Suspended"));
             all.push(over.filter_map(|job| job["status"]["spentCredits"].as_i64()).sum());
         }
         Ok(all)
@@ -329,7 +335,8 @@ impl Story {
             all.extend([row.used_milli, row.borrowed_milli]);
             let jobs = self.world.system.block(client.list_jobs_of(tenant))?;
             let mut spent = 0;
-            for job in jobs.iter().filter(|job| job.state() == v1::JobState::Succeeded) {
+            let still = |state| matches!(state, v1::JobState::Succeeded | v1::JobState::Suspended);
+            for job in jobs.iter().filter(|job| still(job.state())) {
                 let request = v1::GetReceiptRequest { job: job.name.clone() };
                 let receipt = self.world.system.block(async { client.money().get_receipt(request).await })?;
                 spent += receipt.into_inner().gross_credits;
@@ -349,7 +356,7 @@ impl Story {
             all.push(row["borrowedMilli"].as_i64().unwrap_or(-1));
             let jobs = cli.json(&["--tenant", tenant, "--project", project, "get", "jobs"])?;
             let jobs = jobs["items"].as_array().cloned().unwrap_or_default();
-            let over = jobs.iter().filter(|job| job["state"] == "SUCCEEDED");
+            let over = jobs.iter().filter(|job| job["state"] == "SUCCEEDED" || job["state"] == "SUSPENDED");
             all.push(over.filter_map(|job| job["spent"]["credits"].as_i64()).sum());
         }
         Ok(all)
@@ -373,6 +380,36 @@ impl Story {
             figures.push(Figure::new(format!("the curve of {name}"), told, goal, right));
         }
         Ok(figures)
+    }
+
+    /// Below what is in use, a quota whose policy is to refuse stays as it is, and its condition says all that its reader needs.
+    fn refused(&self) -> anyhow::Result<Figure> {
+        let kubectl = self.world.kubectl(User::Admin);
+        let manifest = json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": "GpuJob",
+            "metadata": { "name": "uses", "namespace": "beta" },
+            "spec": { "command": ["/bin/sleep", "600"], "resources": { "share": "100m", "memory": "16Mi" } } });
+        kubectl.fed(&["apply", "-f", "-"], &manifest.to_string())?.well()?;
+        kubectl.well(&["wait", "--for=condition=Running", "gj/uses", "-n", "beta", "--timeout=60s"])?;
+        let lowered = |nominal: &str, lend: &str| -> anyhow::Result<Value> {
+            let change = json!({ "spec": { "nominal": nominal, "lend": lend } }).to_string();
+            kubectl.well(&["patch", "gq", "cpu", "-n", "beta", "--type=merge", "-p", &change])?;
+            wait_for("the operator's word", AGREES, || {
+                let row = kubectl.json(&["get", "gq", "cpu", "-n", "beta"])?;
+                let current = condition(&row, "Accepted")["observedGeneration"] == row["metadata"]["generation"];
+                Ok(current.then(|| condition(&row, "Accepted").clone()))
+            })
+        };
+        let to_its_use = lowered("100m", "0")?;
+        let below = lowered("60m", "0")?;
+        lowered("800m", "400m")?;
+        kubectl.well(&["delete", "gj/uses", "-n", "beta", "--timeout=60s"])?;
+        let told = below["message"].as_str().unwrap_or_default().to_owned();
+        let all = ["tenants/beta/quotas/a/cpu", "level nominal", "40m", "platform admins"];
+        let named = below["status"] == "False" && below["reason"] == "QuotaInUse";
+        let right = named && all.iter().all(|part| told.matches(part).count() == 1);
+        let metric = "a quota lowered below its use with the policy to refuse: its condition";
+        let figure = Figure::new(metric, told, format!("QuotaInUse, each once of: {}", all.join(", ")), right);
+        Ok(figure.control("lowered to its use it is accepted", to_its_use["status"] == "True"))
     }
 
     /// Whoever takes the finalizer away while no operator looks has a job without an object. It is ended.

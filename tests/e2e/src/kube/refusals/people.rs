@@ -23,10 +23,10 @@ pub(super) async fn run(cluster: &Cluster, admin: &Door) -> anyhow::Result<Vec<F
     let alice = Door::open(&cluster.kubeconfig(User::Alice)).await?;
     let quinn = Door::open(&cluster.kubeconfig(User::Quotas)).await?;
     settled(&alice).await?;
-    Ok(vec![cannot(&alice, &quinn).await?, can(&alice).await?])
+    Ok(vec![cannot(admin, &alice, &quinn).await?, can(&alice).await?])
 }
 
-/// Alice owns team-a and Bob team-b; Quinn keeps quotas.
+/// Alice owns team-a and Bob team-b; Quinn keeps quotas. The Lease of an operator is there, though no operator is.
 async fn bind(admin: &Door) -> anyhow::Result<()> {
     let user = |user: User| json!([{ "kind": "User", "name": user.name(), "apiGroup": "rbac.authorization.k8s.io" }]);
     let role = |name: &str| json!({ "kind": "ClusterRole", "name": name, "apiGroup": "rbac.authorization.k8s.io" });
@@ -39,6 +39,9 @@ async fn bind(admin: &Door) -> anyhow::Result<()> {
     let object = json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding",
         "metadata": { "name": "quotas" }, "subjects": user(User::Quotas), "roleRef": role("sluice-quota-admin") });
     made(admin.create(&format!("{group}/clusterrolebindings"), &object).await?)?;
+    let object = json!({ "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": { "name": "sluice-operator" }, "spec": { "holderIdentity": "" } });
+    made(admin.create("/apis/coordination.k8s.io/v1/namespaces/sluice-system/leases", &object).await?)?;
     Ok(())
 }
 
@@ -60,33 +63,33 @@ fn attempts() -> Vec<Attempt> {
     let mut all = Vec::new();
     let mut attempt = |what, method, path: String, kind, body| all.push(Attempt { what, method, path, kind, body });
     let raised = json!({ "spec": { "nominal": "1000" } });
-    let replaced = |kind: Kind, name: &str| {
-        let mut object = kind.good();
+    let replaced = |kind: Kind, name: &str, tenant: &str| {
+        let mut object = kind.good_of(tenant);
         object["metadata"]["name"] = json!(name);
         object
     };
-    for (kind, list, what) in [
-        (Kind::Quota, format!("{ours}/namespaces/team-a/gpuquotas"), "raise its quota"),
-        (Kind::Quota, format!("{ours}/namespaces/team-b/gpuquotas"), "raise another's quota"),
-        (Kind::Tenant, format!("{ours}/tenants"), "bind a tenant"),
+    for (kind, tenant, list, what) in [
+        (Kind::Quota, "acme", format!("{ours}/namespaces/team-a/gpuquotas"), "raise its quota"),
+        (Kind::Quota, "beta", format!("{ours}/namespaces/team-b/gpuquotas"), "raise another's quota"),
+        (Kind::Tenant, "acme", format!("{ours}/tenants"), "bind a tenant"),
     ] {
         let name = if kind == Kind::Tenant { "acme" } else { "good" };
         let one = format!("{list}/{name}");
         let status = json!({ "status": { "observedGeneration": 9 } });
-        let mut whole = replaced(kind, name);
+        let mut whole = replaced(kind, name, tenant);
         whole["metadata"]["resourceVersion"] = json!("1");
         let operation = json!([{ "op": "add", "path": "/spec/nominal", "value": "1000" }]);
-        attempt(what, "POST", list.clone(), JSON, replaced(kind, "mine"));
+        attempt(what, "POST", list.clone(), JSON, replaced(kind, "mine", tenant));
         attempt(what, "PUT", one.clone(), JSON, whole.clone());
         attempt(what, "PATCH", one.clone(), MERGE, raised.clone());
         attempt(what, "PATCH", one.clone(), PATCH, operation);
-        attempt(what, "PATCH", format!("{one}?fieldManager=me&force=true"), APPLY, replaced(kind, name));
+        attempt(what, "PATCH", format!("{one}?fieldManager=me&force=true"), APPLY, replaced(kind, name, tenant));
         attempt(what, "DELETE", one.clone(), JSON, Value::Null);
         attempt(what, "DELETE", list.clone(), JSON, Value::Null);
         attempt(what, "PATCH", format!("{one}/status"), MERGE, status.clone());
         whole["status"] = status["status"].clone();
         attempt(what, "PUT", format!("{one}/status"), JSON, whole);
-        attempt(what, "PATCH", format!("{one}/finalizers"), MERGE, json!({ "metadata": { "finalizers": [] } }));
+        attempt(what, "PATCH", one.clone(), MERGE, json!({ "metadata": { "finalizers": ["sluice.dev/settle"] } }));
     }
     let spend = "read another's spend";
     for path in [
@@ -119,7 +122,7 @@ fn attempts() -> Vec<Attempt> {
         "POST",
         format!("{ours}/namespaces/team-b/gpujobs"),
         JSON,
-        replaced(Kind::Job, "mine"),
+        replaced(Kind::Job, "mine", "beta"),
     );
     let binding = |kind: &str, role: &str| {
         json!({ "apiVersion": "rbac.authorization.k8s.io/v1", "kind": kind, "metadata": { "name": "mine" },
@@ -189,7 +192,18 @@ fn attempts() -> Vec<Attempt> {
     all
 }
 
-async fn cannot(alice: &Door, quinn: &Door) -> anyhow::Result<Figure> {
+/// In whose name somebody who may would read: people by name, and whoever is in the group that may everything.
+fn names() -> Vec<Vec<(&'static str, &'static str)>> {
+    let user = |name| ("impersonate-user", name);
+    vec![
+        vec![user("admin"), ("impersonate-group", "system:masters")],
+        vec![user("quinn")],
+        vec![user("sluice-operator")],
+        vec![user("system:serviceaccount:sluice-system:sluice-operator")],
+    ]
+}
+
+async fn cannot(admin: &Door, alice: &Door, quinn: &Door) -> anyhow::Result<Figure> {
     let attempts = attempts();
     let mut faults = Vec::new();
     for Attempt { what, method, path, kind, body } in &attempts {
@@ -198,24 +212,56 @@ async fn cannot(alice: &Door, quinn: &Door) -> anyhow::Result<Figure> {
             other => faults.push(format!("{what}: {method} {path}: {other:?}")),
         }
     }
-    for whom in ["admin", "quinn", "sluice-operator", "system:serviceaccount:sluice-system:sluice-operator"] {
-        let path = "/apis/sluice.dev/v1alpha1/tenants";
-        match alice.ask_as(Some(whom), "GET", path, JSON, &Value::Null).await? {
+    let tenants = "/apis/sluice.dev/v1alpha1/tenants";
+    for whom in names() {
+        match alice.ask_as(&whom, "GET", tenants, JSON, &Value::Null).await? {
             Err(refused) if refused.code == 403 => {}
-            other => faults.push(format!("as {whom}: {other:?}")),
+            other => faults.push(format!("as {whom:?}: {other:?}")),
         }
     }
     tell(&faults);
+    let empty = nothing_there(admin, &attempts).await?;
+    tell(&empty);
     let path = "/apis/sluice.dev/v1alpha1/namespaces/team-a/gpuquotas/good?dryRun=All";
     let allowed = quinn.merge(path, &json!({ "spec": { "nominal": "1000" } })).await?.is_ok();
-    let all = attempts.len() + 4;
+    let all = attempts.len() + names().len();
     let figure = Figure::new(
         "attempts of a namespace's owner to raise, bind, read or become: forbidden",
         all - faults.len(),
         format!("= {all}"),
         faults.is_empty(),
     );
-    Ok(figure.control("whoever has the role sluice-quota-admin raises it", allowed))
+    let told = format!(
+        "for an admin there is something to do in {} of them; whoever has the role sluice-quota-admin raises it",
+        all - empty.len()
+    );
+    Ok(figure.control(told, empty.is_empty() && allowed))
+}
+
+/// Attempts that an admin is answered by "forbidden" or "not found", without anything being done. To somebody who may not, the
+/// API server says "forbidden" of everything, also of what does not exist: such an attempt shows nothing.
+async fn nothing_there(admin: &Door, attempts: &[Attempt]) -> anyhow::Result<Vec<String>> {
+    let mut empty = Vec::new();
+    for Attempt { what, method, path, kind, body } in attempts {
+        let only_checked = match (*method, path.contains('?')) {
+            ("GET", _) => path.clone(),
+            (_, true) => format!("{path}&dryRun=All"),
+            (_, false) => format!("{path}?dryRun=All"),
+        };
+        match admin.ask(method, &only_checked, kind, body).await? {
+            Err(refused) if matches!(refused.code, 403 | 404) => {
+                empty.push(format!("control of {what}: {method} {path}: {}", refused.message));
+            }
+            _ => {}
+        }
+    }
+    for whom in names() {
+        let tenants = "/apis/sluice.dev/v1alpha1/tenants";
+        if let Err(refused) = admin.ask_as(&whom, "GET", tenants, JSON, &Value::Null).await? {
+            empty.push(format!("control of {whom:?}: {}", refused.message));
+        }
+    }
+    Ok(empty)
 }
 
 /// What an owner may do, so that it is not everything that is forbidden.

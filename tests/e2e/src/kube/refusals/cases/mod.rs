@@ -28,6 +28,15 @@ impl Kind {
         }
     }
 
+    /// The same in a namespace of this tenant.
+    pub(super) fn good_of(self, tenant: &str) -> Value {
+        let mut object = self.good();
+        if self == Self::Quota {
+            object["spec"]["tenant"] = json!(tenant);
+        }
+        object
+    }
+
     /// A manifest that nothing is wrong with. All that is optional is there.
     pub(super) fn good(self) -> Value {
         let (kind, spec) = match self {
