@@ -107,7 +107,7 @@ pub(in crate::proof) struct How<'a> {
     pub(in crate::proof) keys: &'a [(&'static str, String)],
     /// At a time.
     pub(in crate::proof) workers: usize,
-    /// The client's own, where it is not to be as it comes.
+    /// How often it tries again, where that is not to be as it comes.
     pub(in crate::proof) retries: Option<u32>,
 }
 

@@ -31,6 +31,8 @@ pub(super) struct Verdict {
     pub(super) cancelled: i64,
     /// Rows that are paid and that no client knows, and rows that are open.
     pub(super) unknown: i64,
+    /// Rows that are credited though their client did not leave: a request that was cut, also where its client hid that.
+    pub(super) voided: i64,
     /// Rows whose amount is not that of their tokens.
     pub(super) misrated: i64,
     /// What went wrong, in words.
@@ -54,11 +56,14 @@ pub(super) fn judge(
 ) -> Verdict {
     let mut verdict = Verdict::default();
     let by_number: BTreeMap<usize, &Asked> = asked.iter().map(|asked| (asked.number, asked)).collect();
-    let mut known = BTreeSet::new();
+    let (mut known, mut left) = (BTreeSet::new(), BTreeSet::new());
     for one in got {
         let Some(asked) = by_number.get(&one.number) else { continue };
         if let Some(id) = &one.id {
             known.insert(id.as_str());
+            if one.cancelled {
+                left.insert(id.as_str());
+            }
         }
         if let Some(error) = &one.error {
             verdict.failed += 1;
@@ -70,6 +75,10 @@ pub(super) fn judge(
     }
     for row in rows.values() {
         rate(&mut verdict, row);
+        if row.state() == v1::InferenceRequestState::Voided && !left.contains(row.id.as_str()) {
+            verdict.voided += 1;
+            verdict.say(format!("{} is credited: {}", row.id, row.reason));
+        }
         let paid = row.state() == v1::InferenceRequestState::Settled && row.completion_tokens > 0;
         if row.state() == v1::InferenceRequestState::Open || (paid && !known.contains(row.id.as_str())) {
             verdict.unknown += 1;
@@ -197,6 +206,14 @@ mod tests {
         assert_eq!((verdict.misbilled, verdict.misbilled_cancels, verdict.unknown), (1, 1, 1));
         rows.get_mut("req-1").unwrap().credits += 1;
         assert_eq!(judge(&all, &right, &rows, &lone()).misrated, 1);
+        let void = |rows: &mut BTreeMap<String, v1::InferenceRequest>, id: &str| {
+            rows.get_mut(id).unwrap().set_state(v1::InferenceRequestState::Voided);
+        };
+        let mut tried = rows.clone();
+        tried.extend([row(0, 3), row(8, 0)]);
+        void(&mut tried, "req-8");
+        void(&mut tried, "req-2");
+        assert_eq!(judge(&all, &right, &tried, &lone()).voided, 1, "2 was left by its client, 8 is an earlier try");
         let mut failed = right.to_vec();
         failed[0].error = Some("APIConnectionError".to_owned());
         assert_eq!(judge(&all, &failed, &rows, &lone()).failed, 1);

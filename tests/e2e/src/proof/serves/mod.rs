@@ -2,7 +2,10 @@
 //! arrives.
 
 pub(super) mod client;
+mod gateway;
 mod judge;
+mod kills;
+mod meter;
 mod node;
 
 use std::collections::BTreeMap;
@@ -10,8 +13,8 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
-use nix::sys::signal::Signal;
 use rand::{RngExt as _, SeedableRng as _};
+use serde_json::Value;
 use sluice_proto::v1;
 
 use self::client::{Asked, Driver, Got, How, Mode, python};
@@ -27,6 +30,8 @@ use crate::{groups, processes, wait_for};
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Beside the load of a model, an endpoint is back so soon.
 const BACK: Duration = Duration::from_secs(5);
+/// Nodes that endpoints are placed on.
+const NODES: [&str; 2] = ["a/a1", "a/a2"];
 /// Answers have so many tokens at most.
 const TOKENS: u32 = 64;
 /// Of a million tokens, in units of money.
@@ -124,11 +129,10 @@ fn figures(system: &mut System, plan: &Plan, python: &Path, model: &Path) -> any
         ])?;
     }
     let imported = begun.elapsed();
+    let mut loads = Vec::new();
     for (owner, name) in ENDPOINTS {
         let tenant = tenants.iter().find(|tenant| tenant.name == owner).context("a tenant")?;
-        let words = ["serve", "small", "--name", name, "--replicas", "1..1", "--slice", "400m", "--memory", "768MiB"];
-        let more = ["--context", "1024", "--sequences", "4", "--public"];
-        tenant.cli.well(&[&words[..], &more, &PRICES].concat())?;
+        loads.push(serve(system, tenant, name)?);
     }
     let keys: Vec<_> = tenants.iter().map(|tenant| (tenant.name, tenant.secret.clone())).collect();
     let base_url = format!("http://{}/v1", system.gateway());
@@ -139,10 +143,33 @@ fn figures(system: &mut System, plan: &Plan, python: &Path, model: &Path) -> any
     let before = Before { rows: quiet(system)?, balances: balances(system)? };
     let mut all = vec![Figure::seen("s to import the model, twice", imported.as_secs_f64().round())];
     all.push(other);
-    let (asked, got) = load(system, plan, python, &how, &prompts)?;
-    all.extend(judged(system, &asked, &got, &lone, &before)?);
-    all.extend(gateway_lost(system, plan, python, &how, &prompts)?);
+    // A client that tries again would hide what kills fail.
+    let once = How { retries: Some(0), ..how };
+    let (asked, got, kills) = kills::load(system, plan, python, &once, &prompts)?;
+    let mut loaded = quiet(system)?;
+    // Those before were no clients of this load.
+    loaded.retain(|id, _| !before.rows.contains_key(id));
+    all.extend(judged(system, &asked, &got, &lone, &before, &loaded)?);
+    all.extend(kills.figures(&got, &loaded, loads.into_iter().min().unwrap_or_default()));
+    all.extend(gateway::lost(system, plan, python, &once, &prompts)?);
     Ok(all)
+}
+
+/// Serves an endpoint of one replica; returns how long its worker took from its start to where it serves, while nothing else
+/// is done.
+fn serve(system: &System, owner: &Tenant, name: &str) -> anyhow::Result<Duration> {
+    let before = workers(system)?;
+    let words = ["serve", "small", "--name", name, "--replicas", "1..1", "--slice", "400m", "--memory", "768MiB"];
+    let more = ["--context", "1024", "--sequences", "4", "--public"];
+    owner.cli.well(&[&words[..], &more, &PRICES].concat())?;
+    let begun = wait_for("a worker", PATIENCE, || {
+        let new = workers(system)?.iter().any(|pid| !before.contains(pid));
+        Ok(new.then(Instant::now))
+    })?;
+    wait_for("a replica that runs", PATIENCE, || {
+        let runs = |row: &Value| row["state"].as_str().is_some_and(|state| state.eq_ignore_ascii_case("running"));
+        Ok(current(owner, name)?.iter().any(runs).then(|| begun.elapsed()))
+    })
 }
 
 /// The calls of the official client for Node.
@@ -172,10 +199,15 @@ pub(super) fn tenant(system: &System, name: &'static str) -> anyhow::Result<Tena
 
 /// Replicas of the endpoint `one` that have not ended.
 pub(super) fn replicas(owner: &Tenant) -> anyhow::Result<usize> {
-    let value = owner.cli.json(&["endpoint", "get", "one"])?;
+    Ok(current(owner, "one")?.len())
+}
+
+/// Replicas of an endpoint that have not ended, as the command line has them.
+fn current(owner: &Tenant, name: &str) -> anyhow::Result<Vec<Value>> {
+    let value = owner.cli.json(&["endpoint", "get", name])?;
     // Left out where there are none.
     let one = value.get("items").and_then(|items| items.get(0)).unwrap_or(&value);
-    Ok(one["current"].as_array().map_or(0, Vec::len))
+    Ok(one["current"].as_array().cloned().unwrap_or_default())
 }
 
 fn prompts(plan: &Plan) -> Vec<String> {
@@ -234,37 +266,15 @@ fn plan_tokens(plan: &Plan) -> u32 {
     if plan.requests < 200 { 12 } else { 24 }
 }
 
-/// All requests, while an agent and a worker are killed.
-fn load(
-    system: &mut System,
-    plan: &Plan,
-    python: &Path,
-    how: &How<'_>,
-    prompts: &[String],
-) -> anyhow::Result<(Vec<Asked>, Vec<Got>)> {
-    let asked = mixed(plan, plan.requests, plan.seed, prompts);
-    let mut driver = Driver::start(python, how, &asked)?;
-    let long = PATIENCE * 10;
-    driver.until(asked.len() / 5, long)?;
-    for node in ["node-a1", "node-a2"] {
-        let launch = system.kill_part(node)?;
-        std::thread::sleep(Duration::from_millis(300));
-        system.launch(node, launch)?;
-    }
-    driver.until(asked.len() / 2, long)?;
-    let workers = workers(system)?;
-    anyhow::ensure!(!workers.is_empty(), "no engine worker runs");
-    processes::signal(workers[0], Signal::SIGKILL);
-    let got = driver.finish(asked.len(), long)?;
-    Ok((asked, got))
-}
-
 /// Processes of engines in this system's sandboxes.
 fn workers(system: &System) -> anyhow::Result<Vec<i32>> {
-    let mut all = Vec::new();
-    for node in ["a/a1", "a/a2"] {
-        all.extend(groups::processes_of(&system.group_of(node)?));
-    }
+    let all: Vec<_> = NODES.iter().map(|node| workers_of(system, node)).collect::<Result<_, _>>()?;
+    Ok(all.concat())
+}
+
+/// Those of a node.
+fn workers_of(system: &System, node: &str) -> anyhow::Result<Vec<i32>> {
+    let mut all = groups::processes_of(&system.group_of(node)?);
     all.retain(|pid| {
         let words = processes::arguments_of(*pid).unwrap_or_default();
         words.iter().any(|word| word == "engine-worker") && !words.iter().any(|word| word.contains("bwrap"))
@@ -312,20 +322,21 @@ fn balances(system: &System) -> anyhow::Result<BTreeMap<&'static str, i64>> {
     Ok(all)
 }
 
-/// Waits until nothing is open, and judges.
+/// Judges the load by its rows.
 fn judged(
     system: &System,
     asked: &[Asked],
     got: &[Got],
     lone: &BTreeMap<String, Lone>,
     before: &Before,
+    loaded: &Rows,
 ) -> anyhow::Result<Vec<Figure>> {
-    let mut loaded = quiet(system)?;
-    // Those before were no clients of this load.
-    loaded.retain(|id, _| !before.rows.contains_key(id));
-    let verdict = judge(asked, got, &loaded, lone);
+    let verdict = judge(asked, got, loaded, lone);
     verdict.told.iter().for_each(|text| eprintln!("{text}"));
     let mut all = told(&verdict, asked, got);
+    // A client as it comes tries again, and says nothing of it.
+    let hidden = before.rows.values().filter(|row| row.state() == v1::InferenceRequestState::Voided).count();
+    all.push(Figure::exactly("rows before the load that are credited, under clients that try again", count(hidden), 0));
     // The control: two answers change places. A pair whose answers part where the margin is small is told as such.
     let plain = |at: &usize| got[*at].error.is_none() && !got[*at].cancelled;
     let places: Vec<usize> = (0..got.len()).filter(plain).collect();
@@ -337,7 +348,7 @@ fn judged(
         let (one, two) = (crossed[places[0]].tokens.clone(), crossed[other].tokens.clone());
         (crossed[places[0]].tokens, crossed[other].tokens) = (two, one);
         tried += 1;
-        noticed += usize::from(judge(asked, &crossed, &loaded, lone).crossed > verdict.crossed);
+        noticed += usize::from(judge(asked, &crossed, loaded, lone).crossed > verdict.crossed);
     }
     if let Some(figure) = all.iter_mut().find(|figure| figure.metric.starts_with("answers that are not")) {
         let text = format!("{noticed} of {tried} pairs of answers that change places are noticed");
@@ -355,12 +366,13 @@ fn judged(
 }
 
 fn told(verdict: &Verdict, asked: &[Asked], got: &[Got]) -> Vec<Figure> {
-    let count = i64::try_from(asked.len()).unwrap_or(i64::MAX);
+    let count = count(asked.len());
     let mut firsts: Vec<f64> = got.iter().filter_map(|got| got.first).collect();
     firsts.sort_by(f64::total_cmp);
     let millis = |secs: Option<&f64>| secs.map_or(0, |secs| (secs * 1000.0).round() as i64);
     vec![
-        Figure::exactly("requests that failed, with an agent and a worker killed", verdict.failed, 0),
+        Figure::exactly("requests, tried once, that failed with agents and a worker killed", verdict.failed, 0),
+        Figure::exactly("rows that are credited though their client did not leave", verdict.voided, 0),
         Figure::exactly("answers that are not those of the lone run", verdict.crossed, 0),
         close(verdict.close, count),
         Figure::exactly("answers billed otherwise than received", verdict.misbilled, 0),
@@ -379,54 +391,8 @@ fn close(found: i64, of: i64) -> Figure {
     if of < 500 { Figure::seen(metric, found) } else { Figure::at_most(metric, found, of / 100) }
 }
 
-/// The controller, and the gateway in it, is killed under load: what was in flight fails, retryably, and is credited.
-fn gateway_lost(
-    system: &mut System,
-    plan: &Plan,
-    python: &Path,
-    how: &How<'_>,
-    prompts: &[String],
-) -> anyhow::Result<Vec<Figure>> {
-    let count = (plan.requests / 10).max(12);
-    let asked = mixed(plan, count, plan.seed + 1, prompts);
-    let how = How { retries: Some(0), ..*how };
-    let mut driver = Driver::start(python, &how, &asked)?;
-    driver.until(count / 3, PATIENCE)?;
-    let killed = now();
-    let launch = system.kill_part("controller")?;
-    let begun = Instant::now();
-    system.launch("controller", launch)?;
-    // The others come while it is away.
-    let got = driver.finish(count, PATIENCE * 4)?;
-    let up = wait_for("an answer after the restart", PATIENCE, || {
-        let one = mixed(plan, 1, plan.seed + 2, prompts);
-        let got = Driver::start(python, &how, &one)?.finish(1, PATIENCE)?;
-        Ok(got[0].error.is_none().then(|| begun.elapsed()))
-    })?;
-    let failed: Vec<&Got> = got.iter().filter(|got| got.error.is_some()).collect();
-    let retryable = |got: &&&Got| {
-        let plain =
-            matches!(got.error.as_deref(), Some("APIConnectionError" | "APITimeoutError" | "RemoteProtocolError"));
-        let broken = got.error.as_deref().is_some_and(|error| error.contains("Error")) && got.status.is_none();
-        plain || broken || got.status.is_some_and(|status| matches!(status, 408 | 409 | 429 | 500..))
-    };
-    let kept = failed.iter().filter(|got| !retryable(got)).count();
-    let before = failed.iter().filter(|got| got.at + got.took + 0.2 < killed).count();
-    let rows = quiet(system)?;
-    let lost = rows.values().filter(|row| row.reason == "GATEWAY_LOST");
-    let paid = lost.clone().filter(|row| row.credits != 0).count();
-    let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
-    Ok(vec![
-        Figure::seen("requests in flight when the gateway was killed", count(lost.count())),
-        Figure::exactly("requests that the gateway's death failed and that may not be tried again", count(kept), 0),
-        Figure::exactly("requests that failed before it", count(before), 0),
-        Figure::exactly("requests lost with the gateway that are paid", count(paid), 0),
-        Figure::at_most(
-            "ms from the restart to an answer, a client's start included",
-            i64::try_from(up.as_millis()).unwrap_or(i64::MAX),
-            i64::try_from((BACK * 2).as_millis()).unwrap_or(i64::MAX),
-        ),
-    ])
+fn count(of: usize) -> i64 {
+    i64::try_from(of).unwrap_or(i64::MAX)
 }
 
 fn now() -> f64 {
