@@ -9,7 +9,7 @@
 #
 # FRESH names the folder to work in (default: fresh, in the user's cache); 10 GB, 25 GB with the tests. FRESH_KVM=yes
 # where the processor can be lent; without it qemu computes some fifty times slower, and the main job needs there
-#   scripts/demo.sh --stop --steps 200 --patience 3600 -- --d-model 16 --layers 1 --heads 2 --context 16 --batch 2
+#   scripts/demo.sh --stop --steps 600 --patience 3600 -- --d-model 16 --layers 1 --heads 2 --context 16 --batch 2
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source_tree=$PWD

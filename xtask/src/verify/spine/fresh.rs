@@ -12,7 +12,7 @@ const ABSENT: &str = "for each in cc bwrap patch buf psql; do command -v $each &
 /// What the machine says when it starts.
 const CGROUP2: &str = "control groups: cgroup2fs";
 /// A model that an emulated processor can train.
-const SMALL: &str = "scripts/demo.sh --stop --steps 200 --patience 3600 -- \
+const SMALL: &str = "scripts/demo.sh --stop --steps 600 --patience 3600 -- \
                      --d-model 16 --layers 1 --heads 2 --context 16 --batch 2";
 
 /// Measures it: an hour or two, most of it builds from nothing.
