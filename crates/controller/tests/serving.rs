@@ -195,6 +195,7 @@ async fn absurd_endpoints_and_models_are_refused_by_field() {
         ("resources.device_class", |r| r.resources.as_mut().unwrap().device_class = "../x".to_owned()),
         ("sites", |r| r.sites = vec!["nowhere".to_owned()]),
         ("context", |r| r.context = 8193),
+        ("context", |r| r.context = 2305),
         ("sequences", |r| r.sequences = 257),
         ("price", |r| r.price = Some(v1::TokenPrice { prompt_credits: -1, completion_credits: 0 })),
         ("price", |r| r.price = Some(v1::TokenPrice { prompt_credits: i64::MAX, completion_credits: 0 })),
@@ -243,7 +244,7 @@ async fn a_retry_is_answered_as_the_first_try_and_jobs_of_endpoints_are_nobody_e
     let (door, owner, _) = world().await;
     let mut endpoints = endpoints(&door);
     let made = endpoints.create_endpoint(with(create(&owner, 20, "chat"), &owner.1)).await.unwrap().into_inner();
-    assert_eq!((made.state(), made.sequences, made.context), (v1::EndpointState::Active, 8, 8192));
+    assert_eq!((made.state(), made.sequences, made.context), (v1::EndpointState::Active, 8, 2304));
     let again = endpoints.create_endpoint(with(create(&owner, 20, "chat"), &owner.1)).await.unwrap().into_inner();
     assert_eq!(made.id, again.id);
     let taken = endpoints.create_endpoint(with(create(&owner, 21, "chat"), &owner.1)).await.unwrap_err();

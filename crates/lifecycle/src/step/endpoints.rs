@@ -56,15 +56,6 @@ impl Step<'_> {
             Bytes::ZERO => u32::MAX,
             token => longest_context(wanted.resources.memory, wanted.sequences, token),
         };
-        if longest < wanted.context.max(1) {
-            let places = u64::from(wanted.sequences) + u64::from(spare_places(wanted.sequences));
-            let why = format!(
-                "{places} places share half of the memory, {}: that is {longest} tokens each; ask for more memory, fewer \
-                 sequences or less context",
-                wanted.resources.memory
-            );
-            return Err(Refusal::field("context", why));
-        }
         let context = if wanted.context == 0 { trained.min(longest) } else { wanted.context };
         let file = model.file;
         check_bounds(wanted.replicas)?;
@@ -103,6 +94,15 @@ impl Step<'_> {
             created: self.now,
         };
         self.check_submit(project, &replica_spec(&endpoint), JobKind::Replica).map_err(of_replica)?;
+        if longest < endpoint.context.max(1) {
+            let places = u64::from(endpoint.sequences) + u64::from(spare_places(endpoint.sequences));
+            let why = format!(
+                "{places} places share half of the memory, {}: that is {longest} tokens each; ask for more memory, fewer \
+                 sequences or less context",
+                endpoint.resources.memory
+            );
+            return Err(Refusal::field("context", why));
+        }
         let id = endpoint.id;
         self.state.serving.endpoint_names.insert((project, endpoint.name.clone()), id);
         self.state.serving.endpoints.insert(id, endpoint);
