@@ -382,14 +382,21 @@ impl Story {
         Ok(figures)
     }
 
+    /// A job of beta that runs and does nothing.
+    fn sleeper(&self, name: &str) -> anyhow::Result<()> {
+        let kubectl = self.world.kubectl(User::Admin);
+        let manifest = json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": "GpuJob",
+            "metadata": { "name": name, "namespace": "beta" },
+            "spec": { "command": ["/bin/sleep", "600"], "resources": { "share": "100m", "memory": "16Mi" } } });
+        kubectl.fed(&["apply", "-f", "-"], &manifest.to_string())?.well()?;
+        kubectl.well(&["wait", "--for=condition=Running", &format!("gj/{name}"), "-n", "beta", "--timeout=60s"])?;
+        Ok(())
+    }
+
     /// Below what is in use, a quota whose policy is to refuse stays as it is, and its condition says all that its reader needs.
     fn refused(&self) -> anyhow::Result<Figure> {
         let kubectl = self.world.kubectl(User::Admin);
-        let manifest = json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": "GpuJob",
-            "metadata": { "name": "uses", "namespace": "beta" },
-            "spec": { "command": ["/bin/sleep", "600"], "resources": { "share": "100m", "memory": "16Mi" } } });
-        kubectl.fed(&["apply", "-f", "-"], &manifest.to_string())?.well()?;
-        kubectl.well(&["wait", "--for=condition=Running", "gj/uses", "-n", "beta", "--timeout=60s"])?;
+        self.sleeper("uses")?;
         let lowered = |nominal: &str, lend: &str| -> anyhow::Result<Value> {
             let change = json!({ "spec": { "nominal": nominal, "lend": lend } }).to_string();
             kubectl.well(&["patch", "gq", "cpu", "-n", "beta", "--type=merge", "-p", &change])?;
@@ -415,11 +422,7 @@ impl Story {
     /// Whoever takes the finalizer away while no operator looks has a job without an object. It is ended.
     fn orphan(&mut self) -> anyhow::Result<Figure> {
         let kubectl = self.world.kubectl(User::Admin);
-        let manifest = json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": "GpuJob",
-            "metadata": { "name": "orphan", "namespace": "beta" },
-            "spec": { "command": ["/bin/sleep", "600"], "resources": { "share": "100m", "memory": "16Mi" } } });
-        kubectl.fed(&["apply", "-f", "-"], &manifest.to_string())?.well()?;
-        kubectl.well(&["wait", "--for=condition=Running", "gj/orphan", "-n", "beta", "--timeout=60s"])?;
+        self.sleeper("orphan")?;
         self.world.kill_operator();
         kubectl.well(&["delete", "gj/orphan", "-n", "beta", "--wait=false"])?;
         let none = "{\"metadata\":{\"finalizers\":null}}";
