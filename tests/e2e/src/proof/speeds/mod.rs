@@ -42,7 +42,7 @@ pub struct Plan {
     #[arg(long, default_value_t = 3)]
     pub rounds: usize,
     /// Lone streams of each server in a round.
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 8)]
     pub lone: usize,
     /// Starts from nothing.
     #[arg(long, default_value_t = 5)]
