@@ -107,13 +107,7 @@ fn figures(system: &System, plan: &Plan, model: &Path, program: &Path, cores: Co
     let mut numbers = Numbers::default();
     let mut all = vec![Figure::seen("load of the machine before", load_average())];
     let colds = cold::starts(system, &red, plan.cold, &runtime, &own)?;
-    red.cli.well(&["endpoint", "update", "one", "--replicas", "1..1"])?;
-    let slice = wait_for("a slice", PATIENCE, || {
-        let found = groups::tasks_of(&system.group_of(NODE)?);
-        Ok((!found.is_empty()).then_some(found))
-    })?;
-    // What was started since the system was.
-    place::pin_all(&outside(system, &slice)?, cores.driver);
+    let slice = begin(system, &red, cores)?;
     runtime.block_on(loads::lone(&own, &mut numbers)).context("the first answer")?;
     let like = Groups::like(&slice)?;
     let peer = Peer {
@@ -126,15 +120,42 @@ fn figures(system: &System, plan: &Plan, model: &Path, program: &Path, cores: Co
     let peer_cold = cold::of_peer(&peer, &like, plan.cold, &runtime)?;
     all.push(Figure::seen("the slice and the peer's group", place::told(&slice)));
     all.extend(cold::judge(&colds, &peer_cold));
-    let peers = Peers { usual: peer.start(&like, &[])?, small: peer.start(&like, &["--batch-size", "128"])? };
     let mut rounds = Vec::new();
     for number in 0..plan.rounds {
+        // Each with new processes: where the kernel puts their memory makes some of them faster than others.
+        end(system, &red)?;
+        let slice = begin(system, &red, cores)?;
+        let peers = Peers { usual: peer.start(&like, &[])?, small: peer.start(&like, &["--batch-size", "128"])? };
+        for target in [&own, &peers.usual.target] {
+            runtime.block_on(loads::lone(target, &mut numbers)).context("the first answer")?;
+        }
         let round = runtime.block_on(round(plan, (&own, &other), &peers, (&slice, &like), &mut numbers))?;
         eprintln!("round {}: {round:?}", number + 1);
         rounds.push(round);
     }
     all.extend(judge::figures(&rounds));
     Ok(all)
+}
+
+/// Has a replica started, and keeps everything else off its core.
+fn begin(system: &System, owner: &serves::Tenant, cores: Cores) -> anyhow::Result<Vec<PathBuf>> {
+    owner.cli.well(&["endpoint", "update", "one", "--replicas", "1..1"])?;
+    let slice = wait_for("a slice", PATIENCE, || {
+        let found = groups::tasks_of(&system.group_of(NODE)?);
+        Ok((!found.is_empty()).then_some(found))
+    })?;
+    // What was started since the system was.
+    place::pin_all(&outside(system, &slice)?, cores.driver);
+    Ok(slice)
+}
+
+/// Waits until no replica is left.
+fn end(system: &System, owner: &serves::Tenant) -> anyhow::Result<()> {
+    owner.cli.well(&["endpoint", "update", "one", "--replicas", "0..1"])?;
+    wait_for("an endpoint without replicas", PATIENCE, || {
+        let none = serves::replicas(owner)? == 0 && groups::tasks_of(&system.group_of(NODE)?).is_empty();
+        Ok(none.then_some(()))
+    })
 }
 
 /// The peer as it comes, and with pieces of prompts as small as helps it.
