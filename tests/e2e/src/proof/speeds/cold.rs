@@ -8,11 +8,11 @@ use sluice_proto::v1;
 use super::peer::Peer;
 use super::place::Groups;
 use super::stream::{Ask, Target, ask};
-use super::{NODE, PATIENCE};
+use super::{NODE, nothing_left};
 use crate::figure::Figure;
+use crate::groups;
 use crate::proof::serves;
 use crate::system::System;
-use crate::{groups, wait_for};
 
 /// The most that a first token may take.
 const GOAL: i64 = 1_500;
@@ -39,9 +39,7 @@ pub(super) fn starts(
     let mut starts = Starts::default();
     for number in 0..count {
         let group = system.group_of(NODE)?;
-        wait_for("an endpoint without replicas", PATIENCE, || {
-            Ok((serves::replicas(owner)? == 0 && groups::tasks_of(&group).is_empty()).then_some(()))
-        })?;
+        nothing_left(system, owner)?;
         let before = balance(system)?;
         std::thread::sleep(QUIET);
         starts.groups += groups::tasks_of(&group).len() + groups::processes_of(&group).len();

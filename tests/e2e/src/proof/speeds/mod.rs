@@ -149,9 +149,13 @@ fn begin(system: &System, owner: &serves::Tenant, cores: Cores) -> anyhow::Resul
     Ok(slice)
 }
 
-/// Waits until no replica is left.
+/// Lets the replica go.
 fn end(system: &System, owner: &serves::Tenant) -> anyhow::Result<()> {
     owner.cli.well(&["endpoint", "update", "one", "--replicas", "0..1"])?;
+    nothing_left(system, owner)
+}
+
+fn nothing_left(system: &System, owner: &serves::Tenant) -> anyhow::Result<()> {
     wait_for("an endpoint without replicas", PATIENCE, || {
         let none = serves::replicas(owner)? == 0 && groups::tasks_of(&system.group_of(NODE)?).is_empty();
         Ok(none.then_some(()))
