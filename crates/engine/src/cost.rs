@@ -233,6 +233,9 @@ mod tests {
             let shape = Shape { decodes: 1, reads: 0, cells: 64 + index % 256 };
             model.observe(shape, (truth(shape) * noise(index)) as u64);
         }
+        // What is never seen is known as well as a guess, not less.
+        let known = model.information[2][2] / guess(&model.terms)[2][2];
+        assert!((0.99..1.01).contains(&known), "{known} of a guess");
         let mixed = Shape { decodes: 3, reads: 128, cells: 900 };
         let off = model.predict(mixed) / truth(mixed);
         assert!((off - 1.0).abs() < 0.15, "{off}");
