@@ -27,19 +27,23 @@ if [ "${1:-}" = built ]; then
     exit
 fi
 
-# What has the clone's own place built into it, which cargo does not see, is of no use to another.
-placed='env!("CARGO_MANIFEST_DIR")'
+# What has a clone's own place built into it (cargo does not see that, rustc writes it down) is of no use to another.
+placed() {
+    find "$CARGO_TARGET_DIR" -path '*/deps/*.d' -exec grep -l '^# env-dep:CARGO_MANIFEST_DIR=' {} + |
+        xargs -r grep -LF "# env-dep:CARGO_MANIFEST_DIR=$PWD/" | xargs -r sed -n 's/^\([^#:]*\):$/\1/p'
+}
+of_others=
 if [ "$(cat "$mark" 2>/dev/null)" != "$PWD" ]; then
     mkdir -p "$CARGO_TARGET_DIR"
     find "${sources[@]}" -exec touch --no-create {} +
+    of_others=$(placed)
     printf '%s' "$PWD" >"$mark"
-else
-    placed='nothing is placed anew'
 fi
 since() { find "$CARGO_TARGET_DIR" -path '*/.fingerprint/*' -name invoked.timestamp -newer "$built" -print -quit; }
 if [ -f "$built" ] && [ -z "$(since)" ]; then
     digests | awk -F '\t' 'NR == FNR { age[$1 "\t" $2] = $3; next } ($0 in age) { print age[$0] "\t" $2 }' "$built" - |
+        awk -F '\t' 'NR == FNR { placed[$0] = 1; next } !($2 in placed)' <(printf '%s\n' "$of_others") - |
         while IFS=$'\t' read -r age path; do
-            [ -f "$path" ] && grep -qF "$placed" "$path" || touch --no-create -d "@$age" "$path"
+            touch --no-create -d "@$age" "$path"
         done
 fi

@@ -10,6 +10,7 @@ mod demo;
 mod generate;
 mod judge;
 mod kube;
+mod lanes;
 mod peer;
 mod place;
 mod run;

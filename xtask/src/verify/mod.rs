@@ -10,11 +10,15 @@ mod simulation;
 mod spine;
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::Context as _;
 use serde::Serialize;
+
+use crate::lanes::Job;
+use crate::place;
 
 /// Arguments of `verify`.
 #[derive(Debug, clap::Args)]
@@ -45,8 +49,8 @@ struct Setting {
 
 impl Setting {
     /// How the programs under test are built.
-    const fn profile(self) -> crate::place::Profile {
-        if self.quick { crate::place::Profile::Debug } else { crate::place::Profile::Release }
+    const fn profile(self) -> place::Profile {
+        if self.quick { place::Profile::Debug } else { place::Profile::Release }
     }
 }
 
@@ -133,6 +137,8 @@ struct Line {
     title: &'static str,
     /// Without it: not built yet.
     run: Option<Measure>,
+    /// Its short form judges times or shares of a processor too, so nothing may run beside it.
+    timed: bool,
 }
 
 #[derive(Serialize)]
@@ -149,11 +155,13 @@ struct Written<'a> {
     command: String,
 }
 
+const AREAS: [&str; 2] = ["spine", "roads"];
+
 fn lines_of(area: &str) -> anyhow::Result<Vec<Line>> {
     match area {
         "spine" => Ok(spine::lines()),
         "roads" => Ok(roads::lines()),
-        _ => anyhow::bail!("there is no area {area}; areas: spine, roads"),
+        _ => anyhow::bail!("there is no area {area}; areas: {}", AREAS.join(", ")),
     }
 }
 
@@ -191,12 +199,34 @@ pub(crate) fn line(area: &str, line: u32, json: Option<PathBuf>) -> anyhow::Resu
     command(&VerifyArgs { area: area.to_owned(), line: Some(line), json, quick: false, seed: 1 })
 }
 
-/// The short form of every area, on the programs that the tests have built.
-pub(crate) fn quick() -> anyhow::Result<()> {
-    for area in ["spine", "roads"] {
-        command(&VerifyArgs { area: area.to_owned(), line: None, json: None, quick: true, seed: 1 })?;
+/// The short form of each line of every area, on the programs that the tests have built. Each writes its rows into
+/// `folder`, where [`counted`] counts them.
+pub(crate) fn quick(folder: &Path) -> anyhow::Result<Vec<Job>> {
+    let mut jobs = Vec::new();
+    for area in AREAS {
+        for line in lines_of(area)? {
+            let mut command = Command::new(place::this_program()?);
+            command.args(["verify", area, &line.number.to_string(), "--quick", "--json"]);
+            command.arg(folder.join(format!("{area}-{}.json", line.number)));
+            jobs.push(Job { name: format!("verify {area} {} --quick", line.number), command, alone: line.timed });
+        }
     }
-    Ok(())
+    Ok(jobs)
+}
+
+/// Of the rows in a folder: how many hold, how many do not, how many were skipped or are not built.
+pub(crate) fn counted(folder: &Path) -> anyhow::Result<(usize, usize, usize)> {
+    #[derive(serde::Deserialize)]
+    struct Told {
+        verdict: String,
+    }
+    let mut told: Vec<Told> = Vec::new();
+    for file in folder.read_dir().context("the rows' folder")? {
+        told.append(&mut serde_json::from_slice(&std::fs::read(file?.path())?).context("rows of a line")?);
+    }
+    let count = |verdict: Verdict| told.iter().filter(|row| row.verdict == verdict.to_string()).count();
+    let (hold, fail) = (count(Verdict::Holds), count(Verdict::Fails));
+    Ok((hold, fail, told.len() - hold - fail))
 }
 
 fn rows_of(area: &str, only: Option<u32>, setting: Setting) -> anyhow::Result<Vec<(u32, Row)>> {

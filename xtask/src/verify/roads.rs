@@ -4,9 +4,9 @@ use super::{Line, outside, simulation};
 
 /// Its lines, in order.
 pub(super) fn lines() -> Vec<Line> {
-    let line = |number, title| Line { number, title, run: None };
+    let line = |number, title| Line { number, title, run: None, timed: false };
     vec![
-        Line { run: Some(outside::rents), ..line(1, "rents by two tenants through a real terminal") },
+        Line { run: Some(outside::rents), timed: true, ..line(1, "rents by two tenants through a real terminal") },
         Line {
             run: Some(outside::serves),
             ..line(2, "1,000 requests of the official client to three endpoints, with cancels and kills")
@@ -14,6 +14,7 @@ pub(super) fn lines() -> Vec<Line> {
         Line { run: Some(outside::speeds), ..line(3, "speed beside llama.cpp's own server, and from nothing") },
         Line {
             run: Some(outside::scales),
+            timed: true,
             ..line(4, "scale from zero and back, and a replica that moves under a stream")
         },
         Line { run: Some(outside::story), ..line(5, "quotas by kubectl against a real API server") },

@@ -8,7 +8,7 @@ use super::{Line, outside, simulation};
 
 /// Its lines, in order.
 pub(super) fn lines() -> Vec<Line> {
-    let line = |number, title| Line { number, title, run: None };
+    let line = |number, title| Line { number, title, run: None, timed: false };
     vec![
         Line {
             run: Some(fresh::rows),
@@ -23,7 +23,7 @@ pub(super) fn lines() -> Vec<Line> {
             ..line(3, "kill -9 of the controller, of agents and of whole nodes, under load")
         },
         Line { run: Some(outside::partition), ..line(4, "a partition of a site, and its healing") },
-        Line { run: Some(fractions::rows), ..line(5, "fractions of a device are enforced") },
+        Line { run: Some(fractions::rows), timed: true, ..line(5, "fractions of a device are enforced") },
         Line { run: Some(outside::rates), ..line(6, "durable submit-to-decision rate over gRPC") },
         Line { run: Some(outside::hostile), ..line(7, "malformed input at every door, and hostile jobs") },
         Line { run: Some(explain::rows), ..line(8, "what `why` names is enough and the smallest") },
