@@ -29,8 +29,11 @@ fi
 
 # What has a clone's own place built into it (cargo does not see that, rustc writes it down) is of no use to another.
 placed() {
-    find "$CARGO_TARGET_DIR" -path '*/deps/*.d' -exec grep -l '^# env-dep:CARGO_MANIFEST_DIR=' {} + |
-        xargs -r grep -LF "# env-dep:CARGO_MANIFEST_DIR=$PWD/" | xargs -r sed -n 's/^\([^#:]*\):$/\1/p'
+    find "$CARGO_TARGET_DIR" -path '*/deps/*.d' -exec awk -v own="# env-dep:CARGO_MANIFEST_DIR=$PWD/" '
+        FNR == 1 { count = 0 }
+        /^[^#:]*:$/ { sub(/:$/, ""); files[++count] = $0 }
+        /^# env-dep:CARGO_MANIFEST_DIR=/ && index($0, own) != 1 { for (i = 1; i <= count; i++) print files[i] }
+    ' {} +
 }
 of_others=
 if [ "$(cat "$mark" 2>/dev/null)" != "$PWD" ]; then
