@@ -214,8 +214,8 @@ pub enum UserCommand {
         node: NodeId,
         /// Closed.
         cordoned: bool,
-        /// Moved away.
-        draining: bool,
+        /// Moved away; replicas of endpoints may serve on for so long while others begin elsewhere. `None` = not moved.
+        draining: Option<Nanos>,
         /// Why.
         reason: String,
     },

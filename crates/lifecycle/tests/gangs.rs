@@ -195,7 +195,9 @@ fn a_gang_of_which_a_task_is_done_goes_on_to_its_end_whoever_wants_it_stopped() 
     bench.pass(120);
     assert_eq!((told(&bench, first).0, bench.job(job).state), (Goal::Run, JobState::Running));
     let node = bench.state.lease(first.lease).unwrap().device.node;
-    bench.user(UserCommand::SetNode { node, cordoned: true, draining: true, reason: String::new() }).unwrap();
+    bench
+        .user(UserCommand::SetNode { node, cordoned: true, draining: Some(Nanos::ZERO), reason: String::new() })
+        .unwrap();
     bench.pass(120);
     assert_eq!((told(&bench, first).0, bench.job(job).state), (Goal::Run, JobState::Running));
     bench.end(first);

@@ -192,7 +192,9 @@ fn a_drained_rental_moves_with_its_files() {
     let (order, key) = begin(&mut bench, leg(1), None);
     let (job, from) = (order.legs[0], site_of(&bench, key));
     let node = bench.state.lease(key.lease).unwrap().device.node;
-    bench.user(UserCommand::SetNode { node, cordoned: true, draining: true, reason: String::new() }).unwrap();
+    bench
+        .user(UserCommand::SetNode { node, cordoned: true, draining: Some(Nanos::ZERO), reason: String::new() })
+        .unwrap();
     bench.pass(1);
     assert_eq!(bench.job(job).state, JobState::Migrating);
     bench.plan();
@@ -239,7 +241,9 @@ fn roundings_do_not_keep_a_rental_where_it_is() {
         bench.node_of(key, NodeReport::Running { key, started, step: 0, metrics: BTreeMap::new(), held: None });
         (0..4).for_each(|_| bench.window(key));
         let node = bench.state.lease(key.lease).unwrap().device.node;
-        bench.user(UserCommand::SetNode { node, cordoned: true, draining: true, reason: String::new() }).unwrap();
+        bench
+            .user(UserCommand::SetNode { node, cordoned: true, draining: Some(Nanos::ZERO), reason: String::new() })
+            .unwrap();
         bench.pass(1);
         bench.plan();
         let migration = bench.state.migration(bench.job(job).migration.unwrap()).unwrap();

@@ -64,7 +64,7 @@ fn a_host_that_fails_one_task_after_the_other_is_closed_until_an_admin_opens_it(
     let text = bench.state.node(node).unwrap().reason.clone();
     assert!(text.contains("3 tasks") && text.contains("no space left"), "{text}");
     // Opened again it begins anew.
-    let open = UserCommand::SetNode { node, cordoned: false, draining: false, reason: String::new() };
+    let open = UserCommand::SetNode { node, cordoned: false, draining: None, reason: String::new() };
     bench.user(open).unwrap();
     bench.plan();
     assert_eq!(fails(&mut bench, job, Reason::HostFailed), node);

@@ -385,7 +385,7 @@ fn what_is_lent_is_called_back_at_a_site_that_takes_the_lenders_job() {
     let there = pair.bench.submit_to(pair.borrower.1, elsewhere);
     pair.bench.placed_and_running(there);
     let node = pair.bench.nodes[0].0;
-    let close = UserCommand::SetNode { node, cordoned: true, draining: false, reason: String::new() };
+    let close = UserCommand::SetNode { node, cordoned: true, draining: None, reason: String::new() };
     pair.bench.user(close).unwrap();
     let own = JobSpec { sites: Vec::new(), ..part(&pair.bench, 500) };
     let own = pair.bench.submit_to(pair.lender.1, own);

@@ -24,7 +24,7 @@ fn nodes_that_come_and_close_rewrite_no_waiting_job() {
     bench.hello(node);
     assert!(bench.rows.jobs.is_empty() && bench.rows.nodes.len() == 1, "{:?}", bench.rows.jobs);
     bench.check_world();
-    let close = UserCommand::SetNode { node, cordoned: true, draining: false, reason: String::new() };
+    let close = UserCommand::SetNode { node, cordoned: true, draining: None, reason: String::new() };
     bench.user(close).unwrap();
     assert!(bench.rows.jobs.is_empty());
     bench.check_world();

@@ -158,6 +158,7 @@ fn node(number: u64, now: Timestamp) -> Node {
         state: NodeState::Ready,
         cordoned: false,
         draining: false,
+        drain_by: Timestamp::default(),
         reason: String::new(),
         failed_starts: 0,
         address: String::new(),

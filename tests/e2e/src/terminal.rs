@@ -62,6 +62,19 @@ impl Terminal {
         self.keys.write_all(keys.as_bytes()).context("typing")
     }
 
+    /// Gives it another size, as pulling at a window does: what runs at it is told by a signal.
+    ///
+    /// # Errors
+    /// The terminal is gone, or has no such size.
+    pub fn resize(&self, rows: u16, columns: u16) -> anyhow::Result<()> {
+        // There is no safe call for it here.
+        let mut command = Command::new("stty");
+        command.args(["rows", &rows.to_string(), "cols", &columns.to_string()]).stdin(self.keys.try_clone()?);
+        let done = command.output().context("cannot start stty")?;
+        anyhow::ensure!(done.status.success(), "no new size: {}", String::from_utf8_lossy(&done.stderr));
+        Ok(())
+    }
+
     /// Waits until this is shown behind what was waited for before; returns what came in front of it.
     ///
     /// # Errors

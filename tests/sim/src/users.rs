@@ -3,7 +3,7 @@
 use sluice_ledger::QuotaKey;
 use sluice_lifecycle::model::{AttemptState, Job, JobState, QuotaPolicy, RequestKey};
 use sluice_lifecycle::{Answer, Caller, Command, Refusal, SetQuota, UserCommand};
-use sluice_types::{Credits, Digest, JobId, KeyId, ProjectId, Reason, SiteId, TenantId};
+use sluice_types::{Credits, Digest, JobId, KeyId, Nanos, ProjectId, Reason, SiteId, TenantId};
 
 use crate::cluster::{DEVICE_MEMORY, prices, quota, site_quota};
 use crate::controller::Reply;
@@ -303,14 +303,16 @@ impl Sim {
     fn cordon(&mut self, draining: bool) {
         let host = self.dice.index(self.hosts.len());
         let node = self.hosts[host].node;
-        let set = |cordoned, draining| UserCommand::SetNode { node, cordoned, draining, reason: "care".to_owned() };
-        self.request(set(!draining, draining), None);
+        // Long enough for another replica to begin, or not.
+        let grace = Nanos::new(self.dice.range(0, MINUTE));
+        let (cordoned, draining) = (!draining, draining.then_some(grace));
+        self.request(UserCommand::SetNode { node, cordoned, draining, reason: "care".to_owned() }, None);
         let back = self.now + self.dice.range(5 * MINUTE, HOUR);
         self.agenda.plan(back, Event::Uncordon { node });
     }
 
     pub(crate) fn uncordon(&mut self, node: sluice_types::NodeId) {
-        let open = UserCommand::SetNode { node, cordoned: false, draining: false, reason: String::new() };
+        let open = UserCommand::SetNode { node, cordoned: false, draining: None, reason: String::new() };
         self.request(open, None);
     }
 

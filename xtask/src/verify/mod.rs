@@ -61,6 +61,8 @@ enum Verdict {
     Fails,
     NotBuilt,
     Skipped,
+    /// A figure without a goal.
+    Told,
 }
 
 impl fmt::Display for Verdict {
@@ -70,6 +72,7 @@ impl fmt::Display for Verdict {
             Self::Fails => "DOES NOT HOLD",
             Self::NotBuilt => "not built yet",
             Self::Skipped => "SKIPPED",
+            Self::Told => "told",
         })
     }
 }
@@ -118,6 +121,12 @@ impl Row {
 
     fn peer(mut self, peer: &str) -> Self {
         self.peer = peer.to_owned();
+        self
+    }
+
+    fn told(mut self, value: impl Into<String>) -> Self {
+        self.value = value.into();
+        self.verdict = Verdict::Told;
         self
     }
 
@@ -177,7 +186,7 @@ pub(crate) fn command(arguments: &VerifyArgs) -> anyhow::Result<()> {
     println!(
         "\n{}: {} rows: {} hold, {} do not, {} skipped, {} not built yet",
         arguments.area,
-        rows.len(),
+        rows.len() - count(Verdict::Told),
         count(Verdict::Holds),
         count(Verdict::Fails),
         count(Verdict::Skipped),
@@ -225,8 +234,8 @@ pub(crate) fn counted(folder: &Path) -> anyhow::Result<(usize, usize, usize)> {
         told.append(&mut serde_json::from_slice(&std::fs::read(file?.path())?).context("rows of a line")?);
     }
     let count = |verdict: Verdict| told.iter().filter(|row| row.verdict == verdict.to_string()).count();
-    let (hold, fail) = (count(Verdict::Holds), count(Verdict::Fails));
-    Ok((hold, fail, told.len() - hold - fail))
+    let skipped = count(Verdict::Skipped) + count(Verdict::NotBuilt);
+    Ok((count(Verdict::Holds), count(Verdict::Fails), skipped))
 }
 
 fn rows_of(area: &str, only: Option<u32>, setting: Setting) -> anyhow::Result<Vec<(u32, Row)>> {
@@ -283,7 +292,8 @@ fn written<'a>(area: &str, line: u32, row: &'a Row) -> Written<'a> {
         goal,
         control,
         peer,
-        holds: *verdict == Verdict::Holds,
+        // What has no goal misses none.
+        holds: matches!(verdict, Verdict::Holds | Verdict::Told),
         verdict: verdict.to_string(),
         command: format!("cargo xtask verify {area} {line}"),
     }

@@ -28,19 +28,22 @@ struct Figure {
 
 impl Figure {
     /// A figure without a goal is told, not judged.
-    fn row(self, of: &str) -> Option<Row> {
+    fn row(self, of: &str) -> Row {
         let plain = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let row = Row::new(format!("{of}{}", self.metric), self.goal.unwrap_or_default());
         let value = format!("{} {}", plain(&self.value), self.unit).trim().to_owned();
         if self.value.is_null() {
-            return Some(row.skipped(self.peer.as_deref().unwrap_or("no figure")));
+            return row.skipped(self.peer.as_deref().unwrap_or("no figure"));
         }
-        let mut row = row.measured(value, "", self.holds?);
+        let mut row = match self.holds {
+            Some(holds) => row.measured(value, "", holds),
+            None => row.told(value),
+        };
         row.peer = self.peer.unwrap_or_default();
         if !self.control.is_null() {
             row.control = plain(&self.control);
         }
-        Some(row)
+        row
     }
 }
 
@@ -218,7 +221,7 @@ fn printed(command: &mut Command, of: &str) -> anyhow::Result<Vec<Row>> {
     let name = run::shown(command);
     let ended = run::watched(command, |line| {
         if let Ok(figure) = serde_json::from_str::<Figure>(line) {
-            rows.extend(figure.row(of));
+            rows.push(figure.row(of));
         } else if let Some(why) = line.strip_prefix("SKIPPED: ") {
             rows.push(Row::new(name.as_str(), "").skipped(why));
         }
@@ -251,7 +254,7 @@ pub(super) fn rates(setting: Setting) -> anyhow::Result<Vec<Row>> {
     };
     run::step("bench submit", command.arg("--json").arg(&file))?;
     let figures: Vec<Figure> = serde_json::from_slice(&std::fs::read(&file)?).context("figures of the bench")?;
-    Ok(figures.into_iter().filter_map(|figure| figure.row("")).collect())
+    Ok(figures.into_iter().map(|figure| figure.row("")).collect())
 }
 
 /// A test of another package that holds a part of a line.

@@ -92,7 +92,7 @@ pub(super) fn roads(setting: Setting) -> anyhow::Result<Vec<Row>> {
         least(&days, "drained", "attempts stopped for want of quota, in all seeds", LEAST_DRAINED),
         least(&days, "resumed", "of their jobs those that resumed by themselves", LEAST_RESUMED),
         judged("rentals", &rents, 4.0),
-        judged("endpoints", &endpoints, 8.0),
+        judged("endpoints", &endpoints, 10.0),
         judged("quotas", &quotas, 11.0),
     ])
 }

@@ -36,11 +36,14 @@ pub enum NodesCommand {
         #[arg(value_name = "NODE")]
         node: String,
     },
-    /// Cordon a node and move its jobs away at a checkpoint
+    /// Cordon a node and move its jobs away at a checkpoint, its replicas once others serve elsewhere
     Drain {
         /// SITE/NODE
         #[arg(value_name = "NODE")]
         node: String,
+        /// How long replicas may serve on while others begin elsewhere, at most 1h; then they stop
+        #[arg(long, value_name = "TIME", value_parser = parse_duration, default_value = "60s")]
+        deadline: Duration,
         /// Why, for those who find it so
         #[arg(long, value_name = "TEXT", default_value = "")]
         reason: String,

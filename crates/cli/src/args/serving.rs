@@ -40,7 +40,7 @@ pub enum ModelCommand {
 /// Arguments of `model import`.
 #[derive(Debug, Clone, Args)]
 pub struct ImportArgs {
-    /// A GGUF file, or a folder with exactly one below it
+    /// A GGUF file, or a package (.whl, .zip) or folder with exactly one in it
     #[arg(value_name = "FILE|DIR")]
     pub path: PathBuf,
     /// Its name in the project [default: the file's]

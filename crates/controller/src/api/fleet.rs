@@ -13,6 +13,8 @@ use tonic::{Request, Response, Status};
 use super::{Api, Mutation, digest, not_found, page, refused, store_status};
 
 const HOUR: Nanos = Nanos::from_secs(3600);
+/// How long replicas on a drained node serve on where the admin does not say.
+const DRAIN_DEADLINE: Nanos = Nanos::from_secs(60);
 const WEEK: Nanos = Nanos::from_secs(7 * 24 * 3600);
 
 impl Api {
@@ -33,7 +35,7 @@ impl Api {
         &self,
         mutation: Mutation<'_, M>,
         name: &str,
-        (cordoned, draining): (bool, bool),
+        (cordoned, draining): (bool, Option<Nanos>),
         reason: String,
     ) -> Result<Response<v1::Node>, Status> {
         if reason.len() > 256 {
@@ -119,7 +121,7 @@ impl FleetService for Api {
         let who = self.who(&request, method)?;
         let message = request.into_inner();
         let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
-        self.set_node(mutation, &message.name, (true, false), message.reason.clone()).await
+        self.set_node(mutation, &message.name, (true, None), message.reason.clone()).await
     }
 
     async fn uncordon_node(&self, request: Request<v1::UncordonNodeRequest>) -> Result<Response<v1::Node>, Status> {
@@ -127,7 +129,7 @@ impl FleetService for Api {
         let who = self.who(&request, method)?;
         let message = request.into_inner();
         let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
-        self.set_node(mutation, &message.name, (false, false), String::new()).await
+        self.set_node(mutation, &message.name, (false, None), String::new()).await
     }
 
     async fn drain_node(&self, request: Request<v1::DrainNodeRequest>) -> Result<Response<v1::Node>, Status> {
@@ -135,7 +137,12 @@ impl FleetService for Api {
         let who = self.who(&request, method)?;
         let message = request.into_inner();
         let mutation = Mutation { who: &who, method, request_id: &message.request_id, message: &message };
-        self.set_node(mutation, &message.name, (true, true), message.reason.clone()).await
+        let deadline = message.deadline.as_ref().map(|span| convert::duration_back("deadline", span)).transpose();
+        let deadline = deadline.map_err(refused)?.unwrap_or(DRAIN_DEADLINE);
+        if deadline > HOUR {
+            return Err(refuse_field("deadline", "at most an hour"));
+        }
+        self.set_node(mutation, &message.name, (true, Some(deadline)), message.reason.clone()).await
     }
 
     async fn list_devices(

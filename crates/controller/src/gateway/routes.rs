@@ -20,7 +20,7 @@ use super::Gateway;
 use super::control::{Caller, Ceiling, Served, Usage};
 use super::http::Connection;
 use super::limits::{Entry, Open, Refused, Room};
-use super::openai::{self, ApiError, Asked, Prompt, Said, Shape, Text};
+use super::openai::{self, ApiError, Asked, Prompt, Said, Shape, Text, Tier};
 use super::outflow::{Kept, Outflow, Whole};
 use super::request::{Delivery, Piece, Request};
 use super::seats::Busy;
@@ -154,6 +154,7 @@ async fn complete(
         model: asked.model.clone(),
         chat,
         include_usage: asked.include_usage,
+        tier: asked.tier,
         logprobs: asked.sampling.top_logprobs.is_some(),
         said: Said::default(),
     };
@@ -242,7 +243,10 @@ fn begin(
     let generate = v1::EngineGenerate {
         sequence: 0,
         tenant: caller.tenant.to_string(),
-        class: v1::EngineClass::Interactive.into(),
+        class: match asked.tier {
+            Some(Tier::Flex) => v1::EngineClass::Batch.into(),
+            Some(Tier::Default) | None => v1::EngineClass::Interactive.into(),
+        },
         generated: Vec::new(),
         max_tokens: ceiling.completion,
         max_prompt_tokens: ceiling.prompt,

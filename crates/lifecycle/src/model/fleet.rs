@@ -94,6 +94,9 @@ pub struct Node {
     pub cordoned: bool,
     /// Its jobs are being moved away, by an admin.
     pub draining: bool,
+    /// Until then replicas on a draining node serve on while others begin elsewhere.
+    #[serde(default)]
+    pub drain_by: Timestamp,
     /// Why it is cordoned, draining or lost.
     pub reason: String,
     /// Tasks in a row that failed for a reason of the host.

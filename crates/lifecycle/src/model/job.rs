@@ -144,6 +144,9 @@ pub struct Job {
     /// The endpoint whose replica it is.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub endpoint: Option<EndpointId>,
+    /// The replica that it begins for, whose node is drained.
+    #[serde(default, skip_serializing_if = "super::is_default")]
+    pub replaces: Option<JobId>,
     /// The key that submitted it.
     pub by: KeyId,
     /// When it was submitted.

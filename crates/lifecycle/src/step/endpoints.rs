@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sluice_types::serving::{longest_context, spare_places};
-use sluice_types::{Bytes, Credits, EndpointId, JobId, Nanos, NetworkMode, Reason};
+use sluice_types::{Bytes, Credits, EndpointId, JobId, Nanos, NetworkMode, Reason, Timestamp};
 
 use super::Step;
 use super::jobs::new_job;
@@ -15,8 +15,8 @@ use super::models::first_name;
 use super::people::bounded;
 use crate::command::{Answer, Caller, EndpointChange, NewEndpoint, Refusal};
 use crate::model::{
-    Endpoint, EndpointState, Job, JobKind, JobSpec, JobState, ModelFile, ModelState, ReplicaBounds, RequestTotals,
-    RetryPolicy, StoredFile,
+    AttemptState, Endpoint, EndpointState, Goal, Job, JobKind, JobSpec, JobState, ModelFile, ModelState, ReplicaBounds,
+    RequestTotals, RetryPolicy, StopCause, StopOrder, StoredFile,
 };
 use crate::state::Happened;
 
@@ -178,9 +178,9 @@ impl Step<'_> {
     }
 
     /// Brings an endpoint to the number of replicas that it should have.
-    fn scale(&mut self, id: EndpointId) {
+    pub(super) fn scale(&mut self, id: EndpointId) {
         let Some(row) = self.state.serving.endpoints.get(&id).cloned() else { return };
-        let replicas: Vec<_> = self.state.replicas(id).map(|job| (job.id, job.state)).collect();
+        let replicas: Vec<_> = self.state.replicas(id).map(|job| (job.id, job.state, job.replaces)).collect();
         if row.state == EndpointState::Deleting && replicas.is_empty() {
             if let Some(row) = self.state.serving.endpoints.get_mut(&id) {
                 row.state = EndpointState::Deleted;
@@ -188,27 +188,86 @@ impl Step<'_> {
             }
             return;
         }
-        let present: Vec<_> = replicas.iter().filter(|(_, state)| *state != JobState::Cancelling).copied().collect();
-        let have = u32::try_from(present.len()).unwrap_or(u32::MAX);
+        let present: Vec<_> = replicas.into_iter().filter(|(_, state, _)| *state != JobState::Cancelling).collect();
+        let leaving = present.iter().filter(|_| row.state == EndpointState::Active);
+        let leaving: BTreeMap<_, _> = leaving.filter_map(|(job, ..)| Some((*job, self.leaves(*job)?))).collect();
+        // One that begins for another is none more while both are there.
+        let counted = present.iter().filter(|(_, _, replaces)| replaces.is_none_or(|job| !leaving.contains_key(&job)));
+        let (going, staying): (Vec<_>, Vec<_>) = counted.partition(|(job, ..)| leaving.contains_key(job));
+        let have = u32::try_from(going.len() + staying.len()).unwrap_or(u32::MAX);
         let aim = match row.state {
-            EndpointState::Active => self.aim(&row, have, present.iter().any(|(_, state)| *state == JobState::Pending)),
+            EndpointState::Active => {
+                self.aim(&row, have, staying.iter().any(|(_, state, _)| *state == JobState::Pending))
+            }
             EndpointState::Deleting | EndpointState::Deleted => 0,
         };
-        // The newest go first: the oldest have most in their caches.
-        for (job, _) in present.iter().rev().take(usize::try_from(have.saturating_sub(aim)).unwrap_or(usize::MAX)) {
-            self.stop_job(*job, "controller").expect("invariant: a job that has not ended can be stopped");
+        // Those that must go anyway go first, then the newest: the oldest have most in their caches.
+        let surplus = usize::try_from(have.saturating_sub(aim)).unwrap_or(usize::MAX);
+        for (job, ..) in going.iter().rev().chain(staying.iter().rev()).take(surplus) {
+            self.let_go(*job);
         }
         for _ in have..aim {
-            if !self.start_replica(&row) {
+            if !self.start_replica(&row, None) {
                 break;
             }
         }
+        for (job, by) in leaving {
+            let other = present.iter().find(|(_, _, replaces)| *replaces == Some(job));
+            self.replace_replica(&row, (job, by), other.map(|(other, state, _)| (*other, *state)));
+        }
         // What money stopped waits for money as every job does that has not begun.
-        for (job, _) in present.iter().filter(|(_, state)| *state == JobState::Suspended) {
+        for (job, ..) in present.iter().filter(|(_, state, _)| *state == JobState::Suspended) {
             if self.state.jobs.get(job).is_some_and(|job| job.state == JobState::Suspended) {
                 self.queue_again(*job, None, "waits to serve again");
             }
         }
+    }
+
+    fn let_go(&mut self, job: JobId) {
+        self.stop_job(job, "controller").expect("invariant: a job that has not ended can be stopped");
+    }
+
+    /// Until when a replica may serve on whose node is drained; none where it may stay, or was told to stop.
+    fn leaves(&self, job: JobId) -> Option<Timestamp> {
+        let attempt = self.state.attempts.get(&self.state.jobs.get(&job)?.current?)?;
+        let wanted = attempt.state != AttemptState::Ended && attempt.goal == Goal::Run && attempt.order.is_none();
+        let leases = attempt.tasks.iter().filter_map(|task| self.state.leases.get(&task.lease));
+        let mut nodes = leases.filter_map(|lease| self.state.nodes.get(&lease.device.node));
+        nodes.find(|node| wanted && node.draining).map(|node| node.drain_by)
+    }
+
+    /// A replica that serves on a drained node serves on until another one serves in its place, at most until its time is
+    /// over. Where no other has found a place by then it stops, and takes up whatever place there is.
+    fn replace_replica(&mut self, row: &Endpoint, (job, by): (JobId, Timestamp), other: Option<(JobId, JobState)>) {
+        if self.leaves(job).is_none() {
+            // It was one too many, and so is who would have served for it.
+            other.into_iter().for_each(|(other, _)| self.let_go(other));
+            return;
+        }
+        let over = by <= self.now;
+        match other {
+            Some((_, JobState::Running)) => self.let_go(job),
+            Some((_, JobState::Starting)) if over => self.let_go(job),
+            Some(_) if !over => {}
+            Some((other, _)) => {
+                self.let_go(other);
+                self.queue_elsewhere(job);
+            }
+            None => {
+                let serves = self.state.jobs.get(&job).is_some_and(|job| job.state == JobState::Running);
+                if over || !serves || !self.start_replica(row, Some(job)) {
+                    self.queue_elsewhere(job);
+                }
+            }
+        }
+    }
+
+    /// A replica has no state to carry over: it stops where it is, and queues again.
+    fn queue_elsewhere(&mut self, job: JobId) {
+        let Some(attempt) = self.state.jobs.get(&job).and_then(|job| job.current) else { return };
+        let deadline = self.now.after(self.state.settings.stop_deadline);
+        let order = StopOrder { kind: StopCause::Requeue, deadline, stop_step: None, must: false };
+        self.set_goal(attempt, Goal::Stop, Some(order));
     }
 
     /// How many replicas there should be, of `have` that there are. While one of them waits for a place there is no room
@@ -235,7 +294,7 @@ impl Step<'_> {
     }
 
     /// One replica more, where the tenant may have another job.
-    fn start_replica(&mut self, row: &Endpoint) -> bool {
+    fn start_replica(&mut self, row: &Endpoint, replaces: Option<JobId>) -> bool {
         let count = self.state.jobs_of.get(&row.tenant).copied().unwrap_or(0);
         if count >= self.state.settings.jobs_per_tenant {
             return false;
@@ -243,7 +302,7 @@ impl Step<'_> {
         let id = JobId::from_raw(self.id());
         let owner = (row.tenant, row.project);
         let mut job = new_job(id, owner, row.name.clone(), Arc::new(replica_spec(row)), row.by, self.now);
-        job.endpoint = Some(row.id);
+        (job.endpoint, job.replaces) = (Some(row.id), replaces);
         self.state.event(&job, self.now, Happened::new("Serving", row.id.to_string(), "controller"));
         self.enlist(job);
         true

@@ -1,7 +1,7 @@
 //! Sites, joining, and what nodes say of themselves.
 
 use sluice_types::{
-    BootId, Bytes, CoreMilli, Digest, Generation, Name, NodeId, NodeInstant, Reason, SiteId, Timestamp,
+    BootId, Bytes, CoreMilli, Digest, Generation, Name, Nanos, NodeId, NodeInstant, Reason, SiteId, Timestamp,
 };
 
 use super::Step;
@@ -99,6 +99,7 @@ impl Step<'_> {
             state: NodeState::Joined,
             cordoned: false,
             draining: false,
+            drain_by: Timestamp::default(),
             reason: String::new(),
             failed_starts: 0,
             address: String::new(),
@@ -149,12 +150,18 @@ impl Step<'_> {
         &mut self,
         node: NodeId,
         cordoned: bool,
-        draining: bool,
+        draining: Option<Nanos>,
         reason: String,
     ) -> Result<Answer, Refusal> {
+        let drain_by = draining.map_or(Timestamp::default(), |span| self.now.after(span));
         let row = self.state.nodes.get_mut(&node).ok_or_else(|| Refusal::not_found("node"))?;
-        (row.cordoned, row.draining, row.reason) = (cordoned, draining, reason);
+        (row.cordoned, row.draining, row.reason) = (cordoned, draining.is_some(), reason);
+        row.drain_by = drain_by;
         row.failed_starts = 0;
+        if draining.is_some() {
+            // Others of its replicas begin at once: the deadline may be shorter than a tick.
+            self.scale_all();
+        }
         Ok(Answer { object: node.to_string(), ..Answer::default() })
     }
 

@@ -345,6 +345,7 @@ pub(super) fn new_job(
         purchase: None,
         manager: String::new(),
         endpoint: None,
+        replaces: None,
         by,
         created: now,
         started: None,

@@ -191,7 +191,13 @@ impl Step<'_> {
         }
         let what = Happened::new("Running", format!("at {name}, generation {generation}"), "node");
         match job.state {
-            JobState::Starting => self.set_state(id, JobState::Running, None, String::new(), what),
+            JobState::Starting => {
+                self.set_state(id, JobState::Running, None, String::new(), what);
+                // The one in whose place it serves may go at once.
+                if let Some(endpoint) = job.endpoint.filter(|_| job.replaces.is_some()) {
+                    self.scale(endpoint);
+                }
+            }
             JobState::Migrating => {
                 self.end_migration(id, MigrationPhase::Done, None);
                 self.set_state(id, JobState::Running, None, String::new(), what);

@@ -133,11 +133,12 @@ impl Step<'_> {
         leaving.sort();
         leaving.dedup();
         for attempt in leaving {
-            if self.drain_replica(attempt) {
-                continue;
-            }
             let Some(row) = self.state.attempts.get(&attempt) else { continue };
             let job = self.state.jobs.get(&row.job).filter(|job| job.current == Some(attempt));
+            // Replicas have no state to carry over: their endpoint begins others and lets them go.
+            if job.is_some_and(|job| job.spec.kind == JobKind::Replica) {
+                continue;
+            }
             // A gang of which a task is done can stop nowhere together any more: it is left to its end.
             let whole = row.tasks.iter().all(|task| task.state != TaskState::Ended);
             let ready = row.state == AttemptState::Running && row.order.is_none() && whole;
@@ -157,20 +158,6 @@ impl Step<'_> {
                 self.order(attempt, StopCause::Requeue);
             }
         }
-    }
-
-    /// A replica has no state to carry over: it stops where it is, and begins elsewhere. Returns whether it is one.
-    fn drain_replica(&mut self, attempt: AttemptId) -> bool {
-        let Some(row) = self.state.attempts.get(&attempt) else { return false };
-        let (live, told) = (row.state != AttemptState::Ended, row.order.is_some() || row.goal != Goal::Run);
-        let job = self.state.jobs.get(&row.job).filter(|job| job.spec.kind == JobKind::Replica);
-        let Some(job) = job else { return false };
-        if live && !told && job.current == Some(attempt) {
-            let deadline = self.now.after(self.state.settings.stop_deadline);
-            let order = StopOrder { kind: StopCause::Requeue, deadline, stop_step: None, must: false };
-            self.set_goal(attempt, Goal::Stop, Some(order));
-        }
-        true
     }
 
     /// Another site that is alive and allowed.

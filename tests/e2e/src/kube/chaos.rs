@@ -12,8 +12,10 @@ use sluice_proto::v1;
 use super::changes;
 use super::cluster::Part;
 use super::door::Door;
+use super::versions::Versions;
 use super::world::World;
 use super::{Kubectl, User};
+use crate::client::Client;
 use crate::figure::Figure;
 use crate::system::Options;
 use crate::wait_for;
@@ -105,6 +107,7 @@ fn whole(plan: &Plan, kills: u32, world: &mut World) -> anyhow::Result<(Outcome,
     let script = changes::script(plan.objects, &tenants, plan.seed);
     let pace = ROUND.saturating_mul(kills) / u32::try_from(script.len().max(1))?;
     let begin = Instant::now();
+    let versions = Versions::watch(world, &tenants)?;
     let kubeconfig = world.cluster.kubeconfig(User::Admin);
     let changer = std::thread::spawn(move || -> anyhow::Result<()> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -120,8 +123,10 @@ fn whole(plan: &Plan, kills: u32, world: &mut World) -> anyhow::Result<(Outcome,
     changer.join().map_err(|_| anyhow::anyhow!("the changes ended in a panic"))??;
     let changed = begin.elapsed();
     as_written(&kubectl)?;
+    let versions = versions.judged(world)?;
     let outcome = outcome(world, &kubectl, &tenants)?;
     let mut figures = if kills > 0 { judged(world, &tenants)? } else { Vec::new() };
+    figures.push(versions);
     figures.push(drained(&kubectl, &tenants)?);
     figures.extend(ended(&kubectl, kills)?);
     eprintln!("{kills} rounds of kills: changed for {} s, {} s in all", changed.as_secs(), begin.elapsed().as_secs());
@@ -228,39 +233,106 @@ fn drained(kubectl: &Kubectl, tenants: &[String]) -> anyhow::Result<Figure> {
     Ok(figure.peer(&format!("{lenders} of lenders, whose policy is to refuse")))
 }
 
-/// One job per object, and the money of each tenant.
+/// What a tenant paid, and for what.
+#[derive(Debug, Clone)]
+struct Account {
+    tenant: String,
+    spent: i64,
+    held: i64,
+    /// Net, of each of its jobs.
+    receipts: Vec<i64>,
+}
+
+impl Account {
+    fn is_off(&self) -> bool {
+        self.spent != self.receipts.iter().sum::<i64>() || self.held != 0
+    }
+}
+
+/// One job per object, one command of each kind per job, and the money of each tenant.
 fn judged(world: &World, tenants: &[String]) -> anyhow::Result<Vec<Figure>> {
     let client = world.client()?;
-    let (mut jobs, mut managers, mut off, mut receipts) = (0usize, BTreeSet::new(), 0i64, 0i64);
-    let mut dearest = 0;
+    let (mut managers, mut commands, mut accounts) = (Vec::new(), Vec::new(), Vec::new());
     for tenant in tenants {
         let full = format!("tenants/{tenant}");
-        let mut net = 0;
+        let mut receipts = Vec::new();
         for job in world.system.block(client.list_jobs_of(&full))? {
-            jobs += 1;
-            managers.insert(job.manager.clone());
             let request = v1::GetReceiptRequest { job: job.name.clone() };
             let receipt = world.system.block(async { client.money().get_receipt(request).await })?.into_inner();
             anyhow::ensure!(receipt.r#final, "the receipt of {} is not final", job.name);
-            net += receipt.net_credits;
-            dearest = dearest.max(receipt.net_credits);
-            receipts += 1;
+            receipts.push(receipt.net_credits);
+            commands.extend(world.system.block(commands_for(&client, &job.name))?);
+            managers.push(job.manager);
         }
         let request = v1::GetBalanceRequest { tenant: full };
         let balance = world.system.block(async { client.money().get_balance(request).await })?.into_inner();
-        let spent = DEPOSIT - balance.balance_credits;
-        if spent != net || balance.held_credits != 0 {
-            eprintln!("fault: {tenant} spent {spent}, its receipts say {net}; held {}", balance.held_credits);
-            off += 1;
+        let (spent, held) = (DEPOSIT - balance.balance_credits, balance.held_credits);
+        accounts.push(Account { tenant: tenant.clone(), spent, held, receipts });
+    }
+    Ok(vec![
+        once_each("jobs beyond one per object", "jobs", managers)?,
+        once_each("commands for jobs that were carried out twice", "commands", commands)?,
+        spend(&accounts)?,
+    ])
+}
+
+/// What was done to a job because somebody with a key asked for it, each with the job's name. Nothing in the script
+/// asks for the same twice.
+async fn commands_for(client: &Client, job: &str) -> anyhow::Result<Vec<String>> {
+    let (mut all, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = v1::ListEventsRequest { parent: job.to_owned(), page_size: 1000, page_token };
+        let page = client.jobs().list_events(request).await?.into_inner();
+        let asked = page.events.iter().filter(|event| event.actor.starts_with("key-"));
+        all.extend(asked.map(|event| format!("{job} {}", event.kind)));
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            return Ok(all);
         }
     }
-    let double = i64::try_from(jobs - managers.len())?;
-    Ok(vec![
-        Figure::exactly("jobs beyond one per object", double, 0).peer(&format!("{jobs} jobs")),
-        Figure::exactly("tenants whose spend is not the sum of their receipts", off, 0)
-            .control(format!("without the dearest receipt {dearest} are missing"), dearest > 0)
-            .peer(&format!("{receipts} receipts of {} tenants", tenants.len())),
-    ])
+}
+
+/// That nothing is there twice; one thing more of those that are there would be noticed.
+fn once_each(metric: &str, what: &str, all: Vec<String>) -> anyhow::Result<Figure> {
+    let (found, count) = (repeated(&all), all.len());
+    let again: Vec<String> = all.first().cloned().into_iter().chain(all).collect();
+    let noticed = repeated(&again);
+    let figure = Figure::exactly(metric, i64::try_from(found)?, 0);
+    let figure = figure.control(format!("one told twice: {noticed} noticed"), noticed == found + 1);
+    Ok(figure.peer(&format!("{count} {what}")))
+}
+
+fn repeated(all: &[String]) -> usize {
+    all.len() - all.iter().collect::<BTreeSet<_>>().len()
+}
+
+/// That every tenant's spend is the sum of its receipts; without the dearest one it would not be.
+fn spend(accounts: &[Account]) -> anyhow::Result<Figure> {
+    let off = |accounts: &[Account]| accounts.iter().filter(|account| account.is_off()).count();
+    for account in accounts.iter().filter(|account| account.is_off()) {
+        let Account { tenant, spent, held, receipts } = account;
+        eprintln!("fault: {tenant} spent {spent}, its receipts say {}; held {held}", receipts.iter().sum::<i64>());
+    }
+    let receipts = accounts.iter().map(|account| account.receipts.len()).sum::<usize>();
+    let (without, dearest) = without_dearest(accounts);
+    let (found, noticed) = (off(accounts), off(&without));
+    let metric = "tenants whose spend is not the sum of their receipts";
+    let figure = Figure::exactly(metric, i64::try_from(found)?, 0);
+    let told = format!("without the dearest receipt, of {dearest}: {noticed}");
+    Ok(figure.control(told, noticed > found).peer(&format!("{receipts} receipts of {} tenants", accounts.len())))
+}
+
+/// The same accounts without the dearest receipt of all, and what it was.
+fn without_dearest(accounts: &[Account]) -> (Vec<Account>, i64) {
+    let mut without = accounts.to_vec();
+    let dearest = without.iter().flat_map(|account| &account.receipts).max().copied().unwrap_or(0);
+    for account in &mut without {
+        if let Some(place) = account.receipts.iter().position(|receipt| *receipt == dearest) {
+            account.receipts.remove(place);
+            break;
+        }
+    }
+    (without, dearest)
 }
 
 /// Everything is deleted, and goes.

@@ -17,6 +17,8 @@ mod kubectl;
 pub mod refusals;
 pub mod story;
 mod text;
+mod updates;
+mod versions;
 mod world;
 
 pub use cluster::{Cluster, Part, down, up};

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use sluice_proto::v1;
 
 use super::world::World;
-use super::{User, bindings, refusals, repository, text};
+use super::{User, bindings, refusals, repository, text, updates};
 use crate::figure::Figure;
 use crate::random::request_id;
 use crate::system::Options;
@@ -70,7 +70,8 @@ impl Story {
         let trainer = Trainer::new(self.world.system.scratch())?;
         let reference = trainer.uninterrupted(shape)?;
         self.quotas()?;
-        let mut figures = vec![self.nothing_left()?, self.stranger()?, self.managed()?];
+        let mut figures = self.nothing_left()?;
+        figures.extend([self.stranger()?, self.managed()?]);
         self.jobs(&trainer, shape)?;
         figures.push(self.lowered()?);
         figures.push(self.agreement("while one is suspended and others run")?);
@@ -107,8 +108,8 @@ impl Story {
         Ok(())
     }
 
-    /// Wrong manifests, sent in earnest to the namespace of a tenant with money, leave nothing in Sluice.
-    fn nothing_left(&self) -> anyhow::Result<Figure> {
+    /// Wrong manifests, sent in earnest to the namespace of a tenant with money, leave and change nothing in Sluice.
+    fn nothing_left(&self) -> anyhow::Result<Vec<Figure>> {
         let kubectl = self.world.kubectl(User::Admin);
         let setting = json!({ "apiVersion": "v1", "kind": "List", "items": [
             { "apiVersion": "v1", "kind": "Namespace", "metadata": { "name": refusals::NAMESPACE } },
@@ -129,10 +130,11 @@ impl Story {
         kubectl.well(&["wait", "--for=condition=Accepted", "gq/good", "-n", refusals::NAMESPACE, "--timeout=60s"])?;
         let control = self.rows("tenants/gamma")?;
         kubectl.well(&["delete", "gq/good", "-n", refusals::NAMESPACE, "--timeout=60s"])?;
+        let changes = updates::refused(&self.world, "gamma")?;
         kubectl.well(&["delete", "tenant/gamma", "--timeout=60s"])?;
         let metric = format!("ledger entries, quotas and jobs left by {sent} wrong manifests sent in earnest");
         let figure = Figure::exactly(&metric, i64::try_from(after.abs_diff(before))?, 0);
-        Ok(figure.control("a right one leaves some", control > after))
+        Ok(vec![figure.control("a right one leaves some", control > after), changes])
     }
 
     /// Ledger entries, quotas and jobs of a tenant.
@@ -154,14 +156,16 @@ impl Story {
               "metadata": { "name": "mine", "namespace": "stranger", "labels": claims, "annotations": claims },
               "spec": { "command": ["/bin/true"], "resources": { "share": "100m" } } },
         ] });
+        let jobs = || anyhow::Ok(self.world.system.block(self.world.client()?.list_jobs_of("tenants/-"))?.len());
+        let before = jobs()?;
         kubectl.fed(&["apply", "-f", "-"], &manifest.to_string())?.well()?;
         let reason = wait_for("the operator's word", AGREES, || {
             let job = kubectl.json(&["get", "gj", "mine", "-n", "stranger"])?;
             Ok(condition(&job, "Accepted")["reason"].as_str().map(str::to_owned))
         })?;
-        let jobs = self.world.system.block(self.world.client()?.list_jobs_of("tenants/-"))?.len();
+        let after = jobs()?;
         kubectl.well(&["delete", "ns", "stranger", "--timeout=60s"])?;
-        let right = reason == "NamespaceNotBound" && jobs == 0;
+        let right = reason == "NamespaceNotBound" && after == before;
         Ok(Figure::new("a namespace that claims a tenant by labels", reason, "NamespaceNotBound, no job", right))
     }
 

@@ -1,7 +1,11 @@
 //! Rents through a real terminal: the first command at once, exact bills, a shell that outlives kills, nothing left behind.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::fs::{self, Metadata};
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -13,7 +17,7 @@ use crate::cli::Cli;
 use crate::figure::Figure;
 use crate::system::{Options, System};
 use crate::terminal::Terminal;
-use crate::{groups, wait_for};
+use crate::{groups, processes, wait_for};
 
 /// From the yes to what the first command shows.
 const FIRST: Duration = Duration::from_secs(1);
@@ -60,8 +64,9 @@ fn figures(system: &mut System, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     let mut all = firsts(&waits);
     all.extend(disturbed(system, &tenants[0])?);
     all.extend(kept(&tenants[1])?);
+    let seen = seen_at_work(system, &tenants[0])?;
     settled(&tenants)?;
-    all.extend(left(system)?);
+    all.push(left(system, &seen)?);
     all.push(bills(system)?);
     Ok(all)
 }
@@ -282,30 +287,144 @@ fn settled(tenants: &[Cli]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// What is left on the nodes after all was released.
-fn left(system: &System) -> anyhow::Result<Vec<Figure>> {
-    let nodes: Vec<PathBuf> = ["a/a1", "b/b1"].iter().map(|node| system.node_folder(node)).collect();
-    let found = || -> anyhow::Result<Vec<String>> {
-        let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-        let mut found = Vec::new();
-        for folder in &nodes {
-            let text = folder.display().to_string();
-            found.extend(mounts.lines().filter(|line| line.contains(&text)).map(|line| format!("mount {line}")));
-            let group = crate::system::group_name(folder)?;
-            found.extend(groups::processes_of(&group).into_iter().map(|pid| format!("process {pid}")));
-            found.extend(groups::tasks_of(&group).into_iter().map(|path| format!("group {}", path.display())));
-            for entry in std::fs::read_dir(folder.join("attempts")).into_iter().flatten().flatten() {
-                found.push(format!("folder {}", entry.path().display()));
+/// Nodes that rentals are placed on.
+const NODES: [&str; 2] = ["a/a1", "b/b1"];
+/// A node has so many users for its sandboxes, from its `--first-uid` on.
+const USERS: u32 = 10_000;
+/// Where everybody at a host may leave files.
+const SHARED: [&str; 3] = ["/tmp", "/var/tmp", "/dev/shm"];
+/// What must be found while a rental is worked in, or the look is blind. Keys never are: sandboxes may not make any.
+const AT_WORK: [&str; 5] = ["file", "folder", "group", "mount", "process"];
+/// So many things that are left behind are told by name.
+const TOLD: usize = 50;
+
+/// A kind, and which one.
+type Trace = (&'static str, String);
+
+/// What of rentals there is at the nodes. Logs are not among it: users may read them for another day.
+///
+/// # Errors
+/// Something cannot be looked at: what is not seen would pass for gone.
+fn traces(system: &System) -> anyhow::Result<BTreeSet<Trace>> {
+    let mut found = BTreeSet::<Trace>::new();
+    let named = |kind: &'static str| move |path: PathBuf| (kind, path.display().to_string());
+    for node in NODES {
+        let folder = system.node_folder(node);
+        let (attempts, logs) = (folder.join("agent/attempts"), folder.join("agent/logs"));
+        let (users, group) = (users_of(system, node)?, system.group_of(node)?);
+        // Supervisors are in none of the node's groups.
+        let pids = [groups::processes_of(&group), processes::started_in(&attempts)].concat();
+        found.extend(pids.into_iter().map(|pid| ("process", pid.to_string())));
+        found.extend(groups::tasks_of(&group).into_iter().map(named("group")));
+        let entries = fs::read_dir(&attempts).with_context(|| attempts.display().to_string())?;
+        let entries: Vec<_> = entries.collect::<io::Result<_>>()?;
+        found.extend(entries.into_iter().map(|entry| entry.path()).map(named("folder")));
+        let is_told = |path: &Path| path.parent().is_some_and(|parent| parent == attempts || parent == logs);
+        let is_lease = |path: &Path| path.file_name().is_some_and(|name| name.to_string_lossy().contains("lse-"));
+        let is_theirs = |path: &Path, of: &Metadata| users.contains(&of.uid()) || is_lease(path) && !is_told(path);
+        found.extend(files_of(&folder, usize::MAX, &is_theirs)?.into_iter().map(named("file")));
+        let is_users = |_: &Path, of: &Metadata| users.contains(&of.uid());
+        for place in SHARED {
+            found.extend(files_of(Path::new(place), 0, &is_users)?.into_iter().map(named("file")));
+        }
+        // Named from where its file system may be mounted.
+        let base = system.scratch().parent().unwrap_or(Path::new("/"));
+        let place = format!("{}/", folder.strip_prefix(base).unwrap_or(&folder).display());
+        found.extend(mounts_of(&place)?.into_iter().map(|line| ("mount", line)));
+        let keys = users_with_keys()?.into_iter().filter(|user| users.contains(user));
+        found.extend(keys.map(|user| ("key", format!("of user {user}"))));
+    }
+    Ok(found)
+}
+
+/// The users of a node's sandboxes, as its agent was told.
+fn users_of(system: &System, node: &str) -> anyhow::Result<Range<u32>> {
+    let part = format!("node-{}", node.rsplit('/').next().unwrap_or(node));
+    let words = processes::arguments_of(system.pid_of(&part)?)?;
+    let first = words.iter().position(|word| word == "--first-uid").and_then(|place| words.get(place + 1));
+    let first: u32 = first.context("no --first-uid")?.parse().context("the first user of a node")?;
+    Ok(first..first.saturating_add(USERS))
+}
+
+/// What goes away while it is looked at is no error.
+fn unless_gone<T>(looked: io::Result<T>) -> io::Result<Option<T>> {
+    match looked {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        looked => looked.map(Some),
+    }
+}
+
+/// The uppermost files and folders below `folder`, at most so deep, that are theirs.
+fn files_of(folder: &Path, depth: usize, is_theirs: &dyn Fn(&Path, &Metadata) -> bool) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    let mut folders = vec![(folder.to_owned(), depth)];
+    while let Some((folder, depth)) = folders.pop() {
+        let told = || folder.display().to_string();
+        let Some(entries) = unless_gone(fs::read_dir(&folder)).with_context(told)? else { continue };
+        for entry in entries {
+            // The folder itself may go too.
+            let Some(entry) = unless_gone(entry).with_context(told)? else { break };
+            let path = entry.path();
+            let Some(of) = unless_gone(fs::symlink_metadata(&path)).with_context(told)? else { continue };
+            if is_theirs(&path, &of) {
+                found.push(path);
+            } else if of.is_dir() && depth > 0 {
+                folders.push((path, depth - 1));
             }
         }
-        Ok(found)
-    };
+    }
+    Ok(found)
+}
+
+/// Mounts that show this place, as any process sees them: an agent and a supervisor, and whatever got away from them.
+fn mounts_of(place: &str) -> io::Result<BTreeSet<String>> {
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().parse::<u32>().is_err() {
+            continue;
+        }
+        // One that has ended sees nothing, whatever is said of it.
+        let lines = fs::read(entry.path().join("mountinfo")).unwrap_or_default();
+        let lines = String::from_utf8_lossy(&lines);
+        found.extend(lines.lines().filter(|line| line.contains(place)).map(str::to_owned));
+    }
+    Ok(found)
+}
+
+/// Users for whom the kernel keeps keys.
+fn users_with_keys() -> io::Result<Vec<u32>> {
+    // There is no such file where the kernel has no keys.
+    let text = unless_gone(fs::read_to_string("/proc/key-users"))?.unwrap_or_default();
+    Ok(text.lines().filter_map(|line| line.split(':').next()?.trim().parse().ok()).collect())
+}
+
+/// The kinds of what is found while a rental is worked in, which then is released: the control of what is left behind.
+fn seen_at_work(system: &System, cli: &Cli) -> anyhow::Result<BTreeSet<&'static str>> {
+    let (id, _) = agree(cli)?;
+    let mut shell = Terminal::start(&cli.command(&["shell", &id]))?;
+    shell.type_in("echo work-$((7+100000))\n")?;
+    shell.expect("work-100007", PATIENCE)?;
+    let found = traces(system)?;
+    shell.type_in("exit\n")?;
+    shell.end(PATIENCE)?;
+    cli.well(&["release", &id, "-y"])?;
+    Ok(found.into_iter().map(|(kind, _)| kind).collect())
+}
+
+/// What is left on the nodes after all was released; `seen` is what the same look found before.
+fn left(system: &System, seen: &BTreeSet<&'static str>) -> anyhow::Result<Figure> {
     // The agents take some moments to sweep up behind the last one.
-    let clean = wait_for("nothing left behind", Duration::from_secs(20), || Ok(found()?.is_empty().then_some(())));
-    let rest = found()?;
-    rest.iter().for_each(|what| println!("left behind: {what}"));
+    let clean =
+        wait_for("nothing left behind", Duration::from_secs(20), || Ok(traces(system)?.is_empty().then_some(())));
+    let rest = traces(system)?;
+    rest.iter().take(TOLD).for_each(|(kind, which)| eprintln!("left behind: {kind} {which}"));
     let count = i64::try_from(rest.len()).unwrap_or(i64::MAX);
-    Ok(vec![Figure::new("processes, groups, mounts and folders left behind", count, "= 0", clean.is_ok())])
+    let metric = "processes, groups, mounts, folders, files and keys left behind";
+    let kinds: Vec<&str> = seen.iter().copied().collect();
+    let told = format!("while a rental is worked in the same look finds: {}", kinds.join(", "));
+    let sees = AT_WORK.iter().all(|kind| seen.contains(kind));
+    Ok(Figure::new(metric, count, "= 0", clean.is_ok() && rest.is_empty()).control(told, sees))
 }
 
 #[cfg(test)]
@@ -329,6 +448,25 @@ mod tests {
         assert_eq!(judged(&[1, 2, 2, 4]), Faults { lost: vec![3], repeated: vec![2], ..Faults::default() });
         assert_eq!(faults("line 1\r\nline 2line 3\r\nline 4\r\n", 4).lost, [2, 3], "an end of a line was lost");
         assert_eq!(faults("", 2).count(), 2);
+    }
+
+    #[test]
+    fn files_of_a_lease_are_found_wherever_they_are_and_told_once() {
+        let root = tempfile::tempdir().unwrap();
+        let deep = root.path().join("models/lse-1/work");
+        fs::create_dir_all(&deep).unwrap();
+        fs::write(deep.join("lse-2"), "").unwrap();
+        fs::write(root.path().join("lse-3"), "").unwrap();
+        let is_lease = |path: &Path, _: &Metadata| path.display().to_string().contains("lse-");
+        let found = |depth| {
+            let mut found = files_of(root.path(), depth, &is_lease).unwrap();
+            found.sort();
+            found
+        };
+        assert_eq!(found(0), [root.path().join("lse-3")]);
+        assert_eq!(found(usize::MAX), [root.path().join("lse-3"), root.path().join("models/lse-1")]);
+        assert!(files_of(&root.path().join("gone"), 1, &is_lease).unwrap().is_empty());
+        assert!(files_of(&root.path().join("lse-3"), 1, &is_lease).is_err(), "what cannot be read is an error");
     }
 
     #[test]

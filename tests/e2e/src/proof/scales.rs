@@ -114,7 +114,13 @@ fn grows(owner: &serves::Tenant, python: &Path, how: &How<'_>) -> anyhow::Result
     ])
 }
 
-/// The node of the only replica is drained and, a second later, lost, under a long stream.
+/// How long a drained node's replica may serve on while another begins.
+const DEADLINE: Duration = Duration::from_secs(1);
+/// A stream that moves stands still for the start of the other replica and for its tokens so far to be read again, at most
+/// so long; a kill that nobody announced takes the loss timeout beside it.
+const STILL: Duration = Duration::from_secs(6);
+
+/// The node of the only replica is drained and, when the deadline is over, lost, under a long stream.
 fn moves(
     system: &mut System,
     owner: &serves::Tenant,
@@ -131,8 +137,17 @@ fn moves(
     // A part of it is there.
     std::thread::sleep(Duration::from_secs_f64((lone[0].took / 3.0).max(0.5)));
     let node = format!("{site}/{site}1");
-    system.cli().well(&["nodes", "drain", &node, "-y"])?;
-    std::thread::sleep(Duration::from_secs(1));
+    let served = serves::workers_of(system, &node)?.len();
+    let deadline = format!("{}ms", DEADLINE.as_millis());
+    let drained = Instant::now();
+    system.cli().well(&["nodes", "drain", &node, "--deadline", &deadline, "-y"])?;
+    let other = wait_for("a replica at the other site", PATIENCE, || {
+        let others = replicas(owner)?.1.iter().any(|other| *other != site);
+        // The node is lost at its moment, also where nothing has begun elsewhere by then.
+        Ok((others || drained.elapsed() >= DEADLINE).then_some(others))
+    })?;
+    let before = serves::workers_of(system, &node)?.len();
+    std::thread::sleep(DEADLINE.saturating_sub(drained.elapsed()));
     system.kill_node(&node)?;
     driver.until(1, PATIENCE * 4)?;
     let got = driver.finish(1, PATIENCE)?;
@@ -141,6 +156,7 @@ fn moves(
     let (_, sites) = replicas(owner)?;
     let margin = lone[0].tokens.get(same).and_then(|(_, margin)| *margin);
     let even = margin.is_some_and(|margin| margin < serves::MARGIN);
+    let gap = (got[0].gap.unwrap_or(0.0) * 1000.0).round() as i64;
     Ok(vec![
         Figure::exactly("streams that failed with their replica's node", i64::from(got[0].error.is_some()), 0),
         Figure::exactly("tokens of the stream", count(got[0].tokens.len()), i64::from(plan.tokens)),
@@ -152,6 +168,14 @@ fn moves(
         ),
         Figure::exactly("replicas at the lost site", count(sites.iter().filter(|other| **other == site).count()), 0),
         // Where there is none, the stream was over before its node was.
-        Figure::at_least("ms of the longest gap in it", (got[0].gap.unwrap_or(0.0) * 1000.0).round() as i64, 100),
+        Figure::new(
+            "ms of the longest gap in it",
+            gap,
+            format!("100 to {}", millis(STILL)),
+            (100..=millis(STILL)).contains(&gap),
+        ),
+        Figure::exactly("workers at the node when it was drained", count(served), 1),
+        Figure::seen("replicas that ran at the other site before the drained node was lost", i64::from(other)),
+        Figure::seen("workers that the drained node still had when they did", count(before)),
     ])
 }

@@ -1,12 +1,15 @@
 //! A slice is rented, worked in and given back.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Read as _};
+use std::io::{BufRead, BufReader, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::Stdio;
 
 use anyhow::Context as _;
+use nix::sys::signal::Signal;
 use serde_json::Value;
-use sluice_e2e::{Cli, Options, wait_for};
+use sluice_e2e::{Cli, Options, Terminal, quiet_address, signal, wait_for};
 
 use crate::support::{PATIENCE, credits, judged, receipt, start};
 
@@ -125,6 +128,134 @@ fn a_session_loses_and_repeats_nothing_over_kills_of_controller_and_agent() -> a
     assert!(child.wait()?.success(), "{words}");
     let all: Vec<String> = (1..=120).map(|number| format!("line {number}")).collect();
     assert_eq!(seen, all, "{words}");
+    cli.well(&["release", &id, "-y"])?;
+    reach_order(&cli, &id, "RELEASED")?;
+    receipt(&cli, &job)?;
+    judged(&own.system)?;
+    Ok(())
+}
+
+const PYTHON: &str = "/usr/bin/python3";
+/// Listens on a port of the sandbox, says which one, and sends each line back turned round; the end it answers too.
+const TURNS: &str = r"
+import socketserver
+
+class Turn(socketserver.StreamRequestHandler):
+    def handle(self):
+        for line in self.rfile:
+            self.wfile.write(line[:-1][::-1] + b'\n')
+        self.wfile.write(b'end\n')
+
+server = socketserver.ThreadingTCPServer(('127.0.0.1', 0), Turn)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+";
+
+/// A connection, written and read line by line.
+struct Link {
+    to: TcpStream,
+    from: BufReader<TcpStream>,
+}
+
+impl Link {
+    fn open(address: SocketAddr) -> anyhow::Result<Self> {
+        let to = TcpStream::connect(address)?;
+        to.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self { from: BufReader::new(to.try_clone()?), to })
+    }
+
+    /// All that comes until the other side ends it.
+    fn rest(&mut self) -> anyhow::Result<String> {
+        let mut rest = String::new();
+        self.from.read_to_string(&mut rest).context("the end of a connection")?;
+        Ok(rest)
+    }
+}
+
+/// A line, without its end.
+fn line(from: &mut impl BufRead) -> anyhow::Result<String> {
+    let mut line = String::new();
+    from.read_line(&mut line).context("a line")?;
+    Ok(line.trim_end().to_owned())
+}
+
+#[test]
+fn ports_of_a_rental_are_reached_over_connections_side_by_side() -> anyhow::Result<()> {
+    if !Path::new(PYTHON).exists() {
+        println!("SKIPPED: {PYTHON} is missing");
+        return Ok(());
+    }
+    let Some(own) = start("ports", Options::default())? else { return Ok(()) };
+    let cli = own.system.cli();
+    let (id, job) = rent(&cli, &["--for", "10m", "--memory", "128MiB"])?;
+    let mut server = cli.command(&["exec", &id, "--", PYTHON, "-c", TURNS]);
+    let mut server = server.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit()).spawn()?;
+    let port: u16 = line(&mut BufReader::new(server.stdout.take().context("standard output")?))?.parse()?;
+
+    let (here, told) = (quiet_address()?, own.system.scratch().join("forward.log"));
+    let mut forward = cli.command(&["port-forward", &id, &format!("{}:{port}", here.port()), ":1"]);
+    forward.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(fs::File::create(&told)?);
+    let mut forward = forward.spawn()?;
+    let mut doors = BufReader::new(forward.stdout.take().context("standard output")?);
+    assert_eq!(line(&mut doors)?, format!("{here} -> {port}"), "{}", fs::read_to_string(&told)?);
+    let door = line(&mut doors)?;
+    let nobody: SocketAddr = door.strip_suffix(" -> 1").context("the door to nobody")?.parse()?;
+
+    // Both are open before anything is said, both are told before either is heard, and each gets back what is its own.
+    let mut links = [Link::open(here)?, Link::open(here)?];
+    for turn in 0..3 {
+        let words = |number: usize| format!("{turn} of {number}, ").repeat(10_000);
+        for (number, link) in links.iter_mut().enumerate() {
+            writeln!(link.to, "{}", words(number))?;
+        }
+        for (number, link) in links.iter_mut().enumerate().rev() {
+            let back = line(&mut link.from)?;
+            assert!(back.chars().rev().eq(words(number).chars()), "{number}: {} bytes came back", back.len());
+        }
+        // Where nobody listens a connection ends, with a word about it, and the others go on.
+        assert_eq!(Link::open(nobody)?.rest()?, "");
+        let refusals = || anyhow::Ok(fs::read_to_string(&told)?.matches("refused").count());
+        wait_for("a word about the port of nobody", PATIENCE, || Ok((refusals()? > turn).then_some(())))?;
+    }
+    assert!(fs::read_to_string(&told)?.contains("port 1: "), "{}", fs::read_to_string(&told)?);
+    for mut link in links {
+        link.to.shutdown(Shutdown::Write)?;
+        assert_eq!(link.rest()?, "end\n");
+    }
+
+    signal(i32::try_from(forward.id())?, Signal::SIGINT);
+    let status = wait_for("the end of the forwarding", PATIENCE, || Ok(forward.try_wait()?))?;
+    assert_eq!(status.code(), Some(130), "{}", fs::read_to_string(&told)?);
+    assert!(TcpStream::connect(here).is_err(), "nobody passes it on any more");
+    server.kill()?;
+    server.wait()?;
+    cli.well(&["release", &id, "-y"])?;
+    reach_order(&cli, &id, "RELEASED")?;
+    receipt(&cli, &job)?;
+    judged(&own.system)?;
+    Ok(())
+}
+
+#[test]
+fn a_shell_has_the_size_of_its_users_terminal_and_its_new_one() -> anyhow::Result<()> {
+    let Some(own) = start("resize", Options::default())? else { return Ok(()) };
+    let cli = own.system.cli();
+    let (id, job) = rent(&cli, &["--for", "10m", "--memory", "64MiB"])?;
+    let mut shell = Terminal::start(&cli.command(&["shell", &id]))?;
+    let mut asked = 0;
+    let mut size = |shell: &mut Terminal| -> anyhow::Result<String> {
+        asked += 1;
+        // The sum is not in what is typed, so its echo is not taken for the answer.
+        shell.type_in(&format!("echo size-$((1000+{asked})) $(stty size) cells\n"))?;
+        shell.expect(&format!("size-{} ", 1000 + asked), PATIENCE)?;
+        shell.expect(" cells", PATIENCE)
+    };
+    assert_eq!(size(&mut shell)?, "24 80");
+    shell.resize(51, 133)?;
+    // Keys do not wait for what the signal is about.
+    wait_for("the new size", PATIENCE, || Ok((size(&mut shell)? == "51 133").then_some(())))?;
+    shell.type_in("exit\n")?;
+    shell.end(PATIENCE)?;
     cli.well(&["release", &id, "-y"])?;
     reach_order(&cli, &id, "RELEASED")?;
     receipt(&cli, &job)?;

@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sluice_ledger::{AccountKey, TransferKind};
 use sluice_lifecycle::model::{Endpoint, EndpointState, InferenceState, JobKind, JobState};
-use sluice_lifecycle::{Answer, Command, Refusal, Rows};
-use sluice_types::{EndpointId, JobId, RequestId, TenantId};
+use sluice_lifecycle::{Answer, Command, Refusal, Rows, UserCommand};
+use sluice_types::{EndpointId, JobId, NodeId, RequestId, TenantId};
 
 use super::Oracle;
 use crate::params::{MINUTE, SECOND, TICK};
@@ -14,6 +14,9 @@ use crate::store::Store;
 
 /// Beyond an endpoint's idle time: a load is forgotten after 10 s, then a tick has to come.
 const SLACK: u64 = 10 * SECOND + 3 * TICK + MINUTE;
+
+/// How long a drained node's replicas may serve on at most.
+const LONGEST_DRAIN: u64 = MINUTE;
 
 /// A request, as it was asked.
 #[derive(Debug, Clone)]
@@ -30,11 +33,31 @@ struct Known {
     closed: bool,
 }
 
+/// A replica as its row tells it.
+#[derive(Debug, Clone, Copy)]
+struct Replica {
+    state: JobState,
+    /// The one that it begins for.
+    replaces: Option<JobId>,
+    /// When it was first seen.
+    since: u64,
+}
+
+impl Replica {
+    /// It was not told to end.
+    fn is_present(&self) -> bool {
+        !self.state.is_terminal() && self.state != JobState::Cancelling
+    }
+}
+
 /// What the judge knows of endpoints.
 #[derive(Debug, Default)]
 pub(crate) struct Serving {
     endpoints: BTreeMap<EndpointId, Endpoint>,
-    replicas: BTreeMap<EndpointId, BTreeMap<JobId, JobState>>,
+    replicas: BTreeMap<EndpointId, BTreeMap<JobId, Replica>>,
+    /// Where a replica was placed last.
+    places: BTreeMap<JobId, NodeId>,
+    drained: BTreeSet<NodeId>,
     /// All jobs that ever were replicas.
     pub(crate) jobs: BTreeSet<JobId>,
     /// When an endpoint had something to do last.
@@ -50,7 +73,15 @@ impl Serving {
     /// Replicas that were not told to end.
     fn present(&self, endpoint: EndpointId) -> usize {
         let replicas = self.replicas.get(&endpoint).into_iter().flatten();
-        replicas.filter(|(_, state)| !state.is_terminal() && **state != JobState::Cancelling).count()
+        replicas.filter(|(_, row)| row.is_present()).count()
+    }
+
+    /// Of these, since when each is there that begins for one that is there too: no more than one each.
+    fn stand_ins(&self, endpoint: EndpointId) -> BTreeMap<JobId, u64> {
+        let Some(replicas) = self.replicas.get(&endpoint) else { return BTreeMap::new() };
+        let there = replicas.values().filter(|row| row.is_present());
+        let pairs = there.filter_map(|row| Some((row.replaces?, row.since)));
+        pairs.filter(|(job, _)| replicas.get(job).is_some_and(Replica::is_present)).collect()
     }
 
     pub(crate) fn crashed(&mut self) {
@@ -68,6 +99,7 @@ impl Oracle {
         answers: &[Result<Answer, Refusal>],
         rows: &Rows,
     ) {
+        let mut begun = Vec::new();
         let mut touched: BTreeSet<EndpointId> = rows.endpoints.iter().map(|row| row.id).collect();
         for row in &rows.endpoints {
             // What it was made for counts as something to do.
@@ -79,10 +111,14 @@ impl Oracle {
                 self.fail(now, format!("{} is a replica of nothing", job.id));
                 continue;
             };
-            self.serving.replicas.entry(endpoint).or_default().insert(job.id, job.state);
+            let replicas = self.serving.replicas.entry(endpoint).or_default();
+            let since = replicas.get(&job.id).map_or(now, |row| row.since);
+            let new = replicas.insert(job.id, Replica { state: job.state, replaces: job.replaces, since }).is_none();
+            begun.extend(job.replaces.filter(|_| new).map(|replaces| (job.id, replaces)));
             self.serving.jobs.insert(job.id);
             touched.insert(endpoint);
         }
+        self.check_stand_ins(now, commands, rows, &begun);
         let mut told = BTreeSet::new();
         for (command, answer) in commands.iter().zip(answers) {
             self.heed_serving(now, command, answer, &mut told);
@@ -94,6 +130,32 @@ impl Oracle {
         self.check_replicas(now, &touched, &told, ticked);
         self.check_paid(now, rows);
         self.check_closed(now, rows, ticked);
+    }
+
+    /// A replica begins for another one only where that one's node is drained.
+    fn check_stand_ins(&mut self, now: u64, commands: &[Command], rows: &Rows, begun: &[(JobId, JobId)]) {
+        // One commit is of several commands: what was drained at any moment of it counts.
+        let mut drained = self.serving.drained.clone();
+        for command in commands {
+            if let Command::User(_, UserCommand::SetNode { node, draining: Some(_), .. }) = command {
+                drained.insert(*node);
+            }
+        }
+        for node in &rows.nodes {
+            if node.draining {
+                self.serving.drained.insert(node.id);
+            } else {
+                self.serving.drained.remove(&node.id);
+            }
+        }
+        for lease in rows.leases.iter().filter(|lease| self.serving.jobs.contains(&lease.job)) {
+            self.serving.places.insert(lease.job, lease.device.node);
+        }
+        for (job, replaces) in begun {
+            if self.serving.places.get(replaces).is_none_or(|node| !drained.contains(node)) {
+                self.fail(now, format!("{job} begins for {replaces}, whose node is not drained"));
+            }
+        }
     }
 
     fn heed_serving(
@@ -157,7 +219,8 @@ impl Oracle {
         let mut faults = Vec::new();
         for id in touched.iter().chain(told) {
             let Some(row) = self.serving.endpoints.get(id) else { continue };
-            let present = self.serving.present(*id);
+            // While one hands over to another there is one more.
+            let present = self.serving.present(*id) - self.serving.stand_ins(*id).len();
             let within = |bound: u32| usize::try_from(bound).unwrap_or(usize::MAX);
             match row.state {
                 EndpointState::Active => {
@@ -225,13 +288,20 @@ impl Oracle {
         faults.into_iter().for_each(|fault| self.fail(now, fault));
     }
 
-    /// Whom nobody asks for long enough has no replica. `since` is when the controller began.
-    pub(super) fn check_idle(&mut self, now: u64, since: u64) {
+    /// Whom nobody asks for long enough has no replica, and none hands over for longer than a drain may take. `since_begin`
+    /// is when the controller began.
+    pub(super) fn check_idle(&mut self, now: u64, since_begin: u64) {
         let mut faults = Vec::new();
         for (id, row) in &self.serving.endpoints {
-            let quiet = now.saturating_sub(self.serving.busy.get(id).copied().unwrap_or(0).max(since));
+            let quiet = now.saturating_sub(self.serving.busy.get(id).copied().unwrap_or(0).max(since_begin));
             let idle = row.idle.get() + SLACK;
-            let present = self.serving.present(*id);
+            let stand_ins = self.serving.stand_ins(*id);
+            for (job, since) in &stand_ins {
+                if now.saturating_sub((*since).max(since_begin)) > LONGEST_DRAIN + SLACK {
+                    faults.push(format!("{job} has not handed over for {} s", (now - since) / SECOND));
+                }
+            }
+            let present = self.serving.present(*id) - stand_ins.len();
             let least = usize::try_from(row.replicas.least).unwrap_or(usize::MAX);
             if row.state == EndpointState::Active && quiet > idle && present > least {
                 faults.push(format!("{id} has had nothing to do for {} s and has {present} replicas", quiet / SECOND));

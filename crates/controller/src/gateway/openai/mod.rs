@@ -6,6 +6,6 @@ mod response;
 mod whole;
 
 pub(crate) use error::ApiError;
-pub(super) use request::{Asked, Prompt, chat, completion};
+pub(super) use request::{Asked, Prompt, Tier, chat, completion};
 pub(super) use response::{Said, Shape, Text, models};
 pub(super) use whole::{LARGEST, LOGARITHMS, Whole};

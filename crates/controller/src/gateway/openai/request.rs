@@ -62,14 +62,34 @@ pub(in crate::gateway) struct Asked {
     pub(in crate::gateway) seeded: bool,
     pub(in crate::gateway) stop: Vec<String>,
     pub(in crate::gateway) ignore_end: bool,
+    /// Where the caller chose one.
+    pub(in crate::gateway) tier: Option<Tier>,
+}
+
+/// How much the caller minds waiting, in OpenAI's words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::gateway) enum Tier {
+    /// Somebody waits for it.
+    Default,
+    /// It may wait behind those who are waited for.
+    Flex,
+}
+
+impl Tier {
+    /// OpenAI's word for it.
+    pub(in crate::gateway) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Default => "default",
+            Self::Flex => "flex",
+        }
+    }
 }
 
 /// Passed over: clients send them, and no answer means anything else for them.
-const PASSED_OVER: [&str; 9] = [
+const PASSED_OVER: [&str; 8] = [
     "user",
     "metadata",
     "store",
-    "service_tier",
     "safety_identifier",
     "prompt_cache_key",
     "prompt_cache_retention",
@@ -180,10 +200,11 @@ fn finish(
     };
     let ignore_end = fields.flag("ignore_eos")?.unwrap_or(false);
     let stop = stops(fields.take("stop"))?;
+    let tier = tier(fields.take("service_tier").as_ref())?;
     fields.rest()?;
     let include_usage = options["include_usage"] == true;
     let max_tokens = newer.or(older).or(default);
-    Ok(Asked { model, prompt, stream, include_usage, max_tokens, sampling, seeded, stop, ignore_end })
+    Ok(Asked { model, prompt, stream, include_usage, max_tokens, sampling, seeded, stop, ignore_end, tier })
 }
 
 fn messages(given: Option<Value>) -> Result<Vec<v1::EngineMessage>, ApiError> {
@@ -224,6 +245,16 @@ fn message(place: usize, mut given: Value) -> Result<v1::EngineMessage, ApiError
         _ => return Err(ApiError::param(at("content"), "a text, or a list of parts")),
     };
     Ok(v1::EngineMessage { role, content })
+}
+
+/// What is faster than the usual is served as usual, and the answer says so.
+fn tier(given: Option<&Value>) -> Result<Option<Tier>, ApiError> {
+    match given.map(|value| value.as_str().unwrap_or_default()) {
+        None => Ok(None),
+        Some("auto" | "default" | "priority" | "scale") => Ok(Some(Tier::Default)),
+        Some("flex") => Ok(Some(Tier::Flex)),
+        Some(_) => Err(ApiError::param("service_tier", "one of auto, default, flex and priority")),
+    }
 }
 
 fn stops(given: Option<Value>) -> Result<Vec<String>, ApiError> {
@@ -370,7 +401,7 @@ mod tests {
             "response_format": {"type": "json_object"}, "modalities": ["audio"], "audio": {"voice": "x"},
             "function_call": {"name": "f"}, "prediction": {"a": 1}, "no_such_thing": 1, "messages": [],
             "temperature": 3, "top_p": "x", "max_tokens": 0, "max_completion_tokens": -1, "top_logprobs": 2, "seed": 1.5,
-            "stop": [1], "stream": "yes", "model": "", "presence_penalty": -2.5, "top_k": 1e9, "verbosity": 1,
+            "stop": [1], "stream": "yes", "model": "", "service_tier": "fast", "presence_penalty": -2.5, "top_k": 1e9, "verbosity": 1,
         });
         for (name, value) in cases.as_object().unwrap() {
             let error = chat_with(serde_json::json!({name: value})).unwrap_err();

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use sluice_proto::v1;
 
+use super::request::Tier;
 use crate::gateway::control::{Served, Usage};
 
 /// The form of one answer.
@@ -19,6 +20,8 @@ pub(in crate::gateway) struct Shape {
     pub(in crate::gateway) chat: bool,
     /// Usage is told at the end of a stream.
     pub(in crate::gateway) include_usage: bool,
+    /// How it is served is told where the caller chose.
+    pub(in crate::gateway) tier: Option<Tier>,
     /// Logarithms are told.
     pub(in crate::gateway) logprobs: bool,
     /// What was said of it so far.
@@ -89,6 +92,9 @@ impl Shape {
             "id": self.id, "object": self.object(stream), "created": self.created, "model": self.model,
             "system_fingerprint": "sluice",
         });
+        if let Some(tier) = self.tier {
+            whole["service_tier"] = tier.as_str().into();
+        }
         if let Some(choices) = choices {
             whole["choices"] = choices;
         }
@@ -236,6 +242,7 @@ mod tests {
             model: "m".to_owned(),
             chat,
             include_usage: false,
+            tier: None,
             logprobs: true,
             said: Said::default(),
         };

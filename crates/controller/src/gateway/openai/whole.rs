@@ -105,7 +105,7 @@ mod tests {
 
     fn shape(chat: bool, logprobs: bool) -> Shape {
         let (id, model) = ("req-1".to_owned(), "m".to_owned());
-        Shape { id, created: 1, model, chat, include_usage: false, logprobs, said: Said::default() }
+        Shape { id, created: 1, model, chat, include_usage: false, tier: None, logprobs, said: Said::default() }
     }
 
     fn token(text: &str) -> v1::EngineToken {

@@ -72,6 +72,8 @@ pub(super) struct Double {
     pub(super) revoked: Mutex<BTreeSet<KeyId>>,
     /// Sequences that are open at workers.
     pub(super) open: Arc<AtomicU64>,
+    /// Classes of the sequences that workers were given.
+    pub(super) classes: Arc<Mutex<Vec<v1::EngineClass>>>,
     /// Tokens that workers sent.
     pub(super) sent: Arc<AtomicU64>,
     replicas: watch::Sender<Vec<Replica>>,
@@ -92,6 +94,7 @@ impl Double {
             refuse: Mutex::default(),
             revoked: Mutex::default(),
             open: Arc::default(),
+            classes: Arc::default(),
             sent: Arc::default(),
             replicas: watch::channel(Vec::new()).0,
             changes: watch::channel(0).0,
@@ -179,6 +182,7 @@ impl Control for Double {
             sequences: BTreeMap::new(),
             tokens: 0,
             open: Arc::clone(&self.open),
+            classes: Arc::clone(&self.classes),
             sent: Arc::clone(&self.sent),
         };
         tokio::spawn(worker.run(far));
@@ -244,6 +248,7 @@ struct Worker {
     tokens: u32,
     sequences: BTreeMap<u64, Open>,
     open: Arc<AtomicU64>,
+    classes: Arc<Mutex<Vec<v1::EngineClass>>>,
     sent: Arc<AtomicU64>,
 }
 
@@ -294,6 +299,7 @@ impl Worker {
     async fn act(&mut self, to: &mut (impl AsyncWriteExt + Unpin), request: Request) -> Option<()> {
         match request {
             Request::Generate(generate) => {
+                self.classes.lock().unwrap().push(generate.class());
                 let prompt = match generate.prompt? {
                     v1::engine_generate::Prompt::Text(text) => text,
                     v1::engine_generate::Prompt::Chat(chat) => {

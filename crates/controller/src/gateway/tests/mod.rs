@@ -12,6 +12,7 @@ use std::time::Duration;
 use client::{Served, dechunked, events, get, head, parse, post, raw, read_all, serve};
 use double::{CONTEXT, Double, Fault, Row, Script, expected};
 use serde_json::{Value, json};
+use sluice_proto::v1::EngineClass;
 use sluice_types::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -86,6 +87,25 @@ async fn answers_come_whole_or_in_pieces_and_are_billed_by_the_token() {
     let body = json!({"model": "small", "messages": [{"role": "user", "content": "x"}]});
     let got = post(served.address, "key-1", "/v1/chat/completions", &body).await;
     assert_eq!(got.json()["choices"][0]["message"]["content"], expected("x", 7, CONTEXT - 1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_may_wait_is_batch_work_and_its_answer_says_so() {
+    let served = quick(1);
+    for (asked, told) in [("flex", "flex"), ("default", "default"), ("priority", "default"), ("", "")] {
+        for stream in [false, true] {
+            let mut body = if stream { streamed("Hi", 2) } else { chat("Hi", 2) };
+            if !asked.is_empty() {
+                body["service_tier"] = asked.into();
+            }
+            let got = post(served.address, "key-1", "/v1/chat/completions", &body).await;
+            let answer = if stream { got.events().0.remove(0) } else { got.json() };
+            assert_eq!(answer["service_tier"].as_str().unwrap_or_default(), told, "{answer}");
+        }
+    }
+    let (batch, interactive) = (EngineClass::Batch, EngineClass::Interactive);
+    let given = served.double.classes.lock().unwrap().clone();
+    assert_eq!(given, [&[batch; 2][..], &[interactive; 6]].concat());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

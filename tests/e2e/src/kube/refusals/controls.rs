@@ -1,4 +1,5 @@
-//! The same manifests against copies of the kinds that lack the one rule each: they are taken.
+//! The same manifests against copies of the kinds that lack the one rule each, and what cannot stand without it: they
+//! are taken.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,16 +7,32 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::cases::{Case, Kind};
-use super::{made, path, schema, sent, tell};
+use super::schema::{self, Removal};
+use super::{made, path, sent, tell};
 use crate::Figure;
 use crate::kube::door::Door;
 
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 /// Copies at one time: the API server publishes what it serves anew with each.
 const AT_ONCE: usize = 24;
 /// How often, and after what pause, it is asked whether it serves a new kind.
 const TRIES: u32 = 300;
 const PAUSE: Duration = Duration::from_millis(100);
+/// How often further rules are taken out of a copy that the API server refuses.
+const ROUNDS: u32 = 4;
 
+/// What came of a case without its rule.
+enum Tried {
+    /// Taken without that one rule.
+    Alone,
+    /// Taken without it and others.
+    WithOthers,
+    /// Not taken, or there is no such copy.
+    Refused(String),
+}
+
+/// First that one rule is taken out, and where the API server refuses the copy for them, the rules in CEL that it
+/// names: they cost too much or mean nothing without it. Where that does not do, all are that may rest on it.
 pub(super) async fn run(
     admin: &Door,
     cases: &[Case],
@@ -23,33 +40,86 @@ pub(super) async fn run(
     step: usize,
 ) -> anyhow::Result<Figure> {
     let with_rule: Vec<&Case> = cases.iter().filter(|case| !case.rule.is_empty()).step_by(step).collect();
+    let (mut alone, mut others, mut left) = (0, Vec::new(), Vec::new());
+    let tried = without(admin, &with_rule, definitions, Removal::Alone, 0).await?;
+    for (case, tried) in with_rule.iter().zip(tried) {
+        match tried {
+            Tried::Alone => alone += 1,
+            Tried::WithOthers => others.push(case.rule),
+            Tried::Refused(_) => left.push(*case),
+        }
+    }
     let mut faults = Vec::new();
-    for (batch, some) in with_rule.chunks(AT_ONCE).enumerate() {
-        let group = |place: usize| format!("c{}.sluice.test", batch * AT_ONCE + place);
-        let list = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
-        let mut names = Vec::new();
-        for (place, case) in some.iter().enumerate() {
-            let copy = schema::without(&definitions[&case.kind], case.rule, &group(place));
-            match admin.create(list, &copy).await? {
-                Ok(_) => names.push(Some(format!("{list}/{}.{}", case.kind.plural(), group(place)))),
-                Err(refused) => {
-                    faults.push(format!("{:?} {}: no such copy: {}", case.kind, case.rule, refused.message));
-                    names.push(None);
-                }
-            }
-        }
-        for (place, case) in some.iter().enumerate().filter(|(place, _)| names[*place].is_some()) {
-            if let Some(fault) = taken(admin, case, &group(place)).await? {
-                faults.push(fault);
-            }
-        }
-        for name in names.into_iter().flatten() {
-            made(admin.delete(&name).await?)?;
+    let tried = without(admin, &left, definitions, Removal::WithOthers, with_rule.len()).await?;
+    for (case, tried) in left.iter().zip(tried) {
+        match tried {
+            Tried::Alone | Tried::WithOthers => others.push(case.rule),
+            Tried::Refused(fault) => faults.push(fault),
         }
     }
     tell(&faults);
+    let metric = format!(
+        "removing a rule admits its manifest: {alone} by taking out that rule alone, {} with the rules that rest on it",
+        others.len()
+    );
     let (all, goal) = (with_rule.len(), format!("= {}", with_rule.len()));
-    Ok(Figure::new("removing a rule admits its manifest", all - faults.len(), goal, faults.is_empty()))
+    let figure = Figure::new(metric, all - faults.len(), goal, faults.is_empty());
+    Ok(figure.peer(&format!("not alone: {}", others.join(", "))))
+}
+
+/// Sends cases to copies without their rules, in groups numbered from `first` on.
+async fn without(
+    admin: &Door,
+    cases: &[&Case],
+    definitions: &BTreeMap<Kind, Value>,
+    removal: Removal,
+    first: usize,
+) -> anyhow::Result<Vec<Tried>> {
+    let mut all = Vec::new();
+    for (batch, some) in cases.chunks(AT_ONCE).enumerate() {
+        let group = |place: usize| format!("c{}.sluice.test", first + batch * AT_ONCE + place);
+        let mut copies = Vec::new();
+        for (place, case) in some.iter().enumerate() {
+            let copy = schema::without(&definitions[&case.kind], case.rule, removal, &group(place));
+            copies.push(define(admin, copy).await?);
+        }
+        for (place, (case, copy)) in some.iter().zip(&copies).enumerate() {
+            let alone = removal == Removal::Alone && *copy == Ok(0);
+            all.push(match copy {
+                Err(why) => Tried::Refused(format!("{:?} {}: no such copy: {why}", case.kind, case.rule)),
+                Ok(_) => match taken(admin, case, &group(place)).await? {
+                    Some(fault) => Tried::Refused(fault),
+                    None if alone => Tried::Alone,
+                    None => Tried::WithOthers,
+                },
+            });
+        }
+        for (place, (case, copy)) in some.iter().zip(&copies).enumerate() {
+            if copy.is_ok() {
+                made(admin.delete(&format!("{DEFINITIONS}/{}.{}", case.kind.plural(), group(place))).await?)?;
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Makes a copy, without the rules in CEL that the API server does not take in it: how many, or why it cannot be made.
+async fn define(admin: &Door, mut copy: Value) -> anyhow::Result<Result<usize, String>> {
+    let (mut gone, mut last) = (0, String::new());
+    for _ in 0..ROUNDS {
+        let refused = match admin.create(DEFINITIONS, &copy).await? {
+            Ok(_) => return Ok(Ok(gone)),
+            Err(refused) => refused,
+        };
+        let named = schema::named(&refused.causes);
+        last = refused.message;
+        if named.is_empty() {
+            break;
+        }
+        gone += named.len();
+        schema::take_out(&mut copy, &named);
+    }
+    Ok(Err(last))
 }
 
 /// Why a manifest is not taken without its rule.

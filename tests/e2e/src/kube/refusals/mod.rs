@@ -1,7 +1,7 @@
 //! What is wrong is refused by the API server itself, with the field and the reason; and who may not, cannot.
 //!
 //! Each wrong manifest has a control: a copy of its kind without the one rule that refuses it, under a group of its own,
-//! which takes it.
+//! which takes it. Where other rules cannot stand without that one they are taken out too, and that is told.
 
 mod cases;
 mod controls;
@@ -20,7 +20,37 @@ use cases::{Case, Kind};
 /// Where wrong manifests are sent.
 pub(crate) const NAMESPACE: &str = "team-a";
 
-/// Sends all wrong manifests in earnest. Returns how many.
+/// Objects that wrong changes are sent to, in the namespace of a tenant: a quota that covers nothing, and a job that
+/// waits for it, whose files are this upload.
+pub(crate) fn held_back(tenant: &str, digest: &str, size: u64) -> [Value; 2] {
+    let (mut quota, mut job) = (Kind::Quota.good_of(tenant), Kind::Job.good());
+    merge(&mut quota, &json!({ "spec": { "nominal": 0, "borrow": 0, "lend": 0 } }));
+    let (held, input) = (
+        json!({ "digest": digest, "sizeBytes": size }),
+        json!({ "digest": digest, "sizeBytes": size, "path": "data/text" }),
+    );
+    merge(&mut job, &json!({ "spec": { "workDir": held, "inputs": [input] } }));
+    [quota, job]
+}
+
+/// Sends all wrong changes in earnest to the objects of [`held_back`]. Returns how many.
+///
+/// # Errors
+/// One of them was taken, or refused for anything but its fault.
+pub(crate) async fn updates_in_earnest(kubeconfig: &std::path::Path) -> anyhow::Result<usize> {
+    let admin = Door::open(kubeconfig).await?;
+    let mut sent = 0;
+    for case in cases::all().iter().filter(|case| case.update) {
+        let one = format!("{}/good?fieldValidation=Strict", path("sluice.dev", case.kind));
+        match admin.merge(&one, &case.change).await? {
+            Err(refused) if named(case, &refused) => sent += 1,
+            other => anyhow::bail!("{:?} {}: {other:?}", case.kind, case.change),
+        }
+    }
+    Ok(sent)
+}
+
+/// Sends all wrong manifests of new objects in earnest. Returns how many.
 ///
 /// # Errors
 /// One of them was taken.

@@ -1,7 +1,8 @@
-//! Hostile clients at the byte channels of rentals: what they take of the controller's memory, and what another tenant
-//! notices of them.
+//! Hostile clients at the byte channels of rentals: what they take of the controller's memory and of the node's, and
+//! what another tenant notices of them.
 
 pub mod attack;
+mod node;
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ use crate::request_id;
 use crate::system::{Options, System};
 use crate::wait_for;
 
-/// What one hostile connection may take of the controller's memory, in KiB.
+/// What one hostile connection may take of the controller's memory, and of the node's, in KiB.
 const EACH: i64 = 256;
 /// How much slower another tenant's echo may be, in per cent of the quiet one.
 const SLOWER: i64 = 150;
@@ -104,6 +105,7 @@ fn figures(system: &mut System, plan: &Plan) -> anyhow::Result<Vec<Figure>> {
     // A hiccup of the machine in one quiet phase must not decide: all of them count.
     let quiet = [limited.quiet.as_slice(), &hoarding.quiet, &free.quiet].concat();
     let mut figures = told(&limited, hoarding.each, &free, &quiet, plan.connections);
+    figures.push(at_the_node(&limited, &hoarding, plan.connections));
     let metric =
         format!("sessions of another tenant, of {NEW} opened during the attack, that were not there in {SOON:?}");
     figures.push(Figure::at_most(&metric, limited.late, 0));
@@ -118,6 +120,8 @@ struct Seen {
     loud: Vec<Duration>,
     /// KiB that the controller grew by for each connection.
     each: i64,
+    /// The same of the node's agent and supervisors together.
+    node_each: i64,
     /// New sessions of another tenant that were not there soon.
     late: i64,
 }
@@ -137,6 +141,8 @@ fn attacked(
         let quiet = echo.times(echoes).await?;
         let (idle, count) = (memory(system, "VmRSS")?, i64::try_from(connections)?);
         forget_most(system)?;
+        // The other tenant's has a supervisor as well.
+        let node = node::Watch::start(system, sandboxes.len() + 1)?;
         let attack = attack::Process::start(&system.data, &key("red"), connections, sandboxes)?;
         // Until all of them are there and hold what they can; without limits that has no end.
         settle(system, idle + 4 * EACH * count).await?;
@@ -152,9 +158,10 @@ fn attacked(
             };
             late += i64::from(!matches!(tokio::time::timeout(SOON, begins).await, Ok(Ok(()))));
         }
+        let node_each = node.end()? / count;
         attack.end()?;
         echo.close().await?;
-        Ok(Seen { quiet, loud, each: (most - idle) / count, late })
+        Ok(Seen { quiet, loud, each: (most - idle) / count, node_each, late })
     })
 }
 
@@ -199,6 +206,19 @@ fn told(limited: &Seen, hoarding: i64, free: &Seen, quiet: &[Duration], count: u
                 micros(quiet, 50),
             )),
     ]
+}
+
+/// There is no node without limits: what bounds a session there is told beside what it takes.
+fn at_the_node(limited: &Seen, hoarding: &Seen, count: u64) -> Figure {
+    let metric = format!(
+        "KiB of private memory of the node's agent and supervisors for each of {count} hostile connections, bounded by \
+         the windows of a session"
+    );
+    Figure::at_most(&metric, limited.node_each, EACH).peer(&format!(
+        "the windows: 128 KiB at the supervisor each way, and 256 KiB on the way there at the agent; {} KiB were taken \
+         where the controller had no limits on what waits",
+        hoarding.node_each
+    ))
 }
 
 fn micros(times: &[Duration], percent: usize) -> i64 {

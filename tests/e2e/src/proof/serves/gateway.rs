@@ -1,17 +1,24 @@
 //! The controller, and the gateway in it, is killed under load: what was in flight fails, retryably, and is credited.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use sluice_proto::v1;
 
-use super::client::{Driver, Got, How};
-use super::{BACK, PATIENCE, Plan, Rows, count, mixed, now, quiet};
+use super::client::{Asked, Driver, Got, How, Mode};
+use super::{BACK, MODELS, PATIENCE, Plan, Rows, count, mixed, now, plan_tokens, quiet};
 use crate::figure::Figure;
 use crate::system::System;
-use crate::wait_for;
 
-/// Kills it and judges what came of all requests of this while.
+/// How often it is looked whether the gateway listens again.
+const PROBE: Duration = Duration::from_millis(5);
+/// A client that tries again gives up later than so many seconds behind the kill: it tries twice more, after pauses of
+/// 0.5 and 1 s that are a quarter shorter at most (`openai._base_client`).
+const GIVES_UP: f64 = 1.0;
+
+/// Kills it and judges what came of all requests of this while; then once more, under clients that try again.
 pub(super) fn lost(
     system: &mut System,
     plan: &Plan,
@@ -24,37 +31,180 @@ pub(super) fn lost(
     let asked = mixed(plan, requests, plan.seed + 1, prompts);
     let mut driver = Driver::start(python, how, &asked)?;
     driver.until(requests / 3, PATIENCE)?;
-    let killed = now();
-    let launch = system.kill_part("controller")?;
-    let dead = now();
-    system.launch("controller", launch)?;
+    let outage = Outage::make(system)?;
     // The others come while it is away.
     let mut got = driver.finish(requests, PATIENCE * 4)?;
-    let mut probes = Vec::new();
-    let back = wait_for("an answer after the restart", PATIENCE, || {
-        let probe = mixed(plan, 1, plan.seed + 2, prompts);
-        probes.extend(Driver::start(python, how, &probe)?.finish(1, PATIENCE)?);
-        let later = got.iter().chain(&probes).filter(|got| got.error.is_none() && got.at > dead);
-        Ok(later.map(|got| got.at + got.first.unwrap_or(got.took) - killed).min_by(f64::total_cmp))
-    })?;
+    let behind = behind(plan, how, prompts);
+    let came = Driver::start(python, how, &behind)?.finish(behind.len(), PATIENCE)?;
+    let back = back(&behind, &came, outage.killed);
+    got.extend(came);
     let failed: Vec<&Got> = got.iter().filter(|got| got.error.is_some()).collect();
     let kept = failed.iter().filter(|got| !is_retryable(got)).count();
-    let before = failed.iter().filter(|got| got.at + got.took + 0.2 < killed).count();
+    let before = failed.iter().filter(|got| got.at + got.took + 0.2 < outage.killed).count();
     let mut all = vec![
         Figure::exactly("requests that the gateway's death failed and that may not be tried again", count(kept), 0),
         Figure::exactly("requests that failed before it", count(before), 0),
         // Nothing is loaded: workers outlive it.
         Figure::at_most(
-            "ms from the gateway's kill to a token of what was asked behind it",
-            (back * 1000.0).ceil() as i64,
+            "ms from the gateway's kill to a token of what was asked behind it, of the slowest endpoint",
+            back.map_or(i64::MAX, |back| (back * 1000.0).ceil() as i64),
             i64::try_from(BACK.as_millis()).unwrap_or(i64::MAX),
         ),
     ];
-    got.extend(probes);
+    all.extend(sorted(&got, &outage, how.workers));
+    let once = count(failed.len());
     let mut rows = quiet(system)?;
     rows.retain(|id, _| !known.contains_key(id));
     all.extend(credited(&got, &rows));
+    all.extend(hidden(system, plan, python, how, prompts, once)?);
     Ok(all)
+}
+
+/// The gateway's kill, and its return. Seconds since the epoch, as clients have them too.
+#[derive(Debug, Clone, Copy)]
+struct Outage {
+    /// The signal was not sent before.
+    killed: f64,
+    /// From here on connections were taken again.
+    listens: f64,
+}
+
+impl Outage {
+    fn make(system: &mut System) -> anyhow::Result<Self> {
+        let killed = now();
+        let launch = system.kill_part("controller")?;
+        system.launch("controller", launch)?;
+        Ok(Self { killed, listens: listens(system.gateway())? })
+    }
+}
+
+/// Waits until connections are taken.
+fn listens(address: SocketAddr) -> anyhow::Result<f64> {
+    let deadline = Instant::now() + PATIENCE;
+    while TcpStream::connect(address).is_err() {
+        anyhow::ensure!(Instant::now() < deadline, "the gateway does not listen again");
+        std::thread::sleep(PROBE);
+    }
+    Ok(now())
+}
+
+/// What is asked when it listens again: by both tenants and of every endpoint, all at once.
+fn behind(plan: &Plan, how: &How<'_>, prompts: &[String]) -> Vec<Asked> {
+    let every: usize = MODELS.iter().map(|(_, models)| models.len()).sum();
+    let mut asked = mixed(plan, how.workers.max(every), plan.seed + 2, prompts);
+    for asked in &mut asked {
+        let (_, models) = MODELS[asked.number % MODELS.len()];
+        asked.model = models[asked.number / MODELS.len() % models.len()];
+        (asked.mode, asked.max_tokens) = (Mode::Stream, plan_tokens(plan));
+    }
+    asked
+}
+
+/// Seconds until each endpoint had a token again: of the slowest; none where one had none.
+fn back(asked: &[Asked], got: &[Got], killed: f64) -> Option<f64> {
+    let mut all = BTreeMap::<&str, Option<f64>>::new();
+    for asked in asked {
+        // Its owner leaves out whose it is.
+        let endpoint = asked.model.rsplit('/').next().unwrap_or(asked.model);
+        let answered = got.iter().filter(|got| got.number == asked.number && got.error.is_none());
+        let came = answered.map(|got| got.at + got.first.unwrap_or(got.took) - killed);
+        let known = all.entry(endpoint).or_default();
+        *known = came.chain(*known).min_by(f64::total_cmp);
+    }
+    all.into_values().collect::<Option<Vec<_>>>()?.into_iter().max_by(f64::total_cmp)
+}
+
+/// Requests that failed, by when they began.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Failed {
+    /// When the signal was sent they were in flight.
+    in_flight: i64,
+    /// While nobody listened, and their client was told so by the connection.
+    refused: i64,
+    /// While nobody listened, and somebody answered all the same.
+    answered: i64,
+    /// When it listened again.
+    behind: i64,
+}
+
+impl Failed {
+    /// What a dying process still accepted counts as refused: clients cannot tell, and are told by the connection too.
+    fn of(got: &[Got], outage: &Outage) -> Self {
+        let mut all = Self::default();
+        for got in got.iter().filter(|got| got.error.is_some()) {
+            let which = match got.status {
+                _ if got.at <= outage.killed => &mut all.in_flight,
+                _ if got.at > outage.listens => &mut all.behind,
+                Some(_) => &mut all.answered,
+                None => &mut all.refused,
+            };
+            *which += 1;
+        }
+        all
+    }
+}
+
+fn sorted(got: &[Got], outage: &Outage, workers: usize) -> Vec<Figure> {
+    let failed = Failed::of(got, outage);
+    let always = Failed::of(got, &Outage { listens: outage.killed, ..*outage }).behind;
+    let told = format!("had it listened all the while, so many would be wrong: {always}");
+    let well = got.iter().filter(|got| got.error.is_none() && got.at > outage.listens).count();
+    vec![
+        Figure::at_most("requests in flight that the gateway's kill failed", failed.in_flight, count(workers)),
+        Figure::seen("requests begun while nobody listened, and refused by the connection", failed.refused),
+        Figure::exactly("requests begun while nobody listened, and failed by an answer", failed.answered, 0),
+        Figure::exactly("requests that failed though it listened again when they were begun", failed.behind, 0)
+            .control(told, always > 0),
+        Figure::at_least("requests begun when it listened again, and answered", count(well), count(workers)),
+    ]
+}
+
+/// Kills it once more, under clients as they come: what has no token yet they ask again, and nobody sees a failure.
+fn hidden(
+    system: &mut System,
+    plan: &Plan,
+    python: &Path,
+    how: &How<'_>,
+    prompts: &[String],
+    once: i64,
+) -> anyhow::Result<Vec<Figure>> {
+    let known = quiet(system)?;
+    let requests = (2 * how.workers).max(12);
+    let mut asked = mixed(plan, requests, plan.seed + 3, prompts);
+    // An answer that comes whole has no token before: of those in flight, there are always some.
+    asked.iter_mut().for_each(|asked| asked.mode = if asked.number % 4 == 0 { Mode::Stream } else { Mode::Whole });
+    let mut driver = Driver::start(python, &How { retries: None, ..*how }, &asked)?;
+    driver.until(requests / 4, PATIENCE)?;
+    let outage = Outage::make(system)?;
+    let got = driver.finish(requests, PATIENCE * 4)?;
+    let mut rows = quiet(system)?;
+    rows.retain(|id, _| !known.contains_key(id));
+    let failed = got.iter().filter(|got| got.error.is_some());
+    let (broken, failed): (Vec<&Got>, Vec<&Got>) = failed.partition(|got| is_broken(&asked, got, &outage));
+    failed.iter().for_each(|got| eprintln!("{}: {:?} {:?} {}", got.number, got.error, got.status, got.message));
+    let cut = rows.values().filter(|row| row.reason == "GATEWAY_LOST").count();
+    let found = judge(&got, &rows);
+    found.told.iter().for_each(|text| eprintln!("{text}"));
+    let metric = "requests without a token that the gateway's kill failed, of clients that try again as they come";
+    Ok(vec![
+        Figure::exactly(metric, count(failed.len()), 0)
+            .control(format!("of clients that try once: {once} failed"), once > 0)
+            .peer(&format!("{} of {requests} were streams that broke off behind a token", broken.len())),
+        Figure::at_least(
+            "requests that it cut and that were answered at another try",
+            count(cut) - count(broken.len()),
+            1,
+        ),
+        Figure::exactly("rows of that while that are paid or open and whose client has no answer", found.paid, 0),
+    ])
+}
+
+/// A stream that had a token when the gateway was killed: its client cannot ask again, and says so at once. The gateway
+/// answers with the first token, so that one without any is asked again, and would have failed later.
+fn is_broken(asked: &[Asked], got: &Got, outage: &Outage) -> bool {
+    let streams = asked.iter().any(|asked| asked.number == got.number && asked.mode == Mode::Stream);
+    let at_once = got.at + got.took < outage.killed + GIVES_UP;
+    streams && at_once && got.at <= outage.killed && got.status.is_none()
 }
 
 fn is_retryable(got: &Got) -> bool {
@@ -216,6 +366,58 @@ mod tests {
         rows.retain(|id, _| id == "req-0");
         let failing: Vec<_> = credited(&got[..1], &rows).iter().map(Figure::fails).collect();
         assert_eq!(failing, [true, true, true, false], "controls need rows that were credited");
+    }
+
+    fn failed(at: f64, took: f64, status: Option<u16>) -> Got {
+        Got { error: Some("APIConnectionError".to_owned()), at, took, status, ..got(0, 0) }
+    }
+
+    fn asked(number: usize, model: &'static str, mode: Mode) -> Asked {
+        let (key, prompt) = ("red", String::new());
+        Asked { number, key, model, prompt, max_tokens: 3, mode, cancel_after: 0, ignore_end: false }
+    }
+
+    const OUTAGE: Outage = Outage { killed: 100.0, listens: 101.0 };
+
+    #[test]
+    fn what_fails_is_told_by_when_it_began() {
+        let answered = Got { at: 102.0, ..got(0, 3) };
+        let all = [
+            failed(99.0, 1.0, None),
+            failed(99.0, 1.0, Some(500)),
+            failed(100.5, 0.1, None),
+            failed(100.9, 1.0, Some(503)),
+            failed(101.1, 0.1, None),
+            failed(101.1, 0.1, Some(503)),
+            answered,
+        ];
+        let sorted = |workers| super::sorted(&all, &OUTAGE, workers).iter().map(Figure::fails).collect::<Vec<_>>();
+        assert_eq!(Failed::of(&all, &OUTAGE), Failed { in_flight: 2, refused: 1, answered: 1, behind: 2 });
+        assert_eq!(sorted(1), [true, false, true, true, false]);
+        assert_eq!(sorted(2), [false, false, true, true, true]);
+        let right = [failed(99.0, 1.0, None), failed(100.5, 0.1, None), Got { at: 102.0, ..got(0, 3) }];
+        assert!(!super::sorted(&right, &OUTAGE, 1).iter().any(Figure::fails));
+        let none = [Got { at: 102.0, ..got(0, 3) }];
+        assert!(super::sorted(&none, &OUTAGE, 1).iter().any(Figure::fails), "nothing failed that could be wrong");
+    }
+
+    #[test]
+    fn only_a_stream_that_broke_off_at_once_had_tokens() {
+        let broken = |mode, at, took, status| is_broken(&[asked(0, "one", mode)], &failed(at, took, status), &OUTAGE);
+        assert!(broken(Mode::Stream, 99.0, 1.1, None));
+        assert!(!broken(Mode::Whole, 99.0, 1.1, None));
+        assert!(!broken(Mode::Stream, 99.0, 2.2, None), "it was asked again");
+        assert!(!broken(Mode::Stream, 100.1, 0.1, None), "nobody had answered");
+        assert!(!broken(Mode::Stream, 99.0, 1.1, Some(500)), "somebody answered");
+    }
+
+    #[test]
+    fn the_slowest_endpoint_says_when_all_are_back() {
+        let all = [("one", 0), ("red/default/one", 1), ("two", 2)];
+        let all = all.map(|(model, number)| asked(number, model, Mode::Stream));
+        let came = |number, first| Got { at: 101.0, first: Some(first), ..got(number, 3) };
+        assert_eq!(back(&all, &[came(0, 4.0), came(1, 1.0), came(2, 2.0)], 100.0), Some(3.0));
+        assert_eq!(back(&all, &[came(0, 4.0), came(1, 1.0)], 100.0), None, "two is not back");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use super::client::{Asked, Driver, Got, How};
 use super::meter::{Metered, across, begun};
-use super::{BACK, NODES, PATIENCE, Plan, Rows, count, mixed, now, workers_of};
+use super::{BACK, NODES, PATIENCE, Plan, Rows, count, is_short, mixed, now, workers_of};
 use crate::figure::Figure;
 use crate::system::System;
 use crate::{processes, wait_for};
@@ -32,15 +32,18 @@ pub(super) struct Cut {
     /// When the signal was sent and when it was dead, in seconds since the epoch.
     at: f64,
     dead: f64,
+    /// Of each replica that was there, requests that it ever had: they name its endpoint.
+    served: Vec<BTreeSet<String>>,
     /// Requests that were under way then, and had tokens behind it.
     went_on: BTreeSet<String>,
 }
 
 /// What was killed.
 pub(super) struct Kills {
-    /// Those without sequences under way show nothing.
     agents: Vec<Cut>,
     worker: Cut,
+    /// Of so few requests that an endpoint may have had none which shows when it was back.
+    is_short: bool,
     /// Tokens that the killed worker generated, by request.
     begun: BTreeMap<String, u64>,
 }
@@ -73,19 +76,21 @@ pub(super) fn load(
     let mut agents = Vec::new();
     for node in NODES {
         let (at, dead) = kill_agent(system, node, &mut workers, least)?;
-        agents.push((node, Cut { at, dead, went_on: BTreeSet::new() }));
+        agents.push((node, Cut { at, dead, ..Cut::default() }));
     }
     driver.until(asked.len() / 2, long)?;
     // Their workers lived on: what they did since then is known by now.
     for (node, cut) in &mut agents {
         for worker in workers.iter_mut().filter(|worker| worker.node == *node) {
-            cut.went_on.extend(across(worker.metered.steps()?, millis(cut.at), millis(cut.dead)));
+            let steps = worker.metered.steps()?;
+            cut.went_on.extend(across(steps, millis(cut.at), millis(cut.dead)));
+            cut.served.push(begun(steps, 0).into_keys().collect());
         }
     }
     let (begun, worker) = kill_worker(&mut workers, least)?;
     let got = driver.finish(asked.len(), long)?;
     let agents = agents.into_iter().map(|(_, cut)| cut).collect();
-    let mut kills = Kills { agents, worker, begun };
+    let mut kills = Kills { agents, worker, is_short: is_short(plan), begun };
     kills.resolve(&got);
     Ok((asked, got, kills))
 }
@@ -125,7 +130,8 @@ fn kill_worker(workers: &mut [Worker], least: usize) -> anyhow::Result<(BTreeMap
     kill(Pid::from_raw(pid), Signal::SIGKILL).context("the signal reached no worker")?;
     wait_for("the death of a worker", DIES, || Ok((!processes::is_alive(pid)).then_some(())))?;
     let begun = begun(worker.metered.steps()?, 0);
-    Ok((begun, Cut { at, dead: now(), went_on: BTreeSet::new() }))
+    let served = vec![begun.keys().cloned().collect()];
+    Ok((begun, Cut { at, dead: now(), served, went_on: BTreeSet::new() }))
 }
 
 /// How many requests a worker has under way, where there are so many and one of them was only just begun.
@@ -156,18 +162,20 @@ impl Kills {
     /// `loads` is how long a worker takes to load where nothing else is done.
     pub(super) fn figures(&self, got: &[Got], rows: &Rows, loads: Duration) -> Vec<Figure> {
         let under: usize = self.agents.iter().map(|cut| cut.went_on.len()).sum();
-        let hit = self.agents.iter().filter(|cut| !cut.went_on.is_empty());
-        // A kill that nothing came back from is the slowest.
-        let backs = hit.map(|cut| whole_millis(back(got, rows, cut)));
+        let agents: Vec<_> = self.agents.iter().flat_map(|cut| backs(got, rows, cut, BACK)).collect();
+        let shown =
+            format!("{} of {} endpoints had a request that shows it", agents.iter().flatten().count(), agents.len());
+        let worker = backs(got, rows, &self.worker, BACK + loads);
         let goal = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         vec![
             Figure::at_least("sequences under way at workers whose agent was killed", count(under), 1),
             Figure::at_most(
-                "ms from an agent's kill to a token through the next one, the slowest",
-                backs.max().unwrap_or(i64::MAX),
+                "ms from an agent's kill to a token through the next one, of the slowest endpoint that it had",
+                self.slowest(&agents),
                 // Nothing is loaded.
                 goal(BACK),
-            ),
+            )
+            .peer(&shown),
             Figure::at_least(
                 "requests that the killed worker had begun and its successor went on with",
                 count(self.worker.went_on.len()),
@@ -175,7 +183,7 @@ impl Kills {
             ),
             Figure::at_most(
                 "ms from a worker's kill to a token of its successor",
-                whole_millis(back(got, rows, &self.worker)),
+                self.slowest(&worker),
                 goal(BACK + loads),
             )
             .peer(&format!("a worker loads for {} ms while nothing else is done", loads.as_millis())),
@@ -185,26 +193,41 @@ impl Kills {
             ),
         ]
     }
+
+    /// Whole milliseconds until the slowest endpoint was back; without end where no request tells that one was. Where
+    /// there are so few requests such a one is left out, as long as another one is told of.
+    fn slowest(&self, backs: &[Option<f64>]) -> i64 {
+        let told = self.is_short || backs.iter().all(Option::is_some);
+        let slowest = backs.iter().copied().flatten().max_by(f64::total_cmp);
+        whole_millis(slowest.filter(|_| told))
+    }
 }
 
 fn whole_millis(secs: Option<f64>) -> i64 {
     secs.map_or(i64::MAX, |secs| (secs * 1000.0).ceil() as i64)
 }
 
-/// Seconds from a cut to the first token that came behind it, at most: of a request that went on, or of one that was only
-/// begun then, to the same endpoints.
-fn back(got: &[Got], rows: &Rows, cut: &Cut) -> Option<f64> {
-    let endpoint = |id: &str| rows.get(id).map(|row| row.endpoint.as_str());
-    let hit: BTreeSet<&str> = cut.went_on.iter().filter_map(|id| endpoint(id)).collect();
+/// Seconds from a cut until each endpoint that it hit had a token again; none of one that no request tells of.
+fn backs(got: &[Got], rows: &Rows, cut: &Cut, goal: Duration) -> Vec<Option<f64>> {
+    // Requests of before this load have no rows here.
+    let endpoint = |id: &String| rows.get(id).map(|row| row.endpoint.as_str());
+    let hit: BTreeSet<Option<&str>> = cut.served.iter().map(|served| served.iter().find_map(endpoint)).collect();
+    hit.into_iter().map(|endpoint| back(got, rows, cut, endpoint?, goal)).collect()
+}
+
+/// Seconds from a cut to the first token that came behind it, at most: of an endpoint's request that went on, or of one
+/// that was only begun then. Whoever asks later than the endpoint has to be back cannot tell whether it was.
+fn back(got: &[Got], rows: &Rows, cut: &Cut, endpoint: &str, goal: Duration) -> Option<f64> {
     let answered = got.iter().filter(|got| got.error.is_none());
     let waits = answered.filter_map(|got| {
         let id = got.id.as_deref()?;
+        rows.get(id).filter(|row| row.endpoint == endpoint)?;
         let (first, came) = (got.first.map(|first| got.at + first), got.at + got.took);
         if cut.went_on.contains(id) {
             // The longest gap of a stream covers the cut, unless its first token came behind it.
             return Some(first.map_or(came - cut.at, |first| got.gap.unwrap_or(0.0).max(first - cut.at)));
         }
-        let later = got.at > cut.dead && endpoint(id).is_some_and(|endpoint| hit.contains(endpoint));
+        let later = got.at > cut.dead && got.at < cut.at + goal.as_secs_f64();
         later.then(|| first.unwrap_or(came) - cut.at)
     });
     waits.min_by(f64::total_cmp)
@@ -237,16 +260,24 @@ mod tests {
         endpoints.iter().enumerate().map(row).collect()
     }
 
+    fn requests(numbers: &[usize]) -> BTreeSet<String> {
+        numbers.iter().map(|number| format!("req-{number}")).collect()
+    }
+
+    /// Of one replica, which had nothing else.
     fn cut(went_on: &[usize]) -> Cut {
-        Cut { at: 100.0, dead: 100.1, went_on: went_on.iter().map(|number| format!("req-{number}")).collect() }
+        Cut { at: 100.0, dead: 100.1, served: vec![requests(went_on)], went_on: requests(went_on) }
+    }
+
+    fn kills(agents: Vec<Cut>, worker: Cut, is_short: bool) -> Kills {
+        Kills { agents, worker, is_short, begun: BTreeMap::new() }
     }
 
     #[test]
     fn what_went_on_has_more_tokens_than_the_killed_worker_generated() {
         let times = serde_json::json!({ "at": 98.0, "took": 9.0 });
         let begun = [0, 1, 3].map(|number| (format!("req-{number}"), 5)).into();
-        let agents = vec![cut(&[0, 2])];
-        let mut kills = Kills { agents, worker: cut(&[]), begun };
+        let mut kills = Kills { begun, ..kills(vec![cut(&[0, 2])], cut(&[]), true) };
         let mut failed = got(3, 9, &times);
         failed.error = Some("APIConnectionError".to_owned());
         kills.resolve(&[got(0, 9, &times), got(1, 5, &times), got(2, 9, &times), failed]);
@@ -261,21 +292,45 @@ mod tests {
         let whole = serde_json::json!({ "at": 99.0, "took": 6.0 });
         let later = serde_json::json!({ "at": 101.0, "first": 1.5, "gap": 0.1, "took": 3.0 });
         let seconds = |times: &serde_json::Value, went_on: &[usize]| {
-            back(&[got(0, 9, times)], &rows(&["one"]), &cut(went_on)).map(|secs| (secs * 10.0).round() / 10.0)
+            let backs = backs(&[got(0, 9, times)], &rows(&["one"]), &cut(went_on), BACK);
+            backs.into_iter().map(|secs| secs.map(|secs| (secs * 10.0).round() / 10.0)).collect::<Vec<_>>()
         };
-        assert_eq!(seconds(&stream, &[0]), Some(3.0));
-        assert_eq!(seconds(&cold, &[0]), Some(3.9), "its gap is another");
-        assert_eq!(seconds(&whole, &[0]), Some(5.0));
-        assert_eq!(seconds(&later, &[]), None, "nothing was hit");
+        assert_eq!(seconds(&stream, &[0]), [Some(3.0)]);
+        assert_eq!(seconds(&cold, &[0]), [Some(3.9)], "its gap is another");
+        assert_eq!(seconds(&whole, &[0]), [Some(5.0)]);
+        assert_eq!(seconds(&later, &[]), [None], "nobody knows what was hit");
         let all = [got(0, 9, &stream), got(1, 9, &later), got(2, 9, &later)];
-        let first = |endpoints: &[&str]| back(&all, &rows(endpoints), &cut(&[0]));
-        assert_eq!(first(&["one", "one", "two"]), Some(2.5));
-        assert_eq!(first(&["one", "two", "two"]), Some(3.0), "of another endpoint");
+        let first = |endpoints: &[&str]| backs(&all, &rows(endpoints), &cut(&[0]), BACK);
+        assert_eq!(first(&["one", "one", "two"]), [Some(2.5)]);
+        assert_eq!(first(&["one", "two", "two"]), [Some(3.0)], "of another endpoint");
+    }
+
+    #[test]
+    fn every_endpoint_that_was_hit_has_to_be_back() {
+        let stream = serde_json::json!({ "at": 98.0, "first": 1.0, "gap": 3.0, "took": 9.0 });
+        let quick = serde_json::json!({ "at": 100.5, "first": 0.5, "gap": 0.1, "took": 3.0 });
+        let late = serde_json::json!({ "at": 105.5, "first": 0.1, "gap": 0.1, "took": 3.0 });
+        let all = [got(0, 9, &quick), got(1, 9, &stream), got(2, 9, &late)];
+        let rows = rows(&["one", "two", "three"]);
+        let of = |served: &[&[usize]]| {
+            let served = served.iter().map(|numbers| requests(numbers)).collect();
+            Cut { served, ..cut(&[1]) }
+        };
+        // Two replicas of one endpoint are one endpoint; what was asked before has no row.
+        let backs = |served: &[&[usize]]| backs(&all, &rows, &of(served), BACK);
+        assert_eq!(backs(&[&[0], &[0, 7], &[1]]), [Some(1.0), Some(3.0)]);
+        let (short, long) = (kills(Vec::new(), cut(&[]), true), kills(Vec::new(), cut(&[]), false));
+        let slowest = |served: &[&[usize]]| (short.slowest(&backs(served)), long.slowest(&backs(served)));
+        assert_eq!(slowest(&[&[0], &[1]]), (3000, 3000), "the slowest, not the earliest");
+        assert_eq!(slowest(&[&[0], &[2]]), (1000, i64::MAX), "whoever asked when it had to be back tells nothing");
+        assert_eq!(slowest(&[&[0], &[7]]), (1000, i64::MAX), "nobody knows the other one");
+        assert_eq!(slowest(&[&[2]]), (i64::MAX, i64::MAX), "one at least has to be told of");
+        assert_eq!(slowest(&[]), (i64::MAX, i64::MAX), "nothing was hit");
     }
 
     #[test]
     fn a_kill_that_hit_nothing_or_that_nothing_came_back_from_fails() {
-        let kills = Kills { agents: vec![cut(&[])], worker: cut(&[0]), begun: BTreeMap::new() };
+        let kills = kills(vec![cut(&[])], cut(&[0]), true);
         let failing = kills.figures(&[], &rows(&["one"]), Duration::ZERO);
         let failing: Vec<_> = failing.iter().map(Figure::fails).collect();
         assert_eq!(failing, [true, true, false, true, false]);

@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
+use rand::seq::SliceRandom as _;
 use rand::{RngExt as _, SeedableRng as _};
 use serde_json::Value;
 use sluice_proto::v1;
@@ -34,6 +35,8 @@ const BACK: Duration = Duration::from_secs(5);
 const NODES: [&str; 2] = ["a/a1", "a/a2"];
 /// Answers have so many tokens at most.
 const TOKENS: u32 = 64;
+/// One request in so many is cancelled.
+const CANCELS: usize = 20;
 /// Of a million tokens, in units of money.
 const PRICES: [&str; 4] = ["--price-prompt", "0.5", "--price-completion", "2"];
 
@@ -239,31 +242,56 @@ fn lone(python: &Path, how: &How<'_>, prompts: &[String]) -> anyhow::Result<BTre
 
 fn mixed(plan: &Plan, count: usize, seed: u64, prompts: &[String]) -> Vec<Asked> {
     let mut chance = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
-    (0..count)
-        .map(|number| {
-            let (key, models) = MODELS[number % 2];
-            let max_tokens = chance.random_range(plan_tokens(plan)..=TOKENS);
-            Asked {
-                number,
-                key,
-                model: models[chance.random_range(0..3)],
-                prompt: prompts[chance.random_range(0..prompts.len())].clone(),
-                max_tokens,
-                mode: match number % 20 {
-                    7 => Mode::Cancel,
-                    other if other % 2 == 0 => Mode::Stream,
-                    _ => Mode::Whole,
-                },
-                cancel_after: chance.random_range(1..8),
-                ignore_end: false,
-            }
-        })
-        .collect()
+    let modes = modes(count, &mut chance);
+    let ask = |(number, mode): (usize, Mode)| {
+        let (key, models) = MODELS[number % MODELS.len()];
+        let (max_tokens, cancel_after) = match mode {
+            // Much is to come yet when its client wants no more.
+            Mode::Cancel => (TOKENS, chance.random_range(1..8)),
+            Mode::Whole | Mode::Stream => (chance.random_range(plan_tokens(plan)..=TOKENS), 0),
+        };
+        Asked {
+            number,
+            key,
+            model: models[chance.random_range(0..models.len())],
+            prompt: prompts[chance.random_range(0..prompts.len())].clone(),
+            max_tokens,
+            mode,
+            cancel_after,
+            ignore_end: false,
+        }
+    };
+    modes.into_iter().enumerate().map(ask).collect()
+}
+
+/// How each request is made: exactly one in [`CANCELS`] is cancelled, of the others every second is streamed. Tenants
+/// take turns by number; which of its requests is made how is chance, and each has its part of all.
+fn modes(count: usize, chance: &mut impl rand::Rng) -> Vec<Mode> {
+    let (tenants, cancels) = (MODELS.len(), count / CANCELS);
+    let mut modes = vec![Mode::Whole; count];
+    for tenant in 0..tenants {
+        let mut places: Vec<usize> = (tenant..count).step_by(tenants).collect();
+        places.shuffle(chance);
+        for (rank, place) in places.into_iter().enumerate() {
+            // Dealt out as cards are: to the tenants in turn, until there are no more.
+            modes[place] = match rank * tenants + tenant {
+                dealt if dealt < cancels => Mode::Cancel,
+                _ if rank % 2 == 0 => Mode::Stream,
+                _ => Mode::Whole,
+            };
+        }
+    }
+    modes
+}
+
+/// So few requests that chance may leave out what many surely have.
+fn is_short(plan: &Plan) -> bool {
+    plan.requests < 200
 }
 
 /// Fewer where there are fewer requests: the short form is short.
 fn plan_tokens(plan: &Plan) -> u32 {
-    if plan.requests < 200 { 12 } else { 24 }
+    if is_short(plan) { 12 } else { 24 }
 }
 
 /// Processes of engines in this system's sandboxes.
@@ -273,7 +301,7 @@ fn workers(system: &System) -> anyhow::Result<Vec<i32>> {
 }
 
 /// Those of a node.
-fn workers_of(system: &System, node: &str) -> anyhow::Result<Vec<i32>> {
+pub(super) fn workers_of(system: &System, node: &str) -> anyhow::Result<Vec<i32>> {
     let mut all = groups::processes_of(&system.group_of(node)?);
     all.retain(|pid| {
         let words = processes::arguments_of(*pid).unwrap_or_default();
@@ -366,6 +394,7 @@ fn judged(
 }
 
 fn told(verdict: &Verdict, asked: &[Asked], got: &[Got]) -> Vec<Figure> {
+    let cancels = count(asked.iter().filter(|asked| asked.mode == Mode::Cancel).count());
     let count = count(asked.len());
     let mut firsts: Vec<f64> = got.iter().filter_map(|got| got.first).collect();
     firsts.sort_by(f64::total_cmp);
@@ -376,7 +405,9 @@ fn told(verdict: &Verdict, asked: &[Asked], got: &[Got]) -> Vec<Figure> {
         Figure::exactly("answers that are not those of the lone run", verdict.crossed, 0),
         close(verdict.close, count),
         Figure::exactly("answers billed otherwise than received", verdict.misbilled, 0),
-        Figure::at_least("requests that were cancelled", verdict.cancelled, count / 40),
+        // One in five may come too late, when its answer has just ended.
+        Figure::at_least("requests that were cancelled in mid-answer", verdict.cancelled, cancels - cancels / 5)
+            .peer(&format!("{cancels} of {count} were to be")),
         Figure::exactly("cancels billed less, or more than a token more, than received", verdict.misbilled_cancels, 0),
         Figure::exactly("rows that are paid or open and that no client knows", verdict.unknown, 0),
         Figure::exactly("rows whose amount is not that of their tokens", verdict.misrated, 0),
@@ -397,4 +428,50 @@ fn count(of: usize) -> i64 {
 
 fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(requests: usize) -> Plan {
+        Plan { requests, prompts: 2, workers: 6, seed: 1, model: None, as_it_is: false, keep: false }
+    }
+
+    fn asked(requests: usize, seed: u64) -> Vec<Asked> {
+        mixed(&plan(requests), requests, seed, &["a".to_owned(), "b".to_owned()])
+    }
+
+    #[test]
+    fn one_in_twenty_is_cancelled_and_either_tenant_does_all_there_is() {
+        for (requests, cancels) in [(1, 0), (12, 0), (60, 3), (1000, 50)] {
+            let asked = asked(requests, 1);
+            let of =
+                |key: &str, mode: Mode| asked.iter().filter(|asked| asked.key == key && asked.mode == mode).count();
+            let each = |mode: Mode| MODELS.map(|(key, _)| of(key, mode));
+            assert_eq!((asked.len(), each(Mode::Cancel).iter().sum::<usize>()), (requests, cancels));
+            if requests >= 2 * CANCELS {
+                for mode in [Mode::Cancel, Mode::Stream, Mode::Whole] {
+                    let [one, other] = each(mode);
+                    assert!(one > 0 && one.abs_diff(other) <= 1, "{mode:?}: {one} and {other} of {requests}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_cancel_comes_long_before_the_end_of_its_answer() {
+        let asked = asked(1000, 1);
+        let mut cancels = asked.iter().filter(|asked| asked.mode == Mode::Cancel);
+        assert!(cancels.all(|asked| (1..8).contains(&asked.cancel_after) && asked.max_tokens == TOKENS));
+    }
+
+    #[test]
+    fn the_seed_says_which_request_is_made_how() {
+        let modes = |seed| asked(60, seed).into_iter().map(|asked| asked.mode).collect::<Vec<_>>();
+        assert_eq!(modes(1), modes(1));
+        assert_ne!(modes(1), modes(2));
+        let turns = |mode: Mode| modes(1).into_iter().step_by(2).all(|found| found == mode);
+        assert!(!turns(Mode::Stream) && !turns(Mode::Whole), "a tenant's are of all kinds");
+    }
 }
