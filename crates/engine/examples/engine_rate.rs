@@ -23,6 +23,9 @@ type Failure = Box<dyn std::error::Error>;
 const LONG: usize = 1_800;
 /// A load above this makes figures of no use.
 const QUIET: f64 = 1.5;
+/// Sequences whose common steps are timed, and steps of each number.
+const WIDTHS: std::ops::RangeInclusive<u32> = 1..=16;
+const STEPS: u32 = 12;
 
 struct Options {
     model: PathBuf,
@@ -77,6 +80,12 @@ fn main() -> Result<(), Failure> {
             note("late_first_s", first);
             note("late_total_s", total);
         }
+    }
+    for (name, full) in [("free", false), ("full", true)] {
+        let steps = widths(&model, full)?;
+        let told: Vec<_> = steps.iter().map(|(width, millis)| format!("{width}: {millis:.1}")).collect();
+        println!("ms of a step by its sequences, other places {name}: {}", told.join(", "));
+        report.extend(steps.into_iter().map(|(width, millis)| (format!("step_ms_{width}_{name}"), millis)));
     }
     report.extend(figures.into_iter().map(|(name, values)| (name, median(values))));
     for name in ["fair", "arrival"] {
@@ -159,6 +168,37 @@ fn bare_stream(model: &LlamaModel) -> Result<f64, Failure> {
         last = best(engine.logits(0));
     }
     Ok(f64::from(ANSWER) / start.elapsed().as_secs_f64())
+}
+
+/// Milliseconds of a step by how many sequences it has, in places side by side, with 100 to 300 tokens of context each. Where
+/// the other places are free, they fill groups of rows up; where all are `full`, none does.
+fn widths(model: &LlamaModel, full: bool) -> Result<Vec<(u32, f64)>, Failure> {
+    const BEFORE: u32 = 100;
+    let options = LlamaOptions { context: 512, cache: 1 << 30, slots: *WIDTHS.end(), threads: 1 };
+    let mut engine = LlamaEngine::new(model, &options)?;
+    let (mut places, mut all) = (Vec::new(), Vec::new());
+    for width in WIDTHS {
+        while places.len() < if full { *WIDTHS.end() } else { width } as usize {
+            let slot = engine.open().ok_or("no slot")?;
+            let feed = |(position, token)| Feed { slot, token, position, logits: false, generated: false };
+            let before = prompt(model, BEFORE as usize, u64::from(slot));
+            engine.step(&(0..).zip(before).map(feed).collect::<Vec<_>>())?;
+            places.push((slot, BEFORE));
+        }
+        let mut times = Vec::new();
+        for token in 1_000..1_000 + STEPS {
+            let mut batch = Vec::new();
+            for (slot, length) in places.iter_mut().take(width as usize) {
+                batch.push(Feed { slot: *slot, token, position: *length, logits: true, generated: true });
+                *length += 1;
+            }
+            let start = Instant::now();
+            engine.step(&batch)?;
+            times.push(start.elapsed().as_secs_f64() * 1e3);
+        }
+        all.push((width, median(times)));
+    }
+    Ok(all)
 }
 
 fn best(logits: &[f32]) -> u32 {

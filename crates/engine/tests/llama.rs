@@ -76,23 +76,54 @@ fn lone(model: &LlamaModel, question: &str, sampling: &Sampling) -> Vec<u32> {
     let (mut tokens, mut counts) = (Vec::new(), BTreeMap::new());
     let (mut next, mut position) = (prompt(model, question), 0);
     for place in 0..TOKENS {
-        let last = next.len() - 1;
-        let feed = |(index, token): (usize, &u32)| Feed {
-            slot,
-            token: *token,
-            position: position + index as u32,
-            logits: index == last,
-            generated: place > 0,
-        };
-        let batch: Vec<Feed> = next.iter().enumerate().map(feed).collect();
-        engine.step(&batch).unwrap();
-        position += batch.len() as u32;
-        let token = sampling.choose(engine.logits(last), &counts, place).token;
+        engine.step(&feeds(slot, &next, position, place > 0)).unwrap();
+        position += next.len() as u32;
+        let token = sampling.choose(engine.logits(next.len() - 1), &counts, place).token;
         *counts.entry(token).or_insert(0) += 1;
         tokens.push(token);
         next = vec![token];
     }
     tokens
+}
+
+/// Feeds of tokens to one place, from a position on; the last one's logits are wanted.
+fn feeds(slot: u32, tokens: &[u32], from: u32, generated: bool) -> Vec<Feed> {
+    let last = tokens.len() - 1;
+    let feed = |(index, token): (usize, &u32)| Feed {
+        slot,
+        token: *token,
+        position: from + index as u32,
+        logits: index == last,
+        generated,
+    };
+    tokens.iter().enumerate().map(feed).collect()
+}
+
+/// Seven rows are computed as eight, in the first free place, which must not remember it.
+#[test]
+fn a_place_that_filled_a_group_up_is_empty_afterwards() {
+    let Some((_, model)) = model() else { return };
+    let question = prompt(model, QUESTIONS[0]);
+    let logits = |crowd: usize| {
+        let mut engine = engine(model);
+        let slots: Vec<u32> = (0..crowd).map(|_| engine.open().unwrap()).collect();
+        for slot in &slots {
+            engine.step(&feeds(*slot, &question, 0, false)).unwrap();
+        }
+        let position = question.len() as u32;
+        for step in 0..3 {
+            let batch: Vec<_> = slots.iter().flat_map(|slot| feeds(*slot, &[1_000], position + step, true)).collect();
+            if !batch.is_empty() {
+                engine.step(&batch).unwrap();
+            }
+        }
+        let slot = engine.open().unwrap();
+        engine.step(&feeds(slot, &question, 0, false)).unwrap();
+        (slot, engine.logits(question.len() - 1).to_vec())
+    };
+    let ((alone, lone), (behind, crowded)) = (logits(0), logits(7));
+    assert_eq!((alone, behind), (0, 7), "the place that was filled");
+    assert!(lone == crowded, "another place's past shows in it");
 }
 
 fn greedy() -> Sampling {

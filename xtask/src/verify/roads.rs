@@ -9,6 +9,7 @@ pub(super) fn lines() -> Vec<Line> {
         Line { run: Some(outside::rents), timed: true, ..line(1, "rents by two tenants through a real terminal") },
         Line {
             run: Some(outside::serves),
+            timed: true,
             ..line(2, "1,000 requests of the official client to three endpoints, with cancels and kills")
         },
         Line { run: Some(outside::speeds), ..line(3, "speed beside llama.cpp's own server, and from nothing") },

@@ -191,18 +191,19 @@ impl LlamaEngine {
 }
 
 impl LlamaEngine {
-    /// One call of the library. Keeps the logits that are wanted: the next call overwrites them.
-    fn compute(&mut self, feeds: &[(usize, Feed)]) -> Result<(), EngineError> {
+    /// One call of the library. Keeps the logits that are wanted, by their place in the step's batch: the next call overwrites
+    /// them. Nobody wants those without a place.
+    fn compute(&mut self, feeds: &[(Option<usize>, Feed)]) -> Result<(), EngineError> {
         if feeds.is_empty() {
             return Ok(());
         }
         let batch: Vec<Feed> = feeds.iter().map(|(_, feed)| *feed).collect();
         self.context.step(&batch)?;
         for (place, (index, feed)) in feeds.iter().enumerate() {
-            if feed.logits {
+            if let Some(index) = index.filter(|_| feed.logits) {
                 let from = self.logits.len();
                 self.logits.extend_from_slice(self.context.logits(place));
-                self.places.insert(*index, from..self.logits.len());
+                self.places.insert(index, from..self.logits.len());
             }
         }
         Ok(())
@@ -249,6 +250,30 @@ fn together(batch: &[Feed]) -> (Vec<Range<usize>>, Vec<Range<usize>>) {
     (single, others)
 }
 
+/// The kernels take so many rows at once, at about the price of two by themselves.
+const GROUP: usize = 4;
+
+/// Free places that make whole groups of neighbours' rows, where one or two are missing: with them the step is shorter, and with
+/// three it is not (docs/measurements/engine.md).
+fn fillers(slots: &[Slot], free: &BTreeSet<Slot>) -> BTreeSet<Slot> {
+    let mut all = BTreeSet::new();
+    for run in slots.chunk_by(|one, next| one + 1 == *next) {
+        let missing = run.len().next_multiple_of(GROUP) - run.len();
+        if run.len() < GROUP || missing > GROUP / 2 {
+            continue;
+        }
+        let usable = |slot: &Slot| free.contains(slot) && !all.contains(slot);
+        // Beside it: neighbours are computed at once.
+        let (above, below) = (run[run.len() - 1] + 1.., (0..run[0]).rev());
+        let found = above.take_while(usable).chain(below.take_while(usable));
+        let found: Vec<_> = found.take(missing).collect();
+        if found.len() == missing {
+            all.extend(found);
+        }
+    }
+    all
+}
+
 impl Engine for LlamaEngine {
     fn facts(&self) -> Facts {
         self.facts.clone()
@@ -268,8 +293,20 @@ impl Engine for LlamaEngine {
         self.places.clear();
         self.logits.clear();
         let (single, others) = together(batch);
-        let feeds = |part: &Range<usize>| part.clone().zip(batch[part.clone()].iter().copied()).collect::<Vec<_>>();
-        self.compute(&single.iter().flat_map(feeds).collect::<Vec<_>>())?;
+        let feeds = |part: &Range<usize>| {
+            let feeds = batch[part.clone()].iter().copied();
+            part.clone().map(Some).zip(feeds).collect::<Vec<_>>()
+        };
+        let mut single: Vec<_> = single.iter().flat_map(feeds).collect();
+        let slots: Vec<Slot> = single.iter().map(|(_, feed)| feed.slot).collect();
+        let fillers = fillers(&slots, &self.free);
+        // Any token does: nobody asks what comes of it. Its logits are computed, because their rows make groups too.
+        let filler = |slot: &Slot| Feed { slot: *slot, token: 0, position: 0, logits: true, generated: true };
+        single.extend(fillers.iter().map(|slot| (None, filler(slot))));
+        single.sort_by_key(|(_, feed)| feed.slot);
+        let computed = self.compute(&single);
+        fillers.iter().for_each(|slot| self.context.forget(*slot));
+        computed?;
         for part in &others {
             self.compute(&feeds(part))?;
         }
@@ -339,6 +376,29 @@ mod tests {
         let (single, others) = together(&batch);
         let slots = |parts: &[Range<usize>]| parts.iter().map(|part| batch[part.start].slot).collect::<Vec<_>>();
         assert_eq!((slots(&single), slots(&others)), (vec![0, 3, 5], vec![2]));
+    }
+
+    #[test]
+    fn one_or_two_rows_that_are_missing_are_filled_up_beside_their_neighbours() {
+        let filled = |slots: &[Slot], free: &[Slot]| {
+            fillers(slots, &free.iter().copied().collect()).into_iter().collect::<Vec<_>>()
+        };
+        let upto = |end: Slot| (0..end).collect::<Vec<_>>();
+        assert_eq!(filled(&upto(7), &[7, 8, 9]), [7]);
+        assert_eq!(filled(&upto(6), &[6, 7, 8, 9]), [6, 7]);
+        assert_eq!(filled(&[1, 2, 3, 4, 5, 6], &[0, 7, 8]), [7, 8]);
+        assert_eq!(filled(&[1, 2, 3, 4, 5, 6], &[0, 7]), [0, 7], "above and below");
+        // As fast without, or slower with.
+        for slots in [1, 2, 3, 4, 5, 8, 9] {
+            assert!(filled(&upto(slots), &[9, 10, 11, 12]).is_empty(), "{slots}");
+        }
+        // Others have the places, or not enough of them are free, or none beside it.
+        for free in [&[][..], &[6], &[8, 9]] {
+            assert!(filled(&upto(6), free).is_empty(), "{free:?}");
+        }
+        // No place is filled for two.
+        let two = [upto(7), vec![8, 9, 10, 11, 12, 13, 14]].concat();
+        assert_eq!(filled(&two, &[7, 15]), [7, 15]);
     }
 
     #[test]
