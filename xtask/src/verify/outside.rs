@@ -52,15 +52,12 @@ fn end_to_end(program: &str, setting: Setting) -> anyhow::Result<Option<Command>
     if !place::has_program("sluice-e2e", program)? {
         return Ok(None);
     }
-    let mut command = if setting.quick {
-        // As the tests have it built.
-        Command::new(place::target().join("debug").join(program))
-    } else {
-        // Its own profile does not matter; the programs that it starts are optimised.
-        let mut command = place::cargo();
-        command.args(["run", "--quiet", "-p", "sluice-e2e", "--bin", program, "--"]);
-        command
-    };
+    if !setting.quick {
+        // Its own profile does not matter; the programs that it starts are optimised. With the features of the tests, so that no
+        // library is built twice.
+        run::step("build", place::cargo().args(["build", "--quiet", "--bins"]).args(place::ALL))?;
+    }
+    let mut command = Command::new(place::target().join("debug").join(program));
     place::name_programs(&mut command, setting.profile());
     if let Ok(text) = place::text() {
         command.env("SLUICE_TEXT", text);

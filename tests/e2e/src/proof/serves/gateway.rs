@@ -32,10 +32,11 @@ pub(super) fn lost(
     let mut driver = Driver::start(python, how, &asked)?;
     driver.until(requests / 3, PATIENCE)?;
     let outage = Outage::make(system)?;
-    // The others come while it is away.
-    let mut got = driver.finish(requests, PATIENCE * 4)?;
+    // Asked at once, while the others still come: whoever waited for those would measure them.
     let behind = behind(plan, how, prompts);
-    let came = Driver::start(python, how, &behind)?.finish(behind.len(), PATIENCE)?;
+    let asked_behind = Driver::start(python, how, &behind)?;
+    let mut got = driver.finish(requests, PATIENCE * 4)?;
+    let came = asked_behind.finish(behind.len(), PATIENCE)?;
     let back = back(&behind, &came, outage.killed);
     got.extend(came);
     let failed: Vec<&Got> = got.iter().filter(|got| got.error.is_some()).collect();
