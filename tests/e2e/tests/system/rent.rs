@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use sluice_e2e::{Cli, Options, Terminal, quiet_address, signal, wait_for};
 
-use crate::support::{PATIENCE, credits, judged, receipt, start};
+use crate::support::{Own, PATIENCE, credits, judged, receipt, start};
 
 /// Rents and returns the order's id and its leg's job.
 fn rent(cli: &Cli, flags: &[&str]) -> anyhow::Result<(String, String)> {
@@ -31,6 +31,15 @@ fn reach_order(cli: &Cli, id: &str, wanted: &str) -> anyhow::Result<Value> {
         let view = order(cli, id)?;
         Ok((view["state"] == wanted).then_some(view))
     })
+}
+
+/// Releases a rental, and asks the judge once its bill is final.
+fn released(own: &Own, id: &str, job: &str) -> anyhow::Result<()> {
+    let cli = own.system.cli();
+    cli.well(&["release", id, "-y"])?;
+    reach_order(&cli, id, "RELEASED")?;
+    receipt(&cli, job)?;
+    judged(&own.system).map(drop)
 }
 
 #[test]
@@ -128,11 +137,7 @@ fn a_session_loses_and_repeats_nothing_over_kills_of_controller_and_agent() -> a
     assert!(child.wait()?.success(), "{words}");
     let all: Vec<String> = (1..=120).map(|number| format!("line {number}")).collect();
     assert_eq!(seen, all, "{words}");
-    cli.well(&["release", &id, "-y"])?;
-    reach_order(&cli, &id, "RELEASED")?;
-    receipt(&cli, &job)?;
-    judged(&own.system)?;
-    Ok(())
+    released(&own, &id, &job)
 }
 
 const PYTHON: &str = "/usr/bin/python3";
@@ -229,11 +234,7 @@ fn ports_of_a_rental_are_reached_over_connections_side_by_side() -> anyhow::Resu
     assert!(TcpStream::connect(here).is_err(), "nobody passes it on any more");
     server.kill()?;
     server.wait()?;
-    cli.well(&["release", &id, "-y"])?;
-    reach_order(&cli, &id, "RELEASED")?;
-    receipt(&cli, &job)?;
-    judged(&own.system)?;
-    Ok(())
+    released(&own, &id, &job)
 }
 
 #[test]
@@ -256,11 +257,7 @@ fn a_shell_has_the_size_of_its_users_terminal_and_its_new_one() -> anyhow::Resul
     wait_for("the new size", PATIENCE, || Ok((size(&mut shell)? == "51 133").then_some(())))?;
     shell.type_in("exit\n")?;
     shell.end(PATIENCE)?;
-    cli.well(&["release", &id, "-y"])?;
-    reach_order(&cli, &id, "RELEASED")?;
-    receipt(&cli, &job)?;
-    judged(&own.system)?;
-    Ok(())
+    released(&own, &id, &job)
 }
 
 #[test]
@@ -346,11 +343,7 @@ fn a_rental_moves_with_its_files_and_without_its_programs() -> anyhow::Result<()
     assert!(!sleeper.wait()?.success() && told.contains("its files are kept"), "{told}");
     assert_eq!(order(&cli, &id)?["site"], format!("sites/{to}"));
     assert_eq!(words(&cli, &id)?, before);
-    cli.well(&["release", &id, "-y"])?;
-    reach_order(&cli, &id, "RELEASED")?;
-    receipt(&cli, &job)?;
-    judged(&own.system)?;
-    Ok(())
+    released(&own, &id, &job)
 }
 
 #[test]
