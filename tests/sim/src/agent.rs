@@ -30,6 +30,7 @@ pub(crate) fn assignment(state: &State, wish: &Wish) -> Option<Assignment> {
         device: lease.device.index,
         milli: lease.resources.milli.get(),
         run_limit: attempt.run_limit.map(|limit| limit.get()),
+        sequences: job.spec.model.as_ref().map_or(0, |model| model.sequences),
     })
 }
 
@@ -310,7 +311,9 @@ impl Sim {
         task.process = false;
         task.end = Some(end);
         task.exit_at = Some(clock);
+        let attempt = task.wanted.key.attempt;
         self.oracle.process_gone(self.now, lease);
+        self.end_worker(attempt, true);
         if self.hosts[host].runs_agent() {
             self.begin_finish(host, lease);
         }

@@ -6,17 +6,19 @@ use sluice_lifecycle::{Answer, Command, Copy, Mint, Refusal, Rows, State, step};
 use sluice_plan::{Limits, World};
 use sluice_types::{NodeId, Timestamp};
 
-use crate::gateway::{Asked, Gateway};
+use crate::asks::Ask;
 use crate::params::{EPOCH, MILLI, SECOND, TICK, settings};
+use crate::requests::Gateway;
 use crate::sim::{Event, Sim, ToHost, ToVault};
 use crate::store::Store;
+use crate::worker::{AWAY, Word};
 
 /// Who waits for an answer.
 #[derive(Debug, Clone)]
 pub(crate) enum Reply {
     Nobody,
     /// A request to an endpoint.
-    Gateway(Asked),
+    Gateway(Rc<Ask>),
     Client(usize),
     Hello {
         host: usize,
@@ -104,8 +106,13 @@ impl Sim {
 
     /// Everything in memory is gone; streams break.
     pub(crate) fn crash_controller(&mut self, down_for: u64) {
-        if self.controller.memory.take().is_some() {
+        if let Some(memory) = self.controller.memory.take() {
             self.oracle.crashed();
+            // Nobody comes to the sessions of its gateway any more.
+            for (replica, number, connection) in memory.gateway.sessions() {
+                let close = Event::WorkerHears { replica, number, connection, word: Word::Close };
+                self.agenda.plan(self.now + AWAY, close);
+            }
         }
         self.trace.line(self.now, || "controller crashed".to_owned());
         self.controller.incarnation += 1;
@@ -227,9 +234,9 @@ impl Sim {
     fn answer(&mut self, answer: Result<Answer, Refusal>, reply: Reply) {
         match reply {
             Reply::Nobody => {}
-            Reply::Gateway(asked) => {
+            Reply::Gateway(ask) => {
                 if let Some(request) = answer.ok().and_then(|answer| answer.object.parse().ok()) {
-                    self.asked(request, asked);
+                    self.asked(request, ask);
                 }
             }
             Reply::Client(request) => self.reply_client(request, answer),

@@ -234,6 +234,9 @@ impl Sim {
             task.process = false;
             self.oracle.process_gone(self.now, *lease);
         }
+        let workers = self.workers.iter().filter(|(_, worker)| worker.host == host);
+        let gone: Vec<_> = workers.map(|(attempt, _)| *attempt).collect();
+        gone.into_iter().for_each(|attempt| self.end_worker(attempt, false));
         true
     }
 

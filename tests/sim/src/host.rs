@@ -26,6 +26,8 @@ pub(crate) struct Assignment {
     pub(crate) device: u16,
     pub(crate) milli: u32,
     pub(crate) run_limit: Option<u64>,
+    /// Of a replica: sequences that it computes at once.
+    pub(crate) sequences: u32,
 }
 
 /// Where a task stands on its node.

@@ -10,11 +10,13 @@
 //! fails fails again: chance and time come from the seed alone, and [`Outcome::digest`] tells two runs apart.
 //!
 //! Modules: `agenda`, `dice`, `params` (the frame), `cluster` and `users` (who is there and what they want), `host`,
-//! `agent`, `process` (nodes), `vault`, `network`, `faults`, `controller`, `gateway` and `store` (the system under test), `sim` (the
-//! loop), `trace` (its record), `oracle` (the judge).
+//! `agent`, `process` (nodes), `worker` (the engine's step loop in each replica), `vault`, `network`, `faults`, `controller`,
+//! `gateway`, `requests` and `store` (the system under test), `asks` (what clients ask of endpoints), `sim` (the loop), `trace`
+//! (its record), `oracle` (the judge).
 
 mod agenda;
 mod agent;
+mod asks;
 pub mod bugs;
 mod cluster;
 mod controller;
@@ -26,11 +28,13 @@ mod network;
 mod oracle;
 mod params;
 mod process;
+mod requests;
 mod sim;
 mod store;
 mod trace;
 mod users;
 mod vault;
+mod worker;
 
 use std::panic::AssertUnwindSafe;
 
@@ -57,6 +61,12 @@ pub struct Outcome {
     pub settled: usize,
     /// Requests to endpoints that the platform cut.
     pub voided: usize,
+    /// Tokens that clients of endpoints received.
+    pub tokens: u64,
+    /// Times that an answer went on at another replica behind what was delivered of it.
+    pub moved: u64,
+    /// Times that a sequence was read again because it had given up its place.
+    pub put_out: u64,
     /// Replicas that there were.
     pub replicas: usize,
     /// Attempts that were stopped for want of quota.
@@ -111,6 +121,9 @@ fn simulate(seed: u64, day: Day, tracing: bool) -> Outcome {
         expired: oracle.expired,
         settled: oracle.serving.settled,
         voided: oracle.serving.voided,
+        tokens: oracle.engines.tokens,
+        moved: oracle.engines.moved,
+        put_out: oracle.engines.put_out,
         replicas: oracle.serving.jobs.len(),
         drained: oracle.quotas.stopped,
         resumed: oracle.quotas.resumed,

@@ -172,7 +172,7 @@ fn report(outcomes: &[Outcome], begin: Instant, options: &Options) -> ExitCode {
     println!(
         "figures: seeds={} failed={failed} differ={differ} traces={} threads={} seconds={:.1} cpu_seconds={:.1} \
          least_jobs={} least_faults={} least_hours={} least_rents={} expired={} least_settled={} voided={} \
-         least_replicas={} drained={} resumed={}",
+         least_replicas={} drained={} resumed={} least_tokens={} moved={} put_out={}",
         outcomes.len(),
         traces.len(),
         threads(options),
@@ -188,6 +188,9 @@ fn report(outcomes: &[Outcome], begin: Instant, options: &Options) -> ExitCode {
         least(|outcome| outcome.replicas as u64),
         sum(|outcome| outcome.drained as u64),
         sum(|outcome| outcome.resumed as u64),
+        least(|outcome| outcome.tokens),
+        sum(|outcome| outcome.moved),
+        sum(|outcome| outcome.put_out),
     );
     if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

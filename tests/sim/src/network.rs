@@ -14,13 +14,19 @@ const STUCK: usize = 4096;
 const PATIENCE: u64 = 25 * SECOND;
 
 impl Sim {
-    fn delay(&mut self, host: usize) -> u64 {
+    pub(crate) fn delay(&mut self, host: usize) -> u64 {
         let slow = self.hosts[host].slow;
         self.dice.range(MILLI, 40 * MILLI) + if slow > 0 { self.dice.range(0, slow) } else { 0 }
     }
 
     fn is_cut(&self, host: usize) -> bool {
         self.hosts[host].cut || self.sites[self.hosts[host].site].cut
+    }
+
+    /// Whether sessions get through: over the stream that its agent has with the controller.
+    pub(crate) fn reaches(&self, host: usize) -> bool {
+        let row = &self.hosts[host];
+        self.controller.memory.is_some() && row.runs_agent() && row.is_welcome() && !self.is_cut(host)
     }
 
     /// Dials the controller, later again where it cannot be reached.

@@ -136,6 +136,11 @@ impl Sim {
                 TaskEnd { exit_code: None, signal: 11, ..end_with(Some(Reason::Signalled), "ended by signal 11") };
             return self.process_ended(host, lease, died);
         }
+        if program == ENGINE && step == 1 {
+            self.start_worker(attempt, host, lease);
+        } else if program == ENGINE && self.asks.chance(100) {
+            self.freeze_worker(attempt);
+        }
         if plan.fails_at == Some(step) && rank == 0 {
             self.jobs[program].fails_at = None;
             let failed = TaskEnd { exit_code: Some(1), ..end_with(Some(Reason::ExitStatus), "exit status 1") };

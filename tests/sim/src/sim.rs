@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use sluice_lifecycle::{Command, Copy, NodeReport, TaskKey};
 use sluice_plan::Plan;
+use sluice_proto::v1::engine_reply::Message;
 use sluice_types::{AttemptId, Digest, Generation, LeaseId, NodeId, RequestId};
 
 use crate::agenda::Agenda;
@@ -17,6 +18,7 @@ use crate::process::{Gang, Program};
 use crate::trace::Trace;
 use crate::users::{Act, Users};
 use crate::vault::SiteSim;
+use crate::worker::{Word, Worker};
 
 /// What the controller tells a node.
 #[derive(Debug)]
@@ -139,8 +141,38 @@ pub(crate) enum Event {
         incarnation: u64,
     },
     Fault(Fault),
-    /// All of an answer to a request has come.
-    Answered {
+    /// A step of a replica's worker is over.
+    Stepped {
+        attempt: AttemptId,
+        number: u64,
+    },
+    /// A worker hears something on a session.
+    WorkerHears {
+        replica: AttemptId,
+        number: u64,
+        connection: u64,
+        word: Word,
+    },
+    /// The gateway hears what a worker says.
+    EngineSays {
+        replica: AttemptId,
+        connection: u64,
+        messages: Vec<Message>,
+        incarnation: u64,
+    },
+    /// The gateway hears that a session is over.
+    LinkOver {
+        replica: AttemptId,
+        connection: u64,
+        incarnation: u64,
+    },
+    /// A client of an endpoint wants no more.
+    ClientLeaves {
+        request: RequestId,
+        incarnation: u64,
+    },
+    /// The gateway notices it.
+    LeftNoticed {
         request: RequestId,
         incarnation: u64,
     },
@@ -162,10 +194,15 @@ pub(crate) struct Sim {
     pub(crate) sites: Vec<SiteSim>,
     pub(crate) jobs: Vec<Program>,
     pub(crate) gangs: BTreeMap<AttemptId, Gang>,
+    /// Of replicas that serve.
+    pub(crate) workers: BTreeMap<AttemptId, Worker>,
+    pub(crate) workers_begun: u64,
     pub(crate) users: Users,
     pub(crate) oracle: Oracle,
     pub(crate) dice: Dice,
     pub(crate) faults: Dice,
+    /// Of requests to endpoints and of what computes them.
+    pub(crate) asks: Dice,
     pub(crate) next_stream: u64,
     pub(crate) fault_count: usize,
     pub(crate) trace: Trace,
@@ -182,10 +219,13 @@ impl Sim {
             sites: Vec::new(),
             jobs: Vec::new(),
             gangs: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            workers_begun: 0,
             users: Users::default(),
             oracle: Oracle::default(),
             dice: Dice::new(seed, 0),
             faults: Dice::new(seed, 1),
+            asks: Dice::new(seed, 2),
             next_stream: 0,
             fault_count: 0,
             trace: Trace::new(tracing),
@@ -223,6 +263,7 @@ impl Sim {
         let Some(memory) = self.controller.memory.as_ref() else { return false };
         self.now > self.day.least_hours * HOUR
             && memory.state.jobs().next().is_none()
+            && memory.gateway.is_empty()
             && self.users.requests.iter().all(|request| request.answer.is_some())
     }
 
@@ -260,7 +301,16 @@ impl Sim {
             Event::SendRequest { request } => self.send_request(request),
             Event::RequestArrives { request, .. } => self.request_arrives(request),
             Event::Fault(fault) => self.on_fault(fault),
-            Event::Answered { request, .. } => self.on_answered(request),
+            Event::Stepped { attempt, number } => self.on_stepped(attempt, number),
+            Event::WorkerHears { replica, number, connection, word } => {
+                self.worker_hears(replica, number, connection, word);
+            }
+            Event::EngineSays { replica, connection, messages, .. } => {
+                self.on_engine_says(replica, connection, messages);
+            }
+            Event::LinkOver { replica, connection, .. } => self.on_link_over(replica, connection),
+            Event::ClientLeaves { request, .. } => self.on_client_leaves(request),
+            Event::LeftNoticed { request, .. } => self.on_left_noticed(request),
             Event::Look => self.look(),
             Event::FreshHost { site, class } => self.fresh_host(site, class),
         }
@@ -277,7 +327,10 @@ impl Sim {
             | Event::Up { incarnation, .. }
             | Event::VaultBeat { incarnation, .. }
             | Event::VaultUp { incarnation, .. }
-            | Event::Answered { incarnation, .. }
+            | Event::EngineSays { incarnation, .. }
+            | Event::LinkOver { incarnation, .. }
+            | Event::ClientLeaves { incarnation, .. }
+            | Event::LeftNoticed { incarnation, .. }
             | Event::RequestArrives { incarnation, .. } => *incarnation != self.controller.incarnation,
             _ => false,
         }

@@ -28,6 +28,9 @@ fn small_days_with_faults_break_no_promise() {
     assert!(sum(|outcome| outcome.settled as u64) > 50, "requests are to be answered");
     assert!(sum(|outcome| outcome.voided as u64) > 0, "some requests are to be cut");
     assert!(sum(|outcome| outcome.replicas as u64) > 20, "endpoints are to have replicas");
+    assert!(sum(|outcome| outcome.tokens) > 1000, "clients are to receive tokens");
+    assert!(sum(|outcome| outcome.moved) > 10, "answers are to go on at other replicas");
+    assert!(sum(|outcome| outcome.put_out) > 0, "and sequences to give up their places");
     assert!(sum(|outcome| outcome.drained as u64) > 0, "some jobs are to be stopped for want of quota");
     assert!(sum(|outcome| outcome.resumed as u64) > 0, "and some of them to resume by themselves");
 }

@@ -84,6 +84,7 @@ impl Oracle {
     /// One look.
     pub(crate) fn look(&mut self, now: u64, sight: &Sight<'_>) {
         self.watch(now, sight);
+        self.check_starved(now);
         if let Some(since) = self.watch.controller.as_ref().map(|streak| streak.since) {
             self.check_idle(now, since);
         }

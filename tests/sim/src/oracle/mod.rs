@@ -6,11 +6,13 @@
 //! slices are free by proof only), `quotas` (use follows from leases; who is stopped for want of it), `lineage` (each step once on the way to a result, no result of a fenced attempt), `moves`
 //! (phases begin when the one before is over, one owner, copies are where rows say), `liveness` (nothing stays where it is
 //! while all that it waits for works), `rents` (a purchase begins at once or not at all, has its time, and costs no more than
-//! was agreed), `serving` (replicas within their bounds, requests paid for once). A law is taken from the design and never from a planted bug.
+//! was agreed), `serving` (replicas within their bounds, requests paid for once), `engines` (answers are those of the lone run
+//! of each request, and what is settled and metered is what clients received). A law is taken from the design and never from a planted bug.
 
 mod bills;
 mod capacity;
 mod credits;
+mod engines;
 mod ledger;
 mod lineage;
 mod liveness;
@@ -123,6 +125,8 @@ pub(crate) struct Oracle {
     orders: BTreeSet<OrderId>,
     /// Endpoints and requests to them.
     pub(crate) serving: serving::Serving,
+    /// What clients of endpoints received, and what engines metered.
+    pub(crate) engines: engines::Engines,
     /// Gangs of which a task was held so long that it went on by itself.
     let_go: BTreeSet<AttemptId>,
     /// Jobs that are shown as running and have no process, since when.
@@ -238,6 +242,7 @@ impl Oracle {
     pub(crate) fn heard(&mut self, now: u64, commands: &[Command], answers: &[Result<Answer, Refusal>]) {
         self.listen(now, commands, answers, &Rows::default());
         self.check_serving(now, commands, answers, &Rows::default());
+        self.check_settled(now, commands, answers);
     }
 
     /// One transaction.
@@ -262,6 +267,7 @@ impl Oracle {
         self.check_counters(now, rows);
         self.check_prices(now, rows);
         self.check_serving(now, commands, answers, rows);
+        self.check_settled(now, commands, answers);
         for row in &rows.attempts {
             self.attempts.insert(row.id, row.clone());
         }
