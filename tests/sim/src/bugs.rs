@@ -1,7 +1,7 @@
 //! Planted bugs: each patch of `tests/sim/bugs` breaks one rule of the system, and the judge has to notice.
 //!
-//! The patches are applied one at a time to a copy of the pure rooms and of the simulator, so that the working tree is
-//! never touched.
+//! The patches are applied one at a time to a copy of the rooms that the simulator needs and of itself, so that the working
+//! tree is never touched.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 
 /// What the copy needs.
-const ROOMS: [&str; 5] = ["crates/types", "crates/ledger", "crates/plan", "crates/lifecycle", "tests/sim"];
+const ROOMS: [&str; 7] =
+    ["crates/types", "crates/ledger", "crates/plan", "crates/lifecycle", "crates/proto", "crates/engine", "tests/sim"];
+/// What they are built from beside that.
+const PROTOS: &str = "proto";
 
 /// Checks all patches; returns how many were caught, and how many there are. The copy stays in the target folder, so that
 /// the next check builds little.
@@ -143,11 +146,12 @@ impl Place {
     }
 }
 
-/// The pure rooms and the simulator in a workspace of their own.
+/// The rooms and the simulator in a workspace of their own.
 fn lay_out(root: &Path, copy: &Path) -> Result<()> {
     for room in ROOMS {
         copy_folder(&root.join(room), &copy.join(room))?;
     }
+    copy_folder(&root.join(PROTOS), &copy.join(PROTOS))?;
     let manifest = std::fs::read_to_string(root.join("Cargo.toml")).context("reading the workspace's manifest")?;
     let begin = manifest.find("members = [").context("the workspace has members")?;
     let end = begin + manifest[begin..].find(']').context("the members end")? + 1;
