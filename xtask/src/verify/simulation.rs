@@ -17,16 +17,21 @@ const LEAST_FAULTS: f64 = 50.0;
 /// Of 20 planted bugs 18.
 const LEAST_CAUGHT: f64 = 18.0 / 20.0;
 /// What the days of the other roads must have, somewhat below what they had when this was written: days that stop doing
-/// something judge nothing. In each day: rentals that begin, replicas, and requests that are settled.
+/// something judge nothing. In each day: rentals that begin, replicas, requests that are settled, and tokens that clients
+/// receive.
 const LEAST_RENTS: f64 = 10.0;
 const LEAST_REPLICAS: f64 = 8.0;
 const LEAST_SETTLED: f64 = 20.0;
+const LEAST_TOKENS: f64 = 600.0;
 /// In all of the hundred: rentals that have their time, requests that are cut, attempts that are stopped for want of quota,
-/// and jobs that resume by themselves after it.
+/// jobs that resume by themselves after it, answers that go on at another replica, and sequences that are read again because
+/// they gave up their places.
 const LEAST_EXPIRED: f64 = 900.0;
 const LEAST_VOIDED: f64 = 3000.0;
 const LEAST_DRAINED: f64 = 600.0;
 const LEAST_RESUMED: f64 = 450.0;
+const LEAST_MOVED: f64 = 1200.0;
+const LEAST_PUT_OUT: f64 = 350.0;
 /// The line by which the simulator tells its figures.
 const FIGURES: &str = "figures: ";
 
@@ -75,11 +80,13 @@ pub(super) fn roads(setting: Setting) -> anyhow::Result<Vec<Row>> {
             least(&days, "expired", "rentals that had their time", 1.0),
             least(&days, "least_settled", "requests to endpoints that are settled in a seed, least", 1.0),
             least(&days, "drained", "attempts stopped for want of quota", 1.0),
+            least(&days, "moved", "answers that went on at another replica", 1.0),
         ]);
     }
     let days = ran(simulator().args(["--seeds", "500..600"]))?;
     let rents = ran(simulator().args(["bugs", "--only", "-rent-"]))?;
     let endpoints = ran(simulator().args(["bugs", "--only", "-serve-"]))?;
+    let engines = ran(simulator().args(["bugs", "--only", "-engine-"]))?;
     let quotas = ran(simulator().args(["bugs", "--only", "-quota-"]))?;
     let (caught, planted) = (rents.figure("caught"), rents.figure("bugs"));
     Ok(vec![
@@ -89,10 +96,14 @@ pub(super) fn roads(setting: Setting) -> anyhow::Result<Vec<Row>> {
         least(&days, "least_replicas", "replicas of endpoints in a seed, least", LEAST_REPLICAS),
         least(&days, "least_settled", "requests to endpoints that are settled in a seed, least", LEAST_SETTLED),
         least(&days, "voided", "requests that the platform cut, in all seeds", LEAST_VOIDED),
+        least(&days, "least_tokens", "tokens that clients receive in a seed, least", LEAST_TOKENS),
+        least(&days, "moved", "answers that went on at another replica, in all seeds", LEAST_MOVED),
+        least(&days, "put_out", "sequences read again after they gave up their places, in all seeds", LEAST_PUT_OUT),
         least(&days, "drained", "attempts stopped for want of quota, in all seeds", LEAST_DRAINED),
         least(&days, "resumed", "of their jobs those that resumed by themselves", LEAST_RESUMED),
         judged("rentals", &rents, 4.0),
         judged("endpoints", &endpoints, 10.0),
+        judged("engines", &engines, 9.0),
         judged("quotas", &quotas, 11.0),
     ])
 }
