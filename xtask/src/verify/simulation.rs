@@ -30,7 +30,7 @@ const LEAST_EXPIRED: f64 = 900.0;
 const LEAST_VOIDED: f64 = 3000.0;
 const LEAST_DRAINED: f64 = 600.0;
 const LEAST_RESUMED: f64 = 450.0;
-const LEAST_MOVED: f64 = 1200.0;
+const LEAST_MOVED: f64 = 700.0;
 const LEAST_PUT_OUT: f64 = 350.0;
 /// The line by which the simulator tells its figures.
 const FIGURES: &str = "figures: ";
@@ -103,7 +103,7 @@ pub(super) fn roads(setting: Setting) -> anyhow::Result<Vec<Row>> {
         least(&days, "resumed", "of their jobs those that resumed by themselves", LEAST_RESUMED),
         judged("rentals", &rents, 4.0),
         judged("endpoints", &endpoints, 10.0),
-        judged("engines", &engines, 9.0),
+        judged("engines", &engines, 11.0),
         judged("quotas", &quotas, 11.0),
     ])
 }
