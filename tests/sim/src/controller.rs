@@ -46,6 +46,8 @@ pub(crate) struct Memory {
     inbox: Vec<(Command, Reply)>,
     round_planned: bool,
     decide_planned: bool,
+    /// When the last plan reaches the writer. One channel carries them all: none overtakes another.
+    last_plan: u64,
     /// The stream that is seated for each host.
     pub(crate) seats: Vec<Option<u64>>,
     pub(crate) rounds: u64,
@@ -92,6 +94,7 @@ impl Sim {
             inbox: Vec::new(),
             round_planned: false,
             decide_planned: false,
+            last_plan: 0,
             seats: vec![None; self.hosts.len()],
             rounds: 0,
             gateway: Gateway::default(),
@@ -338,7 +341,8 @@ impl Sim {
             // Now and then a plan comes late, and what it rests on has changed.
             let late = self.controller.slow_planner || self.dice.chance(300);
             let longest = if late { 10 * SECOND } else { 20 * MILLI };
-            let at = self.now + self.dice.range(MILLI, longest);
+            memory.last_plan = memory.last_plan.max(self.now + self.dice.range(MILLI, longest));
+            let at = memory.last_plan;
             self.agenda.plan(at, Event::Planned { incarnation: self.controller.incarnation, plan });
         }
         if more {

@@ -144,7 +144,7 @@ pub struct Job {
     /// The endpoint whose replica it is.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub endpoint: Option<EndpointId>,
-    /// The replica that it begins for, whose node is drained.
+    /// The replica that it begins for, whose node is drained; none once that one has left, or stays after all.
     #[serde(default, skip_serializing_if = "super::is_default")]
     pub replaces: Option<JobId>,
     /// The key that submitted it.

@@ -191,8 +191,17 @@ impl Step<'_> {
         let present: Vec<_> = replicas.into_iter().filter(|(_, state, _)| *state != JobState::Cancelling).collect();
         let leaving = present.iter().filter(|_| row.state == EndpointState::Active);
         let leaving: BTreeMap<_, _> = leaving.filter_map(|(job, ..)| Some((*job, self.leaves(*job)?))).collect();
-        // One that begins for another is none more while both are there.
-        let counted = present.iter().filter(|(_, _, replaces)| replaces.is_none_or(|job| !leaving.contains_key(&job)));
+        // One that begins for another is none more while both are there. Where that one has left, or stays after all, it
+        // is one like any other, also when the other's next node is drained.
+        let of_its_own = |replaces: &Option<JobId>| replaces.is_none_or(|job| !leaving.contains_key(&job));
+        for (job, _, replaces) in present.iter().filter(|(_, _, replaces)| of_its_own(replaces)) {
+            if replaces.is_some()
+                && let Some(row) = self.state.jobs.get_mut(job)
+            {
+                row.replaces = None;
+            }
+        }
+        let counted = present.iter().filter(|(_, _, replaces)| of_its_own(replaces));
         let (going, staying): (Vec<_>, Vec<_>) = counted.partition(|(job, ..)| leaving.contains_key(job));
         let have = u32::try_from(going.len() + staying.len()).unwrap_or(u32::MAX);
         let aim = match row.state {

@@ -5,7 +5,7 @@ use sluice_lifecycle::model::{Goal, JobState};
 use sluice_types::{EndpointId, JobId, Nanos, NodeId};
 
 use super::support::Bench;
-use super::{begin, endpoint, let_go, replicas, settle};
+use super::{begin, endpoint, fail, let_go, replicas, settle};
 
 /// An endpoint whose only replica serves at a node.
 fn serving(bench: &mut Bench) -> (EndpointId, JobId, NodeId) {
@@ -106,4 +106,31 @@ fn a_drain_that_is_taken_back_leaves_the_replica_and_no_second() {
     drain(&mut bench, node, Nanos::from_secs(60));
     bench.user(UserCommand::DeleteEndpoint(endpoint)).unwrap();
     assert_eq!(replicas(&bench, endpoint), []);
+}
+
+#[test]
+fn one_that_began_for_another_that_stayed_is_one_like_any_other() {
+    let mut bench = Bench::new();
+    let endpoint = endpoint(&mut bench, 1, 3);
+    settle(&mut bench, endpoint);
+    let job = replicas(&bench, endpoint)[0];
+    let node = node_of(&bench, job);
+    drain(&mut bench, node, Nanos::from_secs(60));
+    let other = replicas(&bench, endpoint)[1];
+    // The first one ends by itself, and takes up a place that is not drained.
+    fail(&mut bench, job);
+    bench.pass(30);
+    settle(&mut bench, endpoint);
+    assert_eq!(replicas(&bench, endpoint), [job, other]);
+    assert_eq!([job, other].map(|job| bench.job(job).state), [JobState::Running; 2]);
+    assert_eq!(bench.job(other).replaces, None);
+    // Both serve for themselves: whoever is where is drained next serves until another one does.
+    let next = node_of(&bench, job);
+    assert_ne!(next, node);
+    drain(&mut bench, next, Nanos::from_secs(60));
+    let named: Vec<_> = replicas(&bench, endpoint).into_iter().filter_map(|job| bench.job(job).replaces).collect();
+    let there: Vec<_> = [job, other].into_iter().filter(|job| node_of(&bench, *job) == next).collect();
+    assert_eq!(named, there);
+    assert_eq!([job, other].map(|job| bench.job(job).state), [JobState::Running; 2]);
+    bench.check_world();
 }

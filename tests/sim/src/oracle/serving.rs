@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sluice_ledger::{AccountKey, TransferKind};
 use sluice_lifecycle::model::{Endpoint, EndpointState, InferenceState, JobKind, JobState};
 use sluice_lifecycle::{Answer, Command, Refusal, Rows, UserCommand};
-use sluice_types::{EndpointId, JobId, NodeId, RequestId, TenantId};
+use sluice_types::{EndpointId, JobId, LeaseId, NodeId, RequestId, TenantId};
 
 use super::Oracle;
 use crate::params::{MINUTE, SECOND, TICK};
@@ -55,8 +55,8 @@ impl Replica {
 pub(crate) struct Serving {
     endpoints: BTreeMap<EndpointId, Endpoint>,
     replicas: BTreeMap<EndpointId, BTreeMap<JobId, Replica>>,
-    /// Where a replica was placed last.
-    places: BTreeMap<JobId, NodeId>,
+    /// Where a replica was placed last, by its newest lease: older ones change again when they are let go.
+    places: BTreeMap<JobId, (LeaseId, NodeId)>,
     drained: BTreeSet<NodeId>,
     /// All jobs that ever were replicas.
     pub(crate) jobs: BTreeSet<JobId>,
@@ -149,10 +149,11 @@ impl Oracle {
             }
         }
         for lease in rows.leases.iter().filter(|lease| self.serving.jobs.contains(&lease.job)) {
-            self.serving.places.insert(lease.job, lease.device.node);
+            let place = self.serving.places.entry(lease.job).or_insert((lease.id, lease.device.node));
+            *place = (*place).max((lease.id, lease.device.node));
         }
         for (job, replaces) in begun {
-            if self.serving.places.get(replaces).is_none_or(|node| !drained.contains(node)) {
+            if self.serving.places.get(replaces).is_none_or(|(_, node)| !drained.contains(node)) {
                 self.fail(now, format!("{job} begins for {replaces}, whose node is not drained"));
             }
         }
