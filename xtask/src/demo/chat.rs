@@ -77,8 +77,14 @@ fn key(system: &System, scratch: &Path) -> anyhow::Result<String> {
 
 /// The requests that were written down, and the bill of the slice that answered them.
 fn bill(system: &System) -> anyhow::Result<()> {
+    // The bill of an answer is committed shortly behind its last byte.
+    let (begin, asked) = (Instant::now(), ["endpoint", "requests", "smollm2"]);
+    let is_open = |all: &Value| all["items"].as_array().is_some_and(|all| all.iter().any(|row| row["state"] == "OPEN"));
+    while is_open(&system.json(&asked)?) && begin.elapsed() < FINAL {
+        std::thread::sleep(PAUSE);
+    }
     println!("\n$ sluice endpoint requests smollm2");
-    println!("{}", system.text(&["endpoint", "requests", "smollm2"])?.trim_end());
+    println!("{}", system.text(&asked)?.trim_end());
     let endpoint = system.json(&["endpoint", "get", "smollm2"])?;
     let job = endpoint["current"][0]["job"].as_str().context("the replica that answered")?;
     let job = job.rsplit('/').next().unwrap_or(job).to_owned();

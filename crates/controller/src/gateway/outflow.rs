@@ -15,6 +15,8 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep};
 
+use super::request::Delivery;
+
 /// Whether what the connection was given was handed to the kernel.
 #[derive(Default)]
 pub(super) struct Outflow(Mutex<State>);
@@ -81,12 +83,13 @@ impl Drop for Kept {
 /// An answer in one piece, with what it takes up.
 pub(super) struct Whole {
     bytes: Option<Bytes>,
+    delivery: Arc<Delivery>,
     _kept: Kept,
 }
 
 impl Whole {
-    pub(super) fn new(bytes: Bytes, kept: Kept) -> Self {
-        Self { bytes: Some(bytes), _kept: kept }
+    pub(super) fn new(bytes: Bytes, delivery: Arc<Delivery>, kept: Kept) -> Self {
+        Self { bytes: Some(bytes), delivery, _kept: kept }
     }
 }
 
@@ -98,7 +101,11 @@ impl Body for Whole {
         mut self: Pin<&mut Self>,
         _context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        Poll::Ready(self.bytes.take().map(|bytes| Ok(Frame::data(bytes))))
+        let bytes = self.bytes.take();
+        if bytes.is_some() {
+            self.delivery.end();
+        }
+        Poll::Ready(bytes.map(|bytes| Ok(Frame::data(bytes))))
     }
 
     fn is_end_stream(&self) -> bool {

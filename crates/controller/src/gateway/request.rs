@@ -2,15 +2,18 @@
 //!
 //! It keeps the prompt and the tokens that were generated. Where a replica is lost it asks the next one to go on behind
 //! them, so that the client sees each position once, whatever happens behind the gateway. What was put into the client's
-//! connection is what is billed.
+//! connection is what is billed, behind its last byte: a gateway that is killed before that leaves the request open, and the
+//! next start credits it. So no client pays for an answer whose end it never got; one that was killed between that end and
+//! the bill gives the answer away.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use sluice_proto::v1;
 use sluice_types::{Reason, RequestId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +44,7 @@ const CHECK: Duration = Duration::from_secs(2);
 pub(super) enum Piece {
     /// The next token.
     Token(v1::EngineToken),
-    /// The end; it is billed.
+    /// The end; once it is written it is billed.
     Done { text: bytes::Bytes, finish: v1::EngineFinish, usage: Usage },
     /// It failed; it is credited.
     Failed(ApiError),
@@ -51,13 +54,22 @@ pub(super) enum Piece {
 #[derive(Debug, Default)]
 pub(super) struct Delivery {
     tokens: AtomicU32,
+    ended: AtomicBool,
     too_large: AtomicBool,
 }
+
+/// Dropped when all that was put into the client's connection was written, or that is over.
+pub(super) type Written = oneshot::Sender<Infallible>;
 
 impl Delivery {
     /// A token was put into the client's connection.
     pub(super) fn token(&self) {
         self.tokens.fetch_add(1, Ordering::Release);
+    }
+
+    /// The answer's end was put into the client's connection.
+    pub(super) fn end(&self) {
+        self.ended.store(true, Ordering::Release);
     }
 
     /// The answer is larger than one may be that comes whole: the client gets nothing of it.
@@ -102,10 +114,16 @@ impl From<Cut> for End {
     }
 }
 
+fn stopping() -> Cut {
+    let text = "the gateway stops; the request is not charged; try again";
+    Cut::Failed(ApiError::unavailable(text, Duration::from_secs(1)))
+}
+
 /// Where it stands.
 struct Course {
     out: mpsc::Sender<Piece>,
     delivery: Arc<Delivery>,
+    written: oneshot::Receiver<Infallible>,
     usage: Usage,
     admitted: bool,
     lost: u32,
@@ -122,12 +140,17 @@ enum Turn {
 }
 
 impl Request {
-    /// Carries the request to its end.
-    pub(super) async fn own(mut self, out: mpsc::Sender<Piece>, delivery: Arc<Delivery>) {
+    /// Carries the request to its end. `written` is over when the connection has written what it was given, or is over.
+    pub(super) async fn own(
+        mut self,
+        out: mpsc::Sender<Piece>,
+        delivery: Arc<Delivery>,
+        written: oneshot::Receiver<Infallible>,
+    ) {
         let mut check = interval_at(Instant::now() + CHECK, CHECK);
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let (usage, admitted, lost, refused) = (Usage::default(), false, 0, 0);
-        let mut course = Course { out, delivery, usage, admitted, lost, refused, check };
+        let mut course = Course { out, delivery, written, usage, admitted, lost, refused, check };
         let cut = match self.drive(&mut course).await {
             End::Finished(finished) => self.finish(&mut course, finished).await.err(),
             End::Cut(cut) => Some(cut),
@@ -143,15 +166,26 @@ impl Request {
         }
     }
 
-    /// Bills a whole answer when there is room for its end, so that nobody pays for what is not wanted any more.
+    /// Gives the client the end, and bills the whole answer when that is written. One that takes it for longer than a
+    /// while is billed all the same.
     async fn finish(&mut self, course: &mut Course, finished: v1::EngineFinished) -> Result<(), Cut> {
         let out = course.out.clone();
         let room = self.unless_cut(course, timeout(SLOW, out.reserve())).await?;
         let Ok(Ok(room)) = room else { return Err(Cut::Left(None)) };
         let usage = Usage { completion: self.generated(), ..course.usage };
-        self.close(usage).await;
         let finish = finished.finish();
+        // What its next request may find is back before it has the end of this one.
+        self.entry.used(usage.prompt.saturating_add(usage.completion));
         room.send(Piece::Done { text: finished.text, finish, usage });
+        tokio::select! {
+            _over = &mut course.written => {}
+            () = tokio::time::sleep(SLOW) => {}
+            () = self.stop.cancelled() => {}
+        }
+        if !course.delivery.ended.load(Ordering::Acquire) {
+            return Err(if self.stop.is_cancelled() { stopping() } else { Cut::Left(None) });
+        }
+        self.close(usage).await;
         Ok(())
     }
 
@@ -192,10 +226,7 @@ impl Request {
             tokio::select! {
                 biased;
                 () = course.out.closed() => return Err(Cut::Left(None)),
-                () = self.stop.cancelled() => {
-                    let text = "the gateway stops; the request is not charged; try again";
-                    return Err(Cut::Failed(ApiError::unavailable(text, Duration::from_secs(1))));
-                }
+                () = self.stop.cancelled() => return Err(stopping()),
                 _ = course.check.tick() => {
                     if !self.control.still(&self.caller) {
                         return Err(Cut::Left(Some(ApiError::unauthenticated())));

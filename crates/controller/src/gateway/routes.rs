@@ -22,7 +22,7 @@ use super::http::Connection;
 use super::limits::{Entry, Open, Refused, Room};
 use super::openai::{self, ApiError, Asked, Prompt, Said, Shape, Text, Tier};
 use super::outflow::{Kept, Outflow, Whole};
-use super::request::{Delivery, Piece, Request};
+use super::request::{Delivery, Piece, Request, Written};
 use super::seats::Busy;
 
 /// Largest body.
@@ -220,6 +220,7 @@ struct Begun {
     opened: oneshot::Receiver<Result<RequestId, ApiError>>,
     pieces: mpsc::Receiver<Piece>,
     delivery: Arc<Delivery>,
+    written: Written,
     stream: bool,
     caller: Caller,
     open: Arc<Open>,
@@ -235,6 +236,7 @@ fn begin(
     (mut entry, room): (Entry, Room),
 ) -> Begun {
     let ((to, pieces), (tell, opened)) = (mpsc::channel(1), oneshot::channel());
+    let (written, over) = oneshot::channel();
     let (delivery, stream, open) = (Arc::<Delivery>::default(), asked.stream, entry.open());
     let mut sampling = asked.sampling;
     if !asked.seeded {
@@ -273,11 +275,11 @@ fn begin(
                 let _gone = tell.send(Ok(key));
                 let generate = v1::EngineGenerate { request: key.to_string(), ..generate };
                 let request = Request { control, pool, caller, key, generate, stream, entry, _room: room, stop };
-                Box::pin(request.own(to, told)).await;
+                Box::pin(request.own(to, told, over)).await;
             }
         }
     });
-    Begun { opened, pieces, delivery, stream, caller, open }
+    Begun { opened, pieces, delivery, written, stream, caller, open }
 }
 
 fn lost() -> ApiError {
@@ -300,8 +302,8 @@ async fn deliver(
     let mut response = match first {
         Piece::Failed(error) => return Err(error),
         first if begun.stream => {
-            let (text, first, kept) = (Text::default(), Some(first), Kept::new(Arc::clone(&outflow), busy));
-            let Begun { pieces, delivery, .. } = begun;
+            let Begun { pieces, delivery, written, .. } = begun;
+            let (text, first, kept) = (Text::default(), Some(first), Kept::new(Arc::clone(&outflow), (busy, written)));
             let events = Events { first, pieces, shape, text, delivery, outflow, over: false, _kept: kept };
             let mut response = Response::new(Body::from_stream(events));
             let headers = response.headers_mut();
@@ -311,8 +313,9 @@ async fn deliver(
         }
         first => {
             let (bytes, room) = whole(gateway, first, &mut begun, &shape).await?;
-            let kept = Kept::new(outflow, (busy, room, begun.open));
-            let mut response = Response::new(Body::new(Whole::new(bytes.into(), kept)));
+            let Begun { delivery, written, open, .. } = begun;
+            let kept = Kept::new(outflow, (busy, room, open, written));
+            let mut response = Response::new(Body::new(Whole::new(bytes.into(), delivery, kept)));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             response
         }
@@ -406,6 +409,7 @@ impl Stream for Events {
 impl Events {
     fn finish(&mut self, text: &[u8], finish: v1::EngineFinish, usage: Usage) -> Bytes {
         self.over = true;
+        self.delivery.end();
         let text = self.text.finish(text);
         self.shape.end(&text, finish, usage)
     }

@@ -11,7 +11,7 @@ use sluice_proto::v1;
 use sluice_types::{KeyId, Reason, TenantId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio::net::TcpStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout};
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
@@ -23,7 +23,7 @@ use super::super::request::{Delivery, Piece, Request};
 use super::super::{Gateway, GatewayLimits, http};
 use super::client::{ask, dechunked, events, head, parse, post, read_all, serve};
 use super::double::{Double, ENDPOINT, Row, Script};
-use super::{chat, quick, settled, streamed, told, until};
+use super::{bills, chat, quick, settled, streamed, told, until};
 use crate::SystemClock;
 
 /// Reads so many events of a stream; what came of it.
@@ -96,7 +96,8 @@ async fn who_leaves_before_the_last_token_was_taken_does_not_pay_for_it() {
         };
         let (to, mut pieces) = mpsc::channel(1);
         let delivery = Arc::<Delivery>::default();
-        let owner = tokio::spawn(request.own(to, Arc::clone(&delivery)));
+        let (_written, over) = oneshot::channel();
+        let owner = tokio::spawn(request.own(to, Arc::clone(&delivery), over));
         for _ in 0..3 {
             let Some(Piece::Token(_)) = pieces.recv().await else { panic!() };
             delivery.token();
@@ -155,6 +156,33 @@ fn narrow() -> (DuplexStream, DuplexStream) {
     tokio::io::duplex(64)
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_is_billed_behind_its_last_byte_and_not_before() {
+    let double = Double::new(Script::default(), 1);
+    let gateway = Gateway::new(Arc::clone(&double) as _, GatewayLimits::default(), CancellationToken::new());
+    for stream in [false, true] {
+        let (near, mut far) = narrow();
+        let seat = gateway.seats.take(Instant::now()).unwrap();
+        tokio::spawn(http::carry(Arc::clone(&gateway), near, seat, CancellationToken::new()));
+        let body = if stream { streamed("end", 3) } else { chat("end", 3) }.to_string();
+        let head = head("POST", "/v1/chat/completions", "key-1", body.len());
+        far.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
+        // What is left unread is more than the way holds, and is the end of the answer or behind its last token.
+        let (mut all, mark) = (Vec::new(), if stream { "usage\":{" } else { "HTTP/1.1 200" });
+        let mut byte = [0; 1];
+        while !String::from_utf8_lossy(&all).contains(mark) {
+            assert_eq!(far.read(&mut byte).await.unwrap(), 1);
+            all.push(byte[0]);
+        }
+        // Whatever would be billed is billed now.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        assert_eq!(double.rows().last(), Some(&Row::Open), "{stream}");
+        let rest = tokio::spawn(async move { while far.read(&mut byte).await.is_ok_and(|size| size > 0) {} });
+        assert_eq!(bills(&double).await.pop(), Some(settled(3, 3)), "{stream}");
+        rest.abort();
+    }
+}
+
 async fn cut(gateway: &Arc<Gateway>, double: &Double, mut stream: impl AsyncRead + AsyncWrite + Unpin, count: usize) {
     let body = streamed("count", 190).to_string();
     let head = head("POST", "/v1/chat/completions", "key-1", body.len());
@@ -167,8 +195,7 @@ async fn cut(gateway: &Arc<Gateway>, double: &Double, mut stream: impl AsyncRead
     drop(stream);
     let end = all.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
     let (_, read) = told(&events(&String::from_utf8_lossy(&dechunked(&all[end..]))).0);
-    until("it is closed", || double.rows().last() != Some(&Row::Open)).await;
-    let Some(Row::Settled(usage)) = double.rows().pop() else { panic!("{:?}", double.rows()) };
+    let Some(Row::Settled(usage)) = bills(double).await.pop() else { panic!("{:?}", double.rows()) };
     // One that was read in part, and one that the next is put behind.
     assert!((read..=read + 2).contains(&usage.completion), "{read} {usage:?}");
     assert!(gateway.owners.len() <= 1);

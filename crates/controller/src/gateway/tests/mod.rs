@@ -50,6 +50,12 @@ async fn until(what: &str, mut is: impl FnMut() -> bool) {
     timeout(Duration::from_secs(20), wait).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
+/// What is in the ledger once nothing is open: an answer is billed behind its last byte.
+async fn bills(double: &Double) -> Vec<Row> {
+    until("all are closed", || !double.rows().contains(&Row::Open)).await;
+    double.rows()
+}
+
 /// What a stream's tokens say, and how many there were.
 fn told(events: &[Value]) -> (String, u32) {
     let mut text = String::new();
@@ -71,14 +77,14 @@ async fn answers_come_whole_or_in_pieces_and_are_billed_by_the_token() {
     assert_eq!(answer["choices"][0]["finish_reason"], "length");
     assert_eq!(answer["usage"]["completion_tokens"], 12);
     assert!(answer["id"].as_str().unwrap().starts_with("req-") && got.header("x-request-id") == answer["id"].as_str());
-    assert_eq!(served.double.rows(), [settled(2, 12)]);
+    assert_eq!(bills(&served.double).await, [settled(2, 12)]);
 
     let got = post(served.address, "key-1", "/v1/chat/completions", &streamed("Ho", 9)).await;
     let (events, done) = got.events();
     assert!(done && events[0]["choices"][0]["delta"]["role"] == "assistant");
     assert_eq!(told(&events), (expected("Ho", 5, 9), 9));
     assert_eq!(events.last().unwrap()["usage"]["total_tokens"], 11);
-    assert_eq!(served.double.rows()[1], settled(2, 9));
+    assert_eq!(bills(&served.double).await[1], settled(2, 9));
 
     let body = json!({"model": "small", "prompt": "text", "max_tokens": 3, "seed": 1});
     let got = post(served.address, "key-1", "/v1/completions", &body).await;
@@ -166,7 +172,7 @@ async fn wherever_a_worker_is_lost_each_position_comes_once_and_is_billed_once()
         let (events, done) = got.events();
         assert!(done, "{cut}: {got:?}");
         assert_eq!(told(&events), (expected(prompt, 5, tokens), tokens), "{cut}");
-        assert_eq!(served.double.rows(), [settled(6, tokens)], "{cut}");
+        assert_eq!(bills(&served.double).await, [settled(6, tokens)], "{cut}");
     }
 }
 
@@ -177,7 +183,7 @@ async fn a_worker_that_is_silent_or_sends_nonsense_is_left_and_others_go_on() {
         *served.double.faults.lock().unwrap() = vec![fault];
         let got = post(served.address, "key-1", "/v1/chat/completions", &streamed("on", 15)).await;
         assert_eq!(told(&got.events().0), (expected("on", 5, 15), 15), "{fault:?}");
-        assert_eq!(served.double.rows(), [settled(2, 15)], "{fault:?}");
+        assert_eq!(bills(&served.double).await, [settled(2, 15)], "{fault:?}");
     }
 }
 
@@ -214,8 +220,8 @@ async fn who_leaves_pays_for_what_was_delivered_and_frees_the_place() {
     let end = all.windows(4).position(|four| four == b"\r\n\r\n").unwrap() + 4;
     let body = String::from_utf8_lossy(&dechunked(&all[end..])).into_owned();
     let (_, delivered) = told(&events(&body).0);
-    until("the request is closed", || served.double.rows() != [Row::Open]).await;
-    let [Row::Settled(usage)] = served.double.rows()[..] else { panic!("{:?}", served.double.rows()) };
+    let rows = bills(&served.double).await;
+    let [Row::Settled(usage)] = rows[..] else { panic!("{rows:?}") };
     assert!((delivered..=delivered + 1).contains(&usage.completion), "{delivered} {usage:?}");
     assert_eq!(usage.prompt, 5);
     until("the place is free", || served.double.open.load(Ordering::SeqCst) == 0).await;

@@ -1,4 +1,7 @@
 //! The controller, and the gateway in it, is killed under load: what was in flight fails, retryably, and is credited.
+//!
+//! An answer is billed behind its last byte. One that was killed in between is given away: its client has it whole, and its
+//! row is credited as all that were open are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{SocketAddr, TcpStream};
@@ -8,7 +11,7 @@ use std::time::{Duration, Instant};
 use sluice_proto::v1;
 
 use super::client::{Asked, Driver, Got, How, Mode};
-use super::{BACK, MODELS, PATIENCE, Plan, Rows, count, is_short, mixed, now, plan_tokens, quiet};
+use super::{BACK, MODELS, PATIENCE, Plan, Rows, count, mixed, now, plan_tokens, quiet};
 use crate::figure::Figure;
 use crate::system::System;
 
@@ -17,6 +20,10 @@ const PROBE: Duration = Duration::from_millis(5);
 /// A client that tries again gives up later than so many seconds behind the kill: it tries twice more, after pauses of
 /// 0.5 and 1 s that are a quarter shorter at most (`openai._base_client`).
 const GIVES_UP: f64 = 1.0;
+/// Seconds behind its last byte by which an answer's bill is committed.
+const BILLED: f64 = 0.5;
+/// Why a row is credited that was open when the gateway was killed.
+const LOST: &str = "GATEWAY_LOST";
 
 /// Kills it and judges what came of all requests of this while; then once more, under clients that try again.
 pub(super) fn lost(
@@ -56,7 +63,7 @@ pub(super) fn lost(
     let once = count(failed.len());
     let mut rows = quiet(system)?;
     rows.retain(|id, _| !known.contains_key(id));
-    all.extend(credited(&got, &rows));
+    all.extend(credited(&got, &rows, outage.killed));
     all.extend(hidden(system, plan, python, how, prompts, once)?);
     Ok(all)
 }
@@ -183,8 +190,8 @@ fn hidden(
     let failed = got.iter().filter(|got| got.error.is_some());
     let (broken, failed): (Vec<&Got>, Vec<&Got>) = failed.partition(|got| is_broken(&asked, got, &outage));
     failed.iter().for_each(|got| eprintln!("{}: {:?} {:?} {}", got.number, got.error, got.status, got.message));
-    let cut = rows.values().filter(|row| row.reason == "GATEWAY_LOST").count();
-    let found = judge(&got, &rows);
+    let cut = rows.values().filter(|row| row.reason == LOST).count();
+    let found = judge(&got, &rows, outage.killed);
     found.told.iter().for_each(|text| eprintln!("{text}"));
     let metric = "requests without a token that the gateway's kill failed, of clients that try again as they come";
     Ok(vec![
@@ -196,15 +203,13 @@ fn hidden(
             count(cut) - count(broken.len()),
             1,
         ),
-        unanswered(plan, found.paid),
+        Figure::exactly("rows of that while that are paid or open and whose client has no answer", found.paid, 0),
+        Figure::exactly(
+            "answers and cancels of that while too that are billed otherwise than received",
+            found.misbilled,
+            0,
+        ),
     ])
-}
-
-/// A kill between a settlement and the last bytes of its answer leaves one such row: chance, which the short form tells and
-/// does not judge.
-fn unanswered(plan: &Plan, paid: i64) -> Figure {
-    let metric = "rows of that while that are paid or open and whose client has no answer";
-    if is_short(plan) { Figure::seen(metric, paid) } else { Figure::exactly(metric, paid, 0) }
 }
 
 /// A stream that had a token when the gateway was killed: its client cannot ask again, and says so at once. The gateway
@@ -228,15 +233,17 @@ struct Found {
     paid: i64,
     /// Whole answers and cancels that are billed otherwise than received.
     misbilled: i64,
-    /// Rows that are paid, less whole answers and paid cancels.
+    /// Rows that are paid, less whole answers that were not given away, and paid cancels.
     surplus: i64,
+    /// Whole answers whose bill the kill cut off.
+    given: i64,
     /// What is wrong, in words.
     told: Vec<String>,
 }
 
 /// Judges by what clients have: a row belongs to a whole answer, to a cancel, or else to a request that failed, which must be
-/// credited.
-fn judge(got: &[Got], rows: &Rows) -> Found {
+/// credited. What came to its end shortly before the kill may be credited as well.
+fn judge(got: &[Got], rows: &Rows, killed: f64) -> Found {
     let mut found = Found::default();
     let had = got.iter().filter(|got| got.error.is_none());
     let had: BTreeMap<&str, &Got> = had.filter_map(|got| Some((got.id.as_deref()?, got))).collect();
@@ -252,10 +259,13 @@ fn judge(got: &[Got], rows: &Rows) -> Found {
                 let received = got.tokens.len() as u64;
                 let one_more = u64::from(got.cancelled);
                 let billed = settled && (received..=received + one_more).contains(&row.completion_tokens);
+                let cut = credited && row.reason == LOST;
+                let given = cut && !got.cancelled && got.at + got.took > killed - BILLED && got.at < killed;
                 // One that was left in flight was cut as well.
-                let right = billed || got.cancelled && credited;
+                let right = billed || given || got.cancelled && credited;
                 found.misbilled += i64::from(!right);
-                found.surplus -= i64::from(!got.cancelled || settled);
+                found.surplus -= i64::from(!(got.cancelled || given) || settled);
+                found.given += i64::from(given);
                 right
             }
         };
@@ -271,20 +281,20 @@ fn judge(got: &[Got], rows: &Rows) -> Found {
     found
 }
 
-fn credited(got: &[Got], rows: &Rows) -> Vec<Figure> {
-    let found = judge(got, rows);
+fn credited(got: &[Got], rows: &Rows, killed: f64) -> Vec<Figure> {
+    let found = judge(got, rows, killed);
     found.told.iter().for_each(|text| eprintln!("{text}"));
     let had: Vec<_> = got.iter().filter(|got| got.error.is_none()).collect();
     let ids = |cancelled: bool| -> BTreeSet<_> {
         had.iter().filter(|got| got.cancelled == cancelled).filter_map(|got| got.id.as_ref()).collect()
     };
     let (whole, left) = (ids(false), ids(true));
-    let lost = rows.values().filter(|row| row.reason == "GATEWAY_LOST").count();
+    let lost = rows.values().filter(|row| row.reason == LOST).count();
     // The controls: what must not be, done to one row.
     let but = |which: &dyn Fn(&v1::InferenceRequest) -> bool, change: &dyn Fn(&mut v1::InferenceRequest)| {
         let mut rows = rows.clone();
         let row = rows.values_mut().find(|row| which(row));
-        row.map(change).map(|()| judge(got, &rows))
+        row.map(change).map(|()| judge(got, &rows, killed))
     };
     let voided = |row: &v1::InferenceRequest| {
         let nobodys = !whole.contains(&row.id) && !left.contains(&row.id);
@@ -305,6 +315,7 @@ fn credited(got: &[Got], rows: &Rows) -> Vec<Figure> {
         Figure::exactly("paid rows, less answers and cancels that clients have", found.surplus, 0)
             .control("a credited row that is settled, and a paid one that is credited: found", surplus && unpaid),
         Figure::exactly("answers and cancels of that while billed otherwise than received", found.misbilled, 0),
+        Figure::seen("answers that clients have whole and whose bill the kill cut off", found.given),
     ]
 }
 
@@ -346,13 +357,13 @@ mod tests {
     #[test]
     fn what_failed_at_its_client_is_credited_and_what_it_has_is_paid() {
         let (got, rows) = phase();
-        assert_eq!(judge(&got, &rows), Found::default());
-        let figures = credited(&got, &rows);
+        assert_eq!(judge(&got, &rows, 100.0), Found::default());
+        let figures = credited(&got, &rows, 100.0);
         assert!(!figures.iter().any(Figure::fails), "{figures:?}");
         let counts = |change: &dyn Fn(&mut Rows)| {
             let mut rows = rows.clone();
             change(&mut rows);
-            let found = judge(&got, &rows);
+            let found = judge(&got, &rows, 100.0);
             (found.paid, found.misbilled, found.surplus)
         };
         let set = |id: &'static str, state: v1::InferenceRequestState| {
@@ -369,11 +380,29 @@ mod tests {
     }
 
     #[test]
+    fn only_what_ended_just_before_the_kill_may_be_given_away() {
+        let (mut got, mut rows) = phase();
+        rows.get_mut("req-0").unwrap().set_state(v1::InferenceRequestState::Voided);
+        rows.get_mut("req-0").unwrap().reason = LOST.to_owned();
+        let mut judged = |at: f64, took: f64| {
+            (got[0].at, got[0].took) = (at, took);
+            let found = judge(&got, &rows, 100.0);
+            (found.given, found.misbilled, found.surplus)
+        };
+        assert_eq!(judged(99.0, 0.9), (1, 0, 0));
+        assert_eq!(judged(99.0, 1.01), (1, 0, 0), "the last bytes were on their way");
+        assert_eq!(judged(98.0, 1.4), (0, 1, -1), "its bill was due");
+        assert_eq!(judged(100.1, 0.5), (0, 1, -1), "it was asked behind the kill");
+        rows.get_mut("req-0").unwrap().credits = 1;
+        assert_eq!(judge(&got, &rows, 100.0).given, 0);
+    }
+
+    #[test]
     fn a_phase_without_anything_in_flight_shows_nothing() {
         let (got, mut rows) = phase();
         rows.retain(|id, _| id == "req-0");
-        let failing: Vec<_> = credited(&got[..1], &rows).iter().map(Figure::fails).collect();
-        assert_eq!(failing, [true, true, true, false], "controls need rows that were credited");
+        let failing: Vec<_> = credited(&got[..1], &rows, 100.0).iter().map(Figure::fails).collect();
+        assert_eq!(failing, [true, true, true, false, false], "controls need rows that were credited");
     }
 
     fn failed(at: f64, took: f64, status: Option<u16>) -> Got {
