@@ -351,7 +351,7 @@ impl Sim {
         }
     }
 
-    /// A whole answer has come: it is billed, and its client is told.
+    /// A whole answer has come: its client is told, and behind that it is billed.
     fn complete(&mut self, request: RequestId, finished: &EngineFinished) {
         let Some(course) = self.course(request) else { return };
         let (ask, generated) = (Rc::clone(&course.ask), course.generated.clone());
