@@ -2,6 +2,7 @@
 
 mod support;
 
+use sluice_lifecycle::model::JobState;
 use sluice_lifecycle::{Command, NodeReport, TaskKey, UserCommand};
 use sluice_types::Digest;
 use support::{Bench, WINDOW_COST};
@@ -41,4 +42,33 @@ fn windows_are_kept_since_the_oldest_checkpoint_that_is_left() {
     let resume = bench.state.attempt(bench.task(job).attempt).unwrap().resume.unwrap();
     assert_eq!(bench.state.checkpoint(resume).unwrap().step, 1, "the second is at the lost site alone");
     assert_eq!(bench.state.lease(key.lease).unwrap().credited.units(), 3 * WINDOW_COST);
+}
+
+#[test]
+fn a_target_that_is_lost_before_it_has_the_job_is_credited_at_once() {
+    let mut bench = Bench::new();
+    let job = bench.run(None);
+    let key = bench.task(job);
+    let site = bench.state.lease(key.lease).unwrap().site;
+    let other = *bench.sites.iter().find(|other| **other != site).unwrap();
+    bench.user(UserCommand::Migrate(job, other, None)).unwrap();
+    bench.plan();
+    let migration = bench.job(job).migration.unwrap();
+    let target = bench.state.migration(migration).unwrap().target.unwrap();
+    let attempt = bench.state.attempt(target).unwrap();
+    let (task, generation) = (attempt.tasks[0].lease, attempt.generation);
+    let prepares = TaskKey { attempt: target, lease: task, generation };
+    bench.window(key);
+    bench.window(prepares);
+    let (source, node) = (key.lease, bench.state.lease(task).unwrap().device.node);
+    assert_eq!(bench.state.lease(task).unwrap().amount.units(), WINDOW_COST);
+    bench.silence(node, 20);
+    // The job goes on where it is, and is never placed again.
+    assert_eq!(bench.job(job).state, JobState::Running);
+    let credited = |bench: &Bench, lease| bench.state.lease(lease).unwrap().credited.units();
+    assert_eq!((credited(&bench, task), credited(&bench, source)), (WINDOW_COST, 0));
+    // What it tells of later is credited as it comes.
+    bench.hello(node);
+    bench.window(prepares);
+    assert_eq!(credited(&bench, task), bench.state.lease(task).unwrap().amount.units());
 }

@@ -196,6 +196,7 @@ impl Step<'_> {
         if owner {
             self.lost(job, reason);
         } else {
+            self.credit_target(id, reason);
             self.abort_migration(job, reason);
         }
     }

@@ -248,6 +248,17 @@ impl Step<'_> {
         self.credit_since(job, from.as_ref());
     }
 
+    /// The target of a move that was lost before it had the job: what it prepared is of no use to anybody, and the job may
+    /// never be placed again.
+    pub(super) fn credit_target(&mut self, id: AttemptId, reason: Reason) {
+        let Some(attempt) = self.state.attempts.get(&id).cloned() else { return };
+        // A source that handed over was the owner, and what it did was carried on.
+        if self.state.jobs.get(&attempt.job).is_none_or(|job| job.generation >= attempt.generation) {
+            return;
+        }
+        attempt.tasks.iter().for_each(|task| self.credit_lease(task.lease, 0, reason));
+    }
+
     /// Every window of a lost attempt after the checkpoint is work that has to be done again.
     fn credit_since(&mut self, job: JobId, from: Option<&Checkpoint>) {
         // What a replica has served is served: none of it is done again.

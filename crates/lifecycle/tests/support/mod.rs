@@ -190,7 +190,8 @@ impl Bench {
 
     /// A node connects again, in the same boot.
     pub(crate) fn hello(&mut self, node: NodeId) {
-        self.command(Command::Node(node, Generation::ZERO, self.inventory())).unwrap();
+        let answer = self.command(Command::Node(node, Generation::ZERO, self.inventory())).unwrap();
+        self.nodes.iter_mut().filter(|(known, _)| *known == node).for_each(|known| known.1 = answer.generation);
     }
 
     pub(crate) fn user(&mut self, command: UserCommand) -> Result<Answer, Refusal> {

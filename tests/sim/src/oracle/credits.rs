@@ -61,8 +61,8 @@ impl Oracle {
                 let open = lost && !prepared && (from.is_none() || placed_later) && !replayed;
                 if window.credited != wanted && !open {
                     wrong.push(format!(
-                        "window {lease}/{sequence} of {} cost {}: {} credited, {wanted} expected (replayed {from:?}, resumes {:?})",
-                        bill.key.attempt, window.posted, window.credited, later.iter().map(|launch| (launch.attempt, launch.resume.map(|resume| resume.1))).collect::<Vec<_>>()
+                        "window {lease}/{sequence} of {}, {}, cost {}: {} credited, {wanted} expected (replayed {from:?}, resumes {:?})",
+                        bill.key.attempt, bill.row.job, window.posted, window.credited, later.iter().map(|launch| (launch.attempt, launch.resume.map(|resume| resume.1))).collect::<Vec<_>>()
                     ));
                 }
             }
