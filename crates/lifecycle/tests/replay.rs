@@ -2,10 +2,10 @@
 
 mod support;
 
-use sluice_lifecycle::model::JobState;
+use sluice_lifecycle::model::{JobState, TaskEnd};
 use sluice_lifecycle::{Command, NodeReport, TaskKey, UserCommand};
-use sluice_types::Digest;
-use support::{Bench, WINDOW_COST};
+use sluice_types::{Digest, Reason};
+use support::{Bench, WINDOW_COST, end};
 
 fn seal(bench: &mut Bench, key: TaskKey, number: u8) {
     let report = NodeReport::Sealed {
@@ -44,8 +44,15 @@ fn windows_are_kept_since_the_oldest_checkpoint_that_is_left() {
     assert_eq!(bench.state.lease(key.lease).unwrap().credited.units(), 3 * WINDOW_COST);
 }
 
+/// Its node is silent, or was there again and says so itself.
 #[test]
 fn a_target_that_is_lost_before_it_has_the_job_is_credited_at_once() {
+    for silent in [true, false] {
+        loses_a_target(silent);
+    }
+}
+
+fn loses_a_target(silent: bool) {
     let mut bench = Bench::new();
     let job = bench.run(None);
     let key = bench.task(job);
@@ -62,13 +69,20 @@ fn a_target_that_is_lost_before_it_has_the_job_is_credited_at_once() {
     bench.window(prepares);
     let (source, node) = (key.lease, bench.state.lease(task).unwrap().device.node);
     assert_eq!(bench.state.lease(task).unwrap().amount.units(), WINDOW_COST);
-    bench.silence(node, 20);
+    if silent {
+        bench.silence(node, 20);
+    } else {
+        let lost = TaskEnd { exit_code: None, reason: Some(Reason::NodeLost), ..end(false) };
+        bench.node_of(prepares, NodeReport::Ended { key: prepares, end: lost, step: 0, windows: 1 });
+    }
     // The job goes on where it is, and is never placed again.
     assert_eq!(bench.job(job).state, JobState::Running);
     let credited = |bench: &Bench, lease| bench.state.lease(lease).unwrap().credited.units();
     assert_eq!((credited(&bench, task), credited(&bench, source)), (WINDOW_COST, 0));
     // What it tells of later is credited as it comes.
-    bench.hello(node);
+    if silent {
+        bench.hello(node);
+    }
     bench.window(prepares);
     assert_eq!(credited(&bench, task), bench.state.lease(task).unwrap().amount.units());
 }

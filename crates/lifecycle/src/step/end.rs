@@ -196,7 +196,6 @@ impl Step<'_> {
         if owner {
             self.lost(job, reason);
         } else {
-            self.credit_target(id, reason);
             self.abort_migration(job, reason);
         }
     }
@@ -263,13 +262,16 @@ impl Step<'_> {
         row.revision += 1;
         (row.ended, row.reason) = (Some(now), reason);
         let leases: Vec<_> = row.tasks.iter().map(|task| task.lease).collect();
-        let quota = row.quota;
+        let (quota, lost) = (row.quota, reason.filter(|reason| reason.is_infrastructure()));
         for lease in &leases {
             if self.state.leases.get(lease).is_some_and(|row| row.state == LeaseState::Held)
                 && let Some(row) = self.state.leases.get_mut(lease)
             {
                 row.state = LeaseState::Ending;
             }
+        }
+        if let Some(reason) = lost {
+            self.credit_target(id, reason);
         }
         // Quota is a right to hold; a fenced attempt holds nothing that its tenant could use.
         self.give_back_quota(id);
