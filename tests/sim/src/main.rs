@@ -171,8 +171,8 @@ fn report(outcomes: &[Outcome], begin: Instant, options: &Options) -> ExitCode {
     let traces: BTreeSet<_> = outcomes.iter().map(|outcome| outcome.digest).collect();
     println!(
         "figures: seeds={} failed={failed} differ={differ} traces={} threads={} seconds={:.1} cpu_seconds={:.1} \
-         least_jobs={} least_faults={} least_hours={} least_rents={} expired={} least_settled={} voided={} \
-         least_replicas={} drained={} resumed={} least_tokens={} moved={} put_out={}",
+         least_jobs={} least_faults={} least_hours={} least_rents={} expired={} least_settled={} settled={} \
+         voided={} least_replicas={} drained={} resumed={} least_tokens={} tokens={} moved={} put_out={}",
         outcomes.len(),
         traces.len(),
         threads(options),
@@ -184,11 +184,13 @@ fn report(outcomes: &[Outcome], begin: Instant, options: &Options) -> ExitCode {
         least(|outcome| outcome.rents as u64),
         sum(|outcome| outcome.expired as u64),
         least(|outcome| outcome.settled as u64),
+        sum(|outcome| outcome.settled as u64),
         sum(|outcome| outcome.voided as u64),
         least(|outcome| outcome.replicas as u64),
         sum(|outcome| outcome.drained as u64),
         sum(|outcome| outcome.resumed as u64),
         least(|outcome| outcome.tokens),
+        sum(|outcome| outcome.tokens),
         sum(|outcome| outcome.moved),
         sum(|outcome| outcome.put_out),
     );
