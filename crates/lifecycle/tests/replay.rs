@@ -48,41 +48,37 @@ fn windows_are_kept_since_the_oldest_checkpoint_that_is_left() {
 #[test]
 fn a_target_that_is_lost_before_it_has_the_job_is_credited_at_once() {
     for silent in [true, false] {
-        loses_a_target(silent);
+        let mut bench = Bench::new();
+        let job = bench.run(None);
+        let key = bench.task(job);
+        let site = bench.state.lease(key.lease).unwrap().site;
+        let other = *bench.sites.iter().find(|other| **other != site).unwrap();
+        bench.user(UserCommand::Migrate(job, other, None)).unwrap();
+        bench.plan();
+        let migration = bench.job(job).migration.unwrap();
+        let target = bench.state.migration(migration).unwrap().target.unwrap();
+        let attempt = bench.state.attempt(target).unwrap();
+        let (task, generation) = (attempt.tasks[0].lease, attempt.generation);
+        let prepares = TaskKey { attempt: target, lease: task, generation };
+        bench.window(key);
+        bench.window(prepares);
+        let (source, node) = (key.lease, bench.state.lease(task).unwrap().device.node);
+        assert_eq!(bench.state.lease(task).unwrap().amount.units(), WINDOW_COST);
+        if silent {
+            bench.silence(node, 20);
+        } else {
+            let lost = TaskEnd { exit_code: None, reason: Some(Reason::NodeLost), ..end(false) };
+            bench.node_of(prepares, NodeReport::Ended { key: prepares, end: lost, step: 0, windows: 1 });
+        }
+        // The job goes on where it is, and is never placed again.
+        assert_eq!(bench.job(job).state, JobState::Running);
+        let credited = |bench: &Bench, lease| bench.state.lease(lease).unwrap().credited.units();
+        assert_eq!((credited(&bench, task), credited(&bench, source)), (WINDOW_COST, 0));
+        // What it tells of later is credited as it comes.
+        if silent {
+            bench.hello(node);
+        }
+        bench.window(prepares);
+        assert_eq!(credited(&bench, task), bench.state.lease(task).unwrap().amount.units());
     }
-}
-
-fn loses_a_target(silent: bool) {
-    let mut bench = Bench::new();
-    let job = bench.run(None);
-    let key = bench.task(job);
-    let site = bench.state.lease(key.lease).unwrap().site;
-    let other = *bench.sites.iter().find(|other| **other != site).unwrap();
-    bench.user(UserCommand::Migrate(job, other, None)).unwrap();
-    bench.plan();
-    let migration = bench.job(job).migration.unwrap();
-    let target = bench.state.migration(migration).unwrap().target.unwrap();
-    let attempt = bench.state.attempt(target).unwrap();
-    let (task, generation) = (attempt.tasks[0].lease, attempt.generation);
-    let prepares = TaskKey { attempt: target, lease: task, generation };
-    bench.window(key);
-    bench.window(prepares);
-    let (source, node) = (key.lease, bench.state.lease(task).unwrap().device.node);
-    assert_eq!(bench.state.lease(task).unwrap().amount.units(), WINDOW_COST);
-    if silent {
-        bench.silence(node, 20);
-    } else {
-        let lost = TaskEnd { exit_code: None, reason: Some(Reason::NodeLost), ..end(false) };
-        bench.node_of(prepares, NodeReport::Ended { key: prepares, end: lost, step: 0, windows: 1 });
-    }
-    // The job goes on where it is, and is never placed again.
-    assert_eq!(bench.job(job).state, JobState::Running);
-    let credited = |bench: &Bench, lease| bench.state.lease(lease).unwrap().credited.units();
-    assert_eq!((credited(&bench, task), credited(&bench, source)), (WINDOW_COST, 0));
-    // What it tells of later is credited as it comes.
-    if silent {
-        bench.hello(node);
-    }
-    bench.window(prepares);
-    assert_eq!(credited(&bench, task), bench.state.lease(task).unwrap().amount.units());
 }
