@@ -73,7 +73,8 @@ async fn who_leaves_before_the_last_token_was_taken_does_not_pay_for_it() {
     let _keeps = tokio::spawn(Arc::clone(&pool).keep(stop.clone()));
     let caller = Caller { key: KeyId::from_raw(1), tenant: TenantId::from_raw(1), project: None };
     let limits = Limits::new(GatewayLimits::default());
-    for (stream, completion) in [(false, 0), (true, 3)] {
+    // The last token, or the end behind it, lies in the way out.
+    for (stream, taken, completion) in [(false, 3, 0), (true, 3, 3), (false, 4, 0), (true, 4, 4)] {
         let key = control.open(&caller, ENDPOINT, Ceiling { prompt: 50, completion: 4 }).await.unwrap();
         let generate = v1::EngineGenerate {
             tenant: caller.tenant.to_string(),
@@ -96,17 +97,17 @@ async fn who_leaves_before_the_last_token_was_taken_does_not_pay_for_it() {
         };
         let (to, mut pieces) = mpsc::channel(1);
         let delivery = Arc::<Delivery>::default();
-        let (_written, over) = oneshot::channel();
+        let (written, over) = oneshot::channel();
         let owner = tokio::spawn(request.own(to, Arc::clone(&delivery), over));
-        for _ in 0..3 {
+        for _ in 0..taken {
             let Some(Piece::Token(_)) = pieces.recv().await else { panic!() };
             delivery.token();
         }
-        // The worker is done, and its last token lies in the way out.
+        // The worker is done.
         until("it is done", || double.open.load(Ordering::SeqCst) == 0).await;
         tokio::time::sleep(Duration::from_millis(50)).await;
         assert_eq!(double.rows().last(), Some(&Row::Open));
-        drop(pieces);
+        drop((pieces, written));
         owner.await.unwrap();
         assert_eq!(double.rows().last(), Some(&settled(4, completion)));
     }
