@@ -3,7 +3,7 @@
 
 mod fleet;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fleet::{Host, eventually, shell};
 use sluice_node::supervisor::LogRecord;
@@ -84,7 +84,7 @@ async fn no_window_goes_beyond_the_end_while_the_supervisor_is_busy_with_what_is
     let agent = host.agent();
     let mut job = shell("");
     job.spec().command = ["/usr/bin/python3", "-c", LINGERER].map(str::to_owned).to_vec();
-    let begun = std::time::Instant::now();
+    let begun = Instant::now();
     host.controller.want(&job).await;
     let ended = host.controller.ended(&job).await;
     let windows = host.controller.all_windows(&job, &ended).await;
@@ -98,7 +98,10 @@ async fn no_window_goes_beyond_the_end_while_the_supervisor_is_busy_with_what_is
 #[tokio::test(flavor = "multi_thread")]
 async fn ends_are_told_apart() {
     let Some(host) = Host::enforced().await else { return };
-    let agent = host.agent();
+    let mut config = host.config();
+    // One of them is never ready.
+    config.limits.prepare = Duration::from_secs(5);
+    let agent = host.agent_with(config);
     let failing = shell("exit 3");
     let mut missing = shell("true");
     missing.spec().command = vec!["/no/such/program".to_owned()];
@@ -133,13 +136,16 @@ async fn a_killed_agent_disturbs_no_job_and_loses_no_time() {
     let Some(host) = Host::enforced().await else { return };
     let agent = host.agent();
     let steady = shell("while :; do sleep 0.05; done");
-    let brief = shell("sleep 2; exit 5");
+    let brief = shell("while [ ! -e go ]; do sleep 0.05; done; exit 5");
     host.controller.want(&steady).await;
     host.controller.want(&brief).await;
     let started = host.controller.running(&steady).await.started_ns;
     host.controller.running(&brief).await;
     eventually("a window", || (host.controller.windows(&steady).len() > 2).then_some(())).await;
     agent.kill();
+    // It ends while nobody looks.
+    std::fs::write(host.attempt(&brief).join("work/go"), "").unwrap();
+    eventually("the end", || host.attempt(&brief).join("exit.json").exists().then_some(())).await;
     // Not settled: what was sent comes again.
     host.controller.settle_windows(false);
     tokio::time::sleep(Duration::from_millis(2500)).await;
@@ -187,7 +193,7 @@ async fn a_task_that_lost_its_supervisor_is_lost_and_its_processes_with_it() {
 async fn prepare_waits_stop_is_polite_and_release_is_not() {
     let Some(host) = Host::enforced().await else { return };
     let agent = host.agent();
-    let polite = shell("trap 'echo bye > $SLUICE_OUTPUTS/bye; exit 9' TERM; while :; do sleep 0.05; done");
+    let polite = shell("trap 'echo bye > $SLUICE_OUTPUTS/bye; exit 9' TERM; : > ready; while :; do sleep 0.05; done");
     let prepared = polite.with(v1::Goal::Prepare);
     host.controller.want(&prepared).await;
     eventually("prepared", || matches!(host.controller.last_state(&prepared), Some(State::Prepared(_))).then_some(()))
@@ -199,7 +205,8 @@ async fn prepare_waits_stop_is_polite_and_release_is_not() {
     // An older revision changes nothing.
     host.controller.want(&polite.with(v1::Goal::Stop)).await;
     host.controller.running(&run).await;
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let ready = host.attempt(&run).join("work/ready");
+    eventually("the trap", || ready.exists().then_some(())).await;
     host.controller.want(&run.with(v1::Goal::Stop)).await;
     let ended = host.controller.ended(&run).await;
     assert!(ended.exit_code == Some(9) && ended.outputs.is_some(), "{ended:?}");
@@ -275,7 +282,7 @@ async fn outputs_for_a_vault_that_fell_silent_hold_up_an_end_no_longer_than_the_
     config.limits.finish = Duration::from_secs(2);
     let agent = host.agent_with(config);
     let job = shell("echo out > $SLUICE_OUTPUTS/o");
-    host.way.fall_silent();
+    host.way.fall_silent_at(0);
     host.controller.want(&job).await;
     let ended = host.controller.ended(&job).await;
     assert!(ended.exit_code == Some(0) && ended.outputs.is_none(), "{ended:?}");
@@ -289,7 +296,7 @@ async fn what_was_refused_and_told_as_ended_never_begins() {
     let mut config = host.config();
     config.limits.tasks = 1;
     let agent = host.agent_with(config);
-    let (first, refused, last) = (shell("sleep 60"), shell("true"), shell("true"));
+    let (first, refused) = (shell("sleep 60"), shell("true"));
     host.controller.want(&first).await;
     host.controller.running(&first).await;
     host.controller.want(&refused).await;
@@ -298,11 +305,22 @@ async fn what_was_refused_and_told_as_ended_never_begins() {
     host.controller.want(&first.with(v1::Goal::Release)).await;
     host.controller.ended(&first).await;
     host.controller.forget(&first).await;
-    eventually("room", || (!host.attempt(&first).exists()).then_some(())).await;
-    // Sent before the end was heard of.
-    host.controller.want(&refused).await;
-    host.controller.want(&last).await;
-    assert_eq!(host.controller.ended(&last).await.exit_code, Some(0));
+    eventually("forgotten", || (!host.attempt(&first).exists()).then_some(())).await;
+    // There is room a moment after the folder is gone.
+    let begun = Instant::now();
+    let last = loop {
+        // Sent before the end was heard of.
+        host.controller.want(&refused).await;
+        let last = shell("true");
+        host.controller.want(&last).await;
+        let last = host.controller.ended(&last).await;
+        if !last.message.contains("as many tasks as it may") {
+            break last;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "no room: {last:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert_eq!(last.exit_code, Some(0), "{last:?}");
     assert_eq!(host.controller.ended(&refused).await, ended);
     assert!(!host.attempt(&refused).exists());
     agent.stop().await;

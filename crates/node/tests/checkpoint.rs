@@ -85,16 +85,17 @@ fn an_ordered_checkpoint_ends_the_task_and_the_next_attempt_goes_on_from_it() {
 #[test]
 fn a_task_that_was_told_to_end_is_not_done_because_the_order_was_taken_back() {
     let Some(node) = Node::enforced() else { return };
-    let Some(mut attempt) = python(&node, &["train", "100000", "500"]) else { return };
+    let Some(mut attempt) = python(&node, &["train", "100000", "1"]) else { return };
     attempt.start();
     attempt.wait_status("steps", |status| status.last_step > Some(3));
-    block_on(attempt.client().checkpoint_and_exit(Duration::from_secs(10))).unwrap();
+    block_on(attempt.client().checkpoint_and_exit(Duration::from_secs(60))).unwrap();
     let told = |status: &supervisor::Status| {
         status.order.as_ref().is_some_and(|order| matches!(order.state, OrderState::Told { .. }))
     };
     attempt.wait_status("told", told);
-    // It writes, and will end with status 0 whatever is decided now.
+    // It is to write, and will end with status 0 whatever is decided now.
     block_on(attempt.client().resume_normal()).unwrap();
+    std::fs::write(attempt.work().join("go"), "").unwrap();
     let record = attempt.end();
     assert_eq!(record.outcome, Outcome::Exited { code: 0 });
     assert_eq!((record.ordered, record.order_sequence), (Some(Ordered::CheckpointAndExit), Some(1)));
@@ -107,13 +108,13 @@ fn a_held_task_waits_at_a_step_until_it_is_told_where_to_stop_or_its_time_is_ove
     attempt.start();
     attempt.wait_status("steps", |status| status.last_step > Some(3));
     let after = block_on(attempt.client().hold(Duration::from_millis(700))).unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    let held = block_on(attempt.client().status()).unwrap().last_step;
-    assert!(held <= Some(after + 1), "{held:?} behind {after}");
     attempt.wait_status("going on", |status| status.last_step > Some(after + 3));
 
     let after = block_on(attempt.client().hold(Duration::from_secs(60))).unwrap();
     attempt.wait_status("held", |status| status.last_step == Some(after + 1));
+    std::thread::sleep(Duration::from_millis(300));
+    let held = block_on(attempt.client().status()).unwrap().last_step;
+    assert_eq!(held, Some(after + 1), "it went on");
     block_on(attempt.client().checkpoint_and_exit_from(after + 4, Duration::from_secs(10))).unwrap();
     let record = attempt.end();
     let steps: Vec<u64> = staged(&attempt).iter().map(|manifest| manifest.step).collect();
@@ -136,7 +137,7 @@ fn orders_that_cannot_be_fulfilled_fail_and_the_task_goes_on() {
     block_on(deaf.client().stop(Duration::from_secs(1))).unwrap();
     deaf.end();
 
-    let mut disabled = node.attempt("sleep 60");
+    let mut disabled = node.attempt("sleep 1000");
     disabled.spec.checkpoint.mode = CheckpointMode::Disabled;
     disabled.start();
     disabled.wait_status("running", |status| status.phase == Phase::Running);
@@ -171,13 +172,13 @@ fn atomic_renames_in_a_watched_directory_are_taken_and_put_back() {
     // Counts; writes its count on SIGUSR1; knows nothing of Sluice.
     let script = "mkdir -p ckpt; last=$(ls -d ckpt/step-* 2>/dev/null | tail -1); n=0; \
         [ -n \"$last\" ] && n=$(cat $last/sub/n) && echo resumed $n; \
-        trap 'mkdir -p tmp/sub && echo $n > tmp/sub/n && mv tmp ckpt/step-$n && echo saved $n' USR1; \
+        trap 'mkdir -p tmp/sub && echo $n > tmp/sub/n && mv tmp ckpt/step-$n && echo saved $n' USR1; : > ready; \
         while :; do n=$((n+1)); sleep 0.05; done";
     let mut first = node.attempt(script);
     directory(&mut first, Completion::AtomicRename("step-*".to_owned()), Some(CheckpointSignal::Sigusr1));
     first.start();
     first.wait_status("running", |status| status.phase == Phase::Running);
-    std::thread::sleep(Duration::from_millis(300));
+    first.wait_file("ready");
     block_on(first.client().checkpoint_and_exit(Duration::from_secs(10))).unwrap();
     let record = first.end();
     let logs = first.logs();
@@ -202,9 +203,10 @@ fn atomic_renames_in_a_watched_directory_are_taken_and_put_back() {
 fn a_completion_file_marks_a_set_and_sets_without_one_are_left() {
     let Some(node) = Node::enforced() else { return };
     let mut attempt = node.attempt(
-        "mkdir -p ckpt/checkpoint-7 ckpt/checkpoint-9 ckpt/evil; echo a > ckpt/checkpoint-7/model; echo b > ckpt/checkpoint-9/model; \
+        "trap 'echo late > ckpt/checkpoint-9/DONE; exit 0' TERM; \
+         mkdir -p ckpt/checkpoint-7 ckpt/checkpoint-9 ckpt/evil; echo a > ckpt/checkpoint-7/model; echo b > ckpt/checkpoint-9/model; \
          ln -s /etc/passwd ckpt/checkpoint-7/link; ln -s /etc/passwd ckpt/evil/DONE; ln -s ../.. ckpt/up; \
-         echo x > ckpt/checkpoint-7/DONE; trap 'echo late > ckpt/checkpoint-9/DONE; exit 0' TERM; while :; do sleep 0.05; done",
+         echo x > ckpt/checkpoint-7/DONE; while :; do sleep 0.05; done",
     );
     directory(&mut attempt, Completion::CompletionFile("DONE".to_owned()), Some(CheckpointSignal::Sigterm));
     attempt.start();
@@ -243,8 +245,9 @@ fn a_program_without_a_signal_ends_after_the_next_set_that_it_writes() {
 #[test]
 fn a_new_set_is_found_among_more_of_them_than_there_are_descriptors() {
     let Some(node) = Node::enforced() else { return };
-    let mut attempt = node
-        .attempt("while [ ! -e go ]; do sleep 0.05; done; mkdir tmp; echo x > tmp/n; mv tmp ckpt/step-new-7; sleep 60");
+    let mut attempt = node.attempt(
+        "while [ ! -e go ]; do sleep 0.05; done; mkdir tmp; echo x > tmp/n; mv tmp ckpt/step-new-7; sleep 1000",
+    );
     directory(&mut attempt, Completion::AtomicRename("step-*".to_owned()), None);
     let ckpt = attempt.work().join("ckpt");
     (0..90).for_each(|step| std::fs::create_dir_all(ckpt.join(format!("step-{step}"))).unwrap());

@@ -107,7 +107,7 @@ fn every_attack_of_the_list_fails() {
         println!("SKIPPED: /usr/bin/python3 is missing");
         return;
     }
-    let mut victim = node.attempt("sleep 300");
+    let mut victim = node.attempt("sleep 3000");
     victim.start();
     let pid = victim.wait_status("running", |status| status.phase == Phase::Running).main.unwrap();
     let host = host(&node, &victim, pid);
@@ -151,7 +151,7 @@ fn every_attack_of_the_list_fails_from_a_session_too() {
         println!("SKIPPED: /usr/bin/python3 is missing");
         return;
     }
-    let mut victim = node.attempt("sleep 300");
+    let mut victim = node.attempt("sleep 3000");
     victim.start();
     let pid = victim.wait_status("running", |status| status.phase == Phase::Running).main.unwrap();
     let host = host(&node, &victim, pid);
@@ -241,7 +241,7 @@ fn without_the_sandbox_the_attacks_succeed() {
         println!("SKIPPED: /usr/bin/python3 is missing");
         return;
     }
-    let mut victim = enforced.attempt("sleep 300");
+    let mut victim = enforced.attempt("sleep 3000");
     victim.start();
     let pid = victim.wait_status("running", |status| status.phase == Phase::Running).main.unwrap();
     let host = host(&enforced, &victim, pid);

@@ -85,7 +85,7 @@ async fn a_checkpoint_for_a_vault_that_fell_silent_holds_up_an_end_no_longer_tha
     let agent = host.agent_with(config);
     host.controller.want(&job).await;
     steps(&host, &job, 3).await;
-    host.way.fall_silent();
+    host.way.fall_silent_at(0);
     host.controller.want(&job.with(v1::Goal::Checkpoint)).await;
     let ended = host.controller.ended(&job).await;
     assert!(!ended.at_checkpoint && ended.message.contains("checkpoint 1 was not stored"), "{ended:?}");

@@ -3,8 +3,10 @@
 
 mod common;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use common::controller::Controller;
 use common::proxy::Proxy;
@@ -13,6 +15,9 @@ use sluice_types::Digest;
 use sluice_vault::{ClientError, GroupManifest, Manifest, Member, hash_bytes};
 use tempfile::TempDir;
 use tonic::Code;
+
+/// How long a silent source is waited for where nobody may be helped by that.
+const LONG: Duration = Duration::from_secs(60);
 
 /// Two sites with a proxy in front of the first one's vault.
 struct World {
@@ -26,11 +31,21 @@ struct World {
 
 impl World {
     async fn new() -> Self {
+        Self::waiting(config(Path::new(""), "").transfers.idle).await
+    }
+
+    /// Vaults that wait so long for one that is silent.
+    async fn waiting(idle: Duration) -> Self {
+        let config = |folder: &TempDir, door: &str| {
+            let mut config = config(folder.path(), door);
+            config.transfers.idle = idle;
+            config
+        };
         let controller = Arc::new(Controller::default());
         let doors = [controller.door("a").await.to_string(), controller.door("b").await.to_string()];
         let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
-        let a = start(config(folders[0].path(), &doors[0])).await;
-        let b = start(config(folders[1].path(), &doors[1])).await;
+        let a = start(config(&folders[0], &doors[0])).await;
+        let b = start(config(&folders[1], &doors[1])).await;
         // Whoever asks for a blob from anywhere is told of the vaults that are linked.
         a.linked(1).await;
         b.linked(1).await;
@@ -120,11 +135,11 @@ async fn a_killed_receiver_goes_on_after_its_restart() {
     let mut state = tensors(5, 8, 1 << 20);
     state.push(noise(98, 32 << 20));
     let manifest = seal(&world.a.client(), 1, &state).await;
+    world.proxy.fall_silent_at(size(&state) / 2);
     world.controller.order("b", manifest, &[("a", world.proxy.address.to_string())]).await;
-    while world.proxy.bytes() < size(&state) / 2 {
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-    }
+    world.proxy.passed(size(&state) / 2).await;
     world.b.kill().await;
+    world.proxy.speak();
     world.b = start(config(world.folders[1].path(), &world.doors[1])).await;
     world.copy(manifest).await.unwrap();
     assert_thrifty("receiver killed", world.proxy.bytes(), size(&state));
@@ -136,7 +151,7 @@ async fn without_a_direct_way_the_relay_is_used() {
     let world = World::new().await;
     let state = tensors(6, 10, 700 << 10);
     let manifest = seal(&world.a.client(), 1, &state).await;
-    world.proxy.close();
+    world.proxy.close_at(0);
     assert_eq!(world.copy(manifest).await.unwrap(), (size(&state), size(&state)));
     assert_eq!(world.a.figures().relay_served_bytes - size(&state), manifest_bytes(&world, manifest).await);
     assert_eq!(world.materialised(manifest, "m").await.unwrap(), state);
@@ -151,11 +166,8 @@ async fn a_direct_way_that_breaks_half_way_is_left_for_the_relay() {
     let world = World::new().await;
     let state = tensors(7, 10, 1 << 20);
     let manifest = seal(&world.a.client(), 1, &state).await;
+    world.proxy.close_at(size(&state) / 4);
     let order = world.controller.order("b", manifest, &[("a", world.proxy.address.to_string())]).await;
-    while world.proxy.bytes() < size(&state) / 4 {
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-    }
-    world.proxy.close();
     let sluice_proto::v1::link_request::Message::Done(done) = world.controller.report(order).await else { panic!() };
     assert!(done.relayed_bytes > 0 && done.relayed_bytes < size(&state), "{done:?}");
     assert_eq!(world.materialised(manifest, "m").await.unwrap(), state);
@@ -232,36 +244,30 @@ async fn many_who_want_the_same_cause_one_fetch() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_host_waits_for_is_not_held_up_by_copies_from_a_silent_site() {
-    let world = World::new().await;
+    let world = World::waiting(LONG).await;
     let state = tensors(12, 12, 1 << 20);
     let manifest = seal(&world.a.client(), 1, &state).await;
     let input = noise(56, 1 << 20);
     world.controller.uploads.lock().unwrap().insert(hash_bytes(&input), input.clone().into());
+    world.proxy.fall_silent_at(size(&state) / 4);
     world.controller.order("b", manifest, &[("a", world.proxy.address.to_string())]).await;
-    while world.proxy.bytes() < size(&state) / 4 {
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-    }
-    world.proxy.fall_silent();
-    // Shorter than a silent source is waited for.
-    let soon = std::time::Duration::from_secs(2);
+    world.proxy.passed(size(&state) / 4).await;
     let client = world.b.client();
-    let got = tokio::time::timeout(soon, client.ensure(&[], &[hash_bytes(&input)])).await;
+    let got = tokio::time::timeout(LONG / 2, client.ensure(&[], &[hash_bytes(&input)])).await;
     assert_eq!(got.expect("it waits behind the copies").unwrap(), input.len() as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_copy_found_here_stays_until_the_rest_has_come() {
-    let world = World::new().await;
+    let world = World::waiting(LONG).await;
     let shared = noise(57, 1000);
     let older = seal(&world.b.client(), 1, std::slice::from_ref(&shared)).await;
     let mut state = tensors(14, 12, 1 << 20);
     state.push(shared.clone());
     let manifest = seal(&world.a.client(), 2, &state).await;
+    world.proxy.fall_silent_at(size(&state) / 4);
     world.controller.order("b", manifest, &[("a", world.proxy.address.to_string())]).await;
-    while world.proxy.bytes() < size(&state) / 4 {
-        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
-    }
-    world.proxy.fall_silent();
+    world.proxy.passed(size(&state) / 4).await;
     // Promises of these vaults last no time at all, as those of others last less than a long copy.
     world.b.store.forget(older).await.unwrap();
     world.b.store.sweep().await.unwrap();

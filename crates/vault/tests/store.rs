@@ -418,7 +418,7 @@ async fn a_vault_whose_host_lost_its_power_is_not_waited_for_for_ever() {
     let proxy = Proxy::to(vault.address).await;
     let client = client(proxy.address);
     let digest = client.put_bytes(b"here").await.unwrap();
-    proxy.fall_silent();
+    proxy.fall_silent_at(0);
     tokio::time::pause();
     let asked = tokio::time::timeout(Duration::from_secs(600), client.ensure(&[], &[digest])).await;
     let refused = asked.expect("it waits for ever");

@@ -26,9 +26,9 @@ use super::{DRAIN, Gateway, routes};
 /// A request's head must have come in so long; a connection without one goes as well.
 const HEAD: Duration = Duration::from_secs(30);
 /// A client that takes nothing of its answer for so long is cut off.
-const SLOW: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 30_000 });
+const SLOW: Duration = Duration::from_secs(if cfg!(test) { 5 } else { 30 });
 /// A handshake must be done in so long.
-const HANDSHAKE: Duration = Duration::from_secs(10);
+pub(super) const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Bytes of a connection that hyper keeps.
 const BUFFER: usize = 16 << 10;
 /// Bytes of an answer that the kernel keeps for a client: what is there counts as delivered.

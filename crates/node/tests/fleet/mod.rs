@@ -142,8 +142,6 @@ impl Host {
         config.sandbox.mode = self.sandbox;
         config.uids = self.uids..self.uids + 100;
         config.window = Nanos::from_secs(1);
-        config.limits.stop_grace = Duration::from_secs(1);
-        config.limits.prepare = Duration::from_secs(5);
         config.metrics = self.metrics.clone();
         config
     }
@@ -234,8 +232,13 @@ fn example(name: &str) -> PathBuf {
 }
 
 /// Waits until something is so.
-pub async fn eventually<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
-    let end = tokio::time::Instant::now() + Duration::from_secs(20);
+pub async fn eventually<T>(what: &str, look: impl FnMut() -> Option<T>) -> T {
+    eventually_in(Duration::from_secs(20), what, look).await
+}
+
+/// The same for what may take long on a slow machine.
+pub async fn eventually_in<T>(patience: Duration, what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = tokio::time::Instant::now() + patience;
     loop {
         if let Some(found) = look() {
             return found;

@@ -25,7 +25,7 @@ def main():
         if name not in wanted:
             continue
         try:
-            done = subprocess.run(attempt(language, code), timeout=10, stdin=subprocess.DEVNULL, capture_output=True)
+            done = subprocess.run(attempt(language, code), timeout=60, stdin=subprocess.DEVNULL, capture_output=True)
             status, said = done.returncode, (done.stdout + done.stderr).decode(errors="replace").strip()
         except subprocess.TimeoutExpired:
             status, said = "timeout", ""

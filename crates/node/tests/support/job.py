@@ -30,7 +30,8 @@ def write(step, name="new", size=8, said=8):
     return {"op": "checkpoint", "step": step, "dir": name, "cursor": {"at": step}, "code": "v1", "entries": [entry]}
 
 
-def train(steps, writing=0):
+def train(steps, waiting=0):
+    """If it is `waiting`, it writes no checkpoint before there is a file `go`."""
     supervisor = Supervisor()
     hello = supervisor.ask(op="hello", protocol=1)
     first = 1
@@ -43,7 +44,8 @@ def train(steps, writing=0):
     for step in range(first, steps + 1):
         answer = supervisor.ask(op="step", step=step, metrics={"loss": 1 / step})
         if answer["action"] != "continue":
-            time.sleep(writing / 1000)
+            while waiting and not os.path.exists("go"):
+                time.sleep(0.01)
             staged = supervisor.raw(json.dumps(write(step)).encode())
             print("staged", step, staged["sequence"], flush=True)
         if answer["action"] == "checkpoint_and_exit":

@@ -197,10 +197,11 @@ impl Attempt<'_> {
         pid
     }
 
-    /// Waits for the end.
+    /// Waits for the end. It gives up late: some tasks run a hundred programs, on a share of one core. So whatever is to
+    /// be ended must go on for longer than that by itself.
     pub fn end(&mut self) -> ExitRecord {
         let mut child = self.child.take().unwrap();
-        let give_up = Instant::now() + Duration::from_secs(30);
+        let give_up = Instant::now() + Duration::from_secs(300);
         while child.try_wait().unwrap().is_none() {
             if Instant::now() > give_up {
                 let _ = child.kill();
@@ -239,6 +240,17 @@ impl Attempt<'_> {
 
     pub fn own_log(&self) -> String {
         std::fs::read_to_string(self.folder.own_log()).unwrap_or_default()
+    }
+
+    /// Waits until the task has made this file in its working directory.
+    pub fn wait_file(&self, name: &str) {
+        let give_up = Instant::now() + Duration::from_secs(20);
+        while !self.work().join(name).exists() {
+            if Instant::now() > give_up {
+                panic!("it made no `{name}`\nlog: {}\nown: {}", self.logs(), self.own_log());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     /// Asks until the status is as wanted.

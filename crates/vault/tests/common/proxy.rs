@@ -2,7 +2,8 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -21,8 +22,16 @@ struct State {
     until_cut: AtomicI64,
     cuts: AtomicU64,
     cut: Notify,
-    closed: AtomicBool,
-    silent: AtomicBool,
+    /// Bytes from which on it takes and keeps no connection.
+    closed_from: AtomicU64,
+    /// Bytes from which on it passes nothing on.
+    silent_from: AtomicU64,
+}
+
+impl State {
+    fn is_beyond(&self, bound: &AtomicU64) -> bool {
+        self.bytes.load(Ordering::SeqCst) >= bound.load(Ordering::SeqCst)
+    }
 }
 
 impl Proxy {
@@ -35,13 +44,13 @@ impl Proxy {
             until_cut: AtomicI64::new(i64::MAX),
             cuts: AtomicU64::new(0),
             cut: Notify::new(),
-            closed: AtomicBool::new(false),
-            silent: AtomicBool::new(false),
+            closed_from: AtomicU64::new(u64::MAX),
+            silent_from: AtomicU64::new(u64::MAX),
         });
         let accepting = state.clone();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                if !accepting.closed.load(Ordering::SeqCst) {
+                if !accepting.is_beyond(&accepting.closed_from) {
                     tokio::spawn(forward(accepting.clone(), stream));
                 }
             }
@@ -63,15 +72,29 @@ impl Proxy {
         self.state.until_cut.store(i64::try_from(bytes).unwrap(), Ordering::SeqCst);
     }
 
-    /// Passes nothing on any more, and tells nobody.
-    pub fn fall_silent(&self) {
-        self.state.silent.store(true, Ordering::SeqCst);
+    /// Passes nothing on any more, and tells nobody, once so many bytes went through.
+    pub fn fall_silent_at(&self, bytes: u64) {
+        self.state.silent_from.store(bytes, Ordering::SeqCst);
     }
 
-    /// Takes no connection any more and cuts those there are.
-    pub fn close(&self) {
-        self.state.closed.store(true, Ordering::SeqCst);
-        self.state.cut.notify_waiters();
+    /// Passes on what comes over new connections.
+    pub fn speak(&self) {
+        self.fall_silent_at(u64::MAX);
+    }
+
+    /// Waits until so many bytes went through.
+    pub async fn passed(&self, bytes: u64) {
+        while self.bytes() < bytes {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Takes no connection any more and cuts those there are, once so many bytes went through.
+    pub fn close_at(&self, bytes: u64) {
+        self.state.closed_from.store(bytes, Ordering::SeqCst);
+        if self.bytes() >= bytes {
+            self.state.cut.notify_waiters();
+        }
     }
 }
 
@@ -93,8 +116,12 @@ async fn pump(state: &State, mut from: tokio::net::tcp::OwnedReadHalf, mut to: t
         if read == 0 {
             return;
         }
-        if state.silent.load(Ordering::SeqCst) {
+        if state.is_beyond(&state.silent_from) {
             std::future::pending::<()>().await;
+        }
+        if state.is_beyond(&state.closed_from) {
+            state.cut.notify_waiters();
+            return;
         }
         state.bytes.fetch_add(read as u64, Ordering::SeqCst);
         if to.write_all(&buffer[..read]).await.is_err() {

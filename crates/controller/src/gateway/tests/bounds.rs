@@ -35,7 +35,7 @@ async fn an_answer_that_comes_whole_has_a_bound() {
     assert_eq!((got.status, got.json()["error"]["code"].as_str()), (400, Some("answer_too_large")));
     until("it is closed", || served.double.rows().last() == Some(&Row::Voided(Reason::TooLarge))).await;
     let room = served.gateway.limits.room(TenantId::from_raw(1), 8 << 20);
-    timeout(Duration::from_secs(1), room).await.unwrap().unwrap();
+    timeout(Duration::from_secs(20), room).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -61,7 +61,7 @@ async fn an_answer_that_is_half_read_keeps_its_place_and_its_room() {
     all.extend(read_all(&mut stream).await);
     let got = parse(&all);
     assert_eq!(got.json()["usage"]["completion_tokens"], 100, "it came whole");
-    timeout(Duration::from_secs(1), room()).await.unwrap().unwrap();
+    timeout(Duration::from_secs(20), room()).await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

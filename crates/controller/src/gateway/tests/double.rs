@@ -2,7 +2,7 @@
 //! with faults.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -76,6 +76,8 @@ pub(super) struct Double {
     pub(super) classes: Arc<Mutex<Vec<v1::EngineClass>>>,
     /// Tokens that workers sent.
     pub(super) sent: Arc<AtomicU64>,
+    /// Workers take no steps.
+    pub(super) still: Arc<AtomicBool>,
     replicas: watch::Sender<Vec<Replica>>,
     changes: watch::Sender<u64>,
     next: AtomicU64,
@@ -96,6 +98,7 @@ impl Double {
             open: Arc::default(),
             classes: Arc::default(),
             sent: Arc::default(),
+            still: Arc::default(),
             replicas: watch::channel(Vec::new()).0,
             changes: watch::channel(0).0,
             next: AtomicU64::new(1),
@@ -184,6 +187,7 @@ impl Control for Double {
             open: Arc::clone(&self.open),
             classes: Arc::clone(&self.classes),
             sent: Arc::clone(&self.sent),
+            still: Arc::clone(&self.still),
         };
         tokio::spawn(worker.run(far));
         Box::new(near)
@@ -250,6 +254,7 @@ struct Worker {
     open: Arc<AtomicU64>,
     classes: Arc<Mutex<Vec<v1::EngineClass>>>,
     sent: Arc<AtomicU64>,
+    still: Arc<AtomicBool>,
 }
 
 impl Worker {
@@ -274,7 +279,7 @@ impl Worker {
         loop {
             tokio::select! {
                 request = read_request(&mut from, &mut bytes) => self.act(&mut to, request?.message?).await?,
-                _ = step.tick() => self.step(&mut to).await?,
+                _ = step.tick() => if !self.still.load(Ordering::SeqCst) { self.step(&mut to).await? },
                 _ = load.tick() => self.say(&mut to, Reply::Load(v1::EngineLoad::default())).await?,
             }
         }

@@ -17,10 +17,11 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tokio_util::sync::CancellationToken;
 
 use super::super::control::{Caller, Ceiling, SharedControl};
+use super::super::http::{self, HANDSHAKE};
 use super::super::limits::Limits;
 use super::super::pool::Pool;
 use super::super::request::{Delivery, Piece, Request};
-use super::super::{Gateway, GatewayLimits, http};
+use super::super::{Gateway, GatewayLimits};
 use super::client::{ask, dechunked, events, head, parse, post, read_all, serve};
 use super::double::{Double, ENDPOINT, Row, Script};
 use super::{bills, chat, quick, settled, streamed, told, until};
@@ -39,7 +40,8 @@ async fn read_events(stream: &mut (impl AsyncRead + Unpin), count: usize) -> Vec
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_key_that_is_revoked_ends_what_runs_with_it() {
-    let slow = Script { step: Duration::from_millis(40), ..Script::default() };
+    // Forty seconds of an answer: an end before that is a cut.
+    let slow = Script { step: Duration::from_millis(200), ..Script::default() };
     let served = serve(Double::new(slow, 1), GatewayLimits::default());
     let body = streamed("revoke", 190).to_string();
     let mut stream = ask(served.address, "key-1", "/v1/chat/completions", &body).await;
@@ -47,7 +49,7 @@ async fn a_key_that_is_revoked_ends_what_runs_with_it() {
     let mut other = ask(served.address, "key-2", "/v1/chat/completions", &body).await;
     read_events(&mut other, 1).await;
     served.double.revoked.lock().unwrap().insert(KeyId::from_raw(1));
-    let rest = timeout(Duration::from_secs(3), read_all(&mut stream)).await;
+    let rest = timeout(Duration::from_secs(20), read_all(&mut stream)).await;
     all.extend(rest.unwrap_or_else(|_| panic!("it goes on")));
     let (events, done) = parse(&all).events();
     assert!(!done && events.last().unwrap()["error"]["code"] == "invalid_api_key");
@@ -61,7 +63,7 @@ async fn a_key_that_is_revoked_ends_what_runs_with_it() {
     served.double.revoked.lock().unwrap().insert(KeyId::from_raw(1));
     let body = chat("wait", 4);
     let waits = post(served.address, "key-1", "/v1/chat/completions", &body);
-    assert_eq!(timeout(Duration::from_secs(3), waits).await.unwrap().status, 401);
+    assert_eq!(timeout(Duration::from_secs(20), waits).await.unwrap().status, 401);
     assert_eq!(served.double.rows(), [Row::Voided(Reason::Signalled)]);
 }
 
@@ -116,7 +118,7 @@ async fn who_leaves_before_the_last_token_was_taken_does_not_pay_for_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_gateway_that_stops_tells_its_clients_and_closes_their_requests() {
-    let slow = Script { step: Duration::from_millis(20), sequences: 1, ..Script::default() };
+    let slow = Script { step: Duration::from_millis(200), sequences: 1, ..Script::default() };
     let served = serve(Double::new(slow, 1), GatewayLimits::default());
     let silent = TcpStream::connect(served.address).await.unwrap();
     let mut stream = ask(served.address, "key-1", "/v1/chat/completions", &streamed("stop", 190).to_string()).await;
@@ -127,13 +129,13 @@ async fn a_gateway_that_stops_tells_its_clients_and_closes_their_requests() {
         .collect();
     until("they wait", || served.double.rows().len() == 5).await;
     served.stop.cancel();
-    all.extend(timeout(Duration::from_secs(1), read_all(&mut stream)).await.unwrap());
+    all.extend(timeout(Duration::from_secs(20), read_all(&mut stream)).await.unwrap());
     let (events, done) = parse(&all).events();
     assert!(!done && events.last().unwrap()["error"]["code"] == "service_unavailable", "{events:?}");
     for waits in waits {
-        assert_eq!(timeout(Duration::from_secs(1), waits).await.unwrap().unwrap().status, 503);
+        assert_eq!(timeout(Duration::from_secs(20), waits).await.unwrap().unwrap().status, 503);
     }
-    timeout(Duration::from_secs(1), served.task).await.unwrap().unwrap();
+    timeout(Duration::from_secs(20), served.task).await.unwrap().unwrap();
     assert_eq!(served.double.rows(), vec![Row::Voided(Reason::Unavailable); 5]);
     until("the worker is left", || served.double.open.load(Ordering::SeqCst) == 0).await;
     drop(silent);
@@ -230,13 +232,13 @@ async fn a_handshake_that_never_comes_keeps_no_seat_from_others() {
     // The oldest are hung up on long before a handshake has to be done, with their sockets.
     let mut byte = [0];
     for stream in &mut silent[..4] {
-        let closed = timeout(Duration::from_secs(3), stream.read(&mut byte)).await;
+        let closed = timeout(HANDSHAKE / 2, stream.read(&mut byte)).await;
         assert!(closed.is_ok_and(|read| read.is_err() || read.is_ok_and(|size| size == 0)));
     }
     // The control: the newest two are not.
     assert!(timeout(Duration::from_millis(200), silent[4].read(&mut byte)).await.is_err());
     stop.cancel();
-    timeout(Duration::from_secs(3), serving).await.expect("the silent ones are not waited for").unwrap();
+    timeout(HANDSHAKE / 2, serving).await.expect("the silent ones are not waited for").unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

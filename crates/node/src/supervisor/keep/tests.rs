@@ -299,9 +299,11 @@ fn what_cannot_be_stopped_or_copied_in_time_is_no_capture_and_goes_on() {
     fs::write(fake.join("cgroup.procs"), "").unwrap();
     let [cpu, cpuacct, cpuset, memory, pids, freezer] = std::array::from_fn(|_| fake.clone());
     let group = TaskGroup::V1 { cpu, cpuacct, cpuset, memory, pids, freezer };
+    let still = Group { group: &group, stays: &|| false };
     let begun = Instant::now();
-    let problem = bench.take(&Group { group: &group, stays: &|| false }).unwrap_err();
-    assert!(matches!(problem, Problem::NotStill(_)) && begun.elapsed() < Duration::from_secs(3), "{problem}");
+    assert!(still.stop().is_err() && begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    let problem = bench.take(&still).unwrap_err();
+    assert!(matches!(problem, Problem::NotStill(_)), "{problem}");
 
     let program = Program::start(&bench, Command::new("/bin/sh").args(["-c", LOCKSTEP]));
     let room = bench.root.path().join("late");
