@@ -17,8 +17,10 @@ const TRIES: u32 = 600;
 const LOOKS: u32 = 2400;
 /// Phases of a job that runs, or has: it may have been stopped again between two looks, or have ended.
 const RUNS: [&str; 4] = ["Running", "Suspending", "Suspended", "Succeeded"];
-/// Those of one that does not any more.
-const STOPS: [&str; 3] = ["Suspending", "Suspended", "Succeeded"];
+/// Those of one that was stopped. One that ended by itself was not.
+const STOPS: [&str; 2] = ["Suspending", "Suspended"];
+/// Those that a job never leaves.
+const ENDS: [&str; 3] = ["Succeeded", "Failed", "Cancelled"];
 /// How many tenants have a job that runs while their quotas are lowered.
 const LONG: usize = 4;
 /// The name of that job, and of the quota.
@@ -113,12 +115,23 @@ fn shared(number: usize, tenant: &str, step: usize) -> Option<Change> {
     Some(Change { namespace: format!("ns-{tenant}"), plural: "gpuquotas", name: SHARED.to_owned(), act })
 }
 
+/// What a job that lasts does. A borrower's first attempt ends only by being stopped, however long kills delay the lowering;
+/// the attempt after it ends by itself.
+fn lasts(number: usize) -> Value {
+    if lends(number) {
+        return json!(["/bin/sleep", "60"]);
+    }
+    json!(["/bin/sh", "-c", "[ \"$SLUICE_GENERATION\" = 1 ] && exec sleep 36000; exec sleep 60"])
+}
+
 /// Jobs that last, of lenders and borrowers, and once they run the lowering of all quotas of their class: below what lenders
 /// use and lend, and to nothing for borrowers. It goes on when those have been stopped.
 fn lowered(tenants: &[String]) -> Vec<Change> {
-    let job = json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": "GpuJob", "metadata": { "name": LASTS },
-        "spec": { "command": ["/bin/sleep", "60"], "priority": 100,
-            "resources": { "share": "100m", "memory": "16Mi" } } });
+    let job = |number| {
+        json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": "GpuJob", "metadata": { "name": LASTS },
+            "spec": { "command": lasts(number), "priority": 100,
+                "resources": { "share": "100m", "memory": "16Mi" } } })
+    };
     let change = |tenant: &String, plural, name: &str, act| Change {
         namespace: format!("ns-{tenant}"),
         plural,
@@ -126,7 +139,8 @@ fn lowered(tenants: &[String]) -> Vec<Change> {
         act,
     };
     let lasting = || tenants.iter().take(LONG);
-    let made = lasting().map(|tenant| change(tenant, "gpujobs", LASTS, Act::Create(job.clone())));
+    let made = lasting().enumerate();
+    let made = made.map(|(number, tenant)| change(tenant, "gpujobs", LASTS, Act::Create(job(number))));
     let run = lasting().map(|tenant| change(tenant, "gpujobs", LASTS, Act::Await(&RUNS)));
     let borrowers = lasting().enumerate().filter(|(number, _)| !lends(*number));
     let stop = borrowers.map(|(_, tenant)| change(tenant, "gpujobs", LASTS, Act::Await(&STOPS)));
@@ -204,6 +218,9 @@ async fn comes_to(door: &Door, change: &Change, phases: &[&str]) -> anyhow::Resu
         }
         if phases.contains(&last.as_str()) {
             return Ok(());
+        }
+        if ENDS.contains(&last.as_str()) {
+            break;
         }
         tokio::time::sleep(PAUSE).await;
     }

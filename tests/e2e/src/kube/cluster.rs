@@ -15,8 +15,9 @@ use super::{Kubectl, User, binary, install};
 use crate::address::quiet_listener;
 use crate::{processes, wait_for};
 
-/// How long a part may take to serve, and to end.
-const READY: Duration = Duration::from_secs(120);
+/// How long a part may take to serve, and to end. Several clusters may come up side by side on a machine that is busy
+/// besides; one that ended while it came up is not waited for.
+const READY: Duration = Duration::from_secs(600);
 const ENDS: Duration = Duration::from_secs(30);
 
 /// A part of the control plane.

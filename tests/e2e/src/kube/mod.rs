@@ -27,8 +27,15 @@ pub use kubectl::Kubectl;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use anyhow::Context as _;
+use serde_json::json;
+
+use crate::wait_for;
+
+/// How long the API server may take to enforce a policy: it looks for new kinds only every 30 s where it did so too early.
+const ENFORCES: Duration = Duration::from_secs(180);
 
 /// People and programs that the API server knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -85,10 +92,10 @@ pub fn binary() -> Result<PathBuf, String> {
     FOUND.get_or_init(find).clone()
 }
 
-/// Applies the kinds, roles and policies of `deploy/kubernetes`, and waits until the API server serves the kinds.
+/// Applies the kinds, roles and policies of `deploy/kubernetes`, and waits until the API server serves and enforces them.
 ///
 /// # Errors
-/// They are refused.
+/// They are refused, or not enforced in time.
 pub fn install(kubectl: &Kubectl) -> anyhow::Result<()> {
     let folder = repository().join("deploy/kubernetes");
     let folder = folder.to_str().context("a path of text")?;
@@ -103,5 +110,26 @@ pub fn install(kubectl: &Kubectl) -> anyhow::Result<()> {
         Ok(())
     };
     create("clusterrolebinding", "--clusterrole=sluice-operator", &[])?;
-    create("rolebinding", "--role=sluice-operator", &["-n", "sluice-system"])
+    create("rolebinding", "--role=sluice-operator", &["-n", "sluice-system"])?;
+    enforced(kubectl)
+}
+
+/// Waits until quotas are asked for their tenant. Before that the API server takes each of them, and then, until it knows the
+/// kind Tenant itself, none: only a refusal for the right reason tells that both are over.
+fn enforced(kubectl: &Kubectl) -> anyhow::Result<()> {
+    let name = "nobodys";
+    let tenant = json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": "Tenant", "metadata": { "name": name },
+        "spec": { "namespaces": [] } });
+    kubectl.fed(&["apply", "-f", "-"], &tenant.to_string())?.well()?;
+    let quota = json!({ "apiVersion": "sluice.dev/v1alpha1", "kind": "GpuQuota",
+        "metadata": { "name": name, "namespace": "sluice-system" },
+        "spec": { "tenant": name, "deviceClass": name, "nominal": 1 } });
+    let mut last = String::new();
+    let refused = wait_for("the policy over quotas", ENFORCES, || {
+        let answer = kubectl.fed(&["create", "--dry-run=server", "-f", "-"], &quota.to_string())?;
+        last = format!("{}{}", answer.stdout, answer.stderr);
+        Ok(last.contains(&format!("does not belong to tenant {name}")).then_some(()))
+    });
+    refused.with_context(|| last)?;
+    kubectl.well(&["delete", &format!("tenant/{name}"), "--timeout=60s"]).map(drop)
 }

@@ -17,11 +17,15 @@ const FIELDS: [&str; 11] = [
     "Observed Generation",
 ];
 
+/// A flag of a described command whose value, in the line behind it, differs: a job lasts as long as its machine needs.
+const FLAG: &str = "--pause-ms";
+
 /// One command and what it printed, in the form that is checked in.
 pub(super) fn section(command: &[&str], output: &str) -> String {
     let word = |word: &&str| if word.contains('"') { format!("'{word}'") } else { (*word).to_owned() };
     let mut text = format!("$ kubectl {}\n", command.iter().map(word).collect::<Vec<_>>().join(" "));
     let mut lines = output.lines().peekable();
+    let mut before = "";
     while let Some(line) = lines.next() {
         if is_header(line) {
             let mut table = vec![line];
@@ -30,9 +34,11 @@ pub(super) fn section(command: &[&str], output: &str) -> String {
             }
             text.push_str(&aligned(&table));
         } else {
-            text.push_str(plain(line).trim_end());
+            let shown = if before.trim() == FLAG { line.replace(line.trim(), "*") } else { plain(line) };
+            text.push_str(shown.trim_end());
             text.push('\n');
         }
+        before = line;
     }
     text
 }
@@ -122,6 +128,13 @@ mod tests {
             "NAME      PHASE       REASON   SHARE   SPENT   AGE\ntrain-1   Succeeded            400m    5213    12m\n";
         let wanted = "$ kubectl get gj\nNAME      PHASE       REASON   SHARE   SPENT   AGE\ntrain-1   Succeeded            400m    *       *\n";
         assert_eq!(section(&["get", "gj"], told), wanted);
+    }
+
+    #[test]
+    fn a_described_command_keeps_its_flags_and_loses_how_long_it_is() {
+        let told = "  Command:\n    --steps\n    560\n    --pause-ms\n    80\n";
+        let wanted = "$ kubectl describe gj\n  Command:\n    --steps\n    560\n    --pause-ms\n    *\n";
+        assert_eq!(section(&["describe", "gj"], told), wanted);
     }
 
     #[test]
