@@ -72,10 +72,15 @@ pub(crate) enum Call {
     Batch(usize),
 }
 
+/// A controller whose calls do not end for so long is measured all the same: as one that decided nothing.
+const STANDS_STILL: Duration = Duration::from_secs(60);
+
 /// Shared by all workers of one phase.
 #[derive(Debug)]
 struct Pace {
     next: AtomicU64,
+    /// Calls that ended while it was measured.
+    ended: AtomicU64,
     measuring: AtomicBool,
     /// The controller may be gone from now on.
     closing: AtomicBool,
@@ -93,6 +98,7 @@ pub(crate) async fn run(
 ) -> anyhow::Result<Outcome> {
     let pace = Arc::new(Pace {
         next: AtomicU64::new(0),
+        ended: AtomicU64::new(0),
         measuring: AtomicBool::new(false),
         closing: AtomicBool::new(false),
         ending: AtomicBool::new(false),
@@ -108,6 +114,10 @@ pub(crate) async fn run(
     pace.measuring.store(true, Ordering::SeqCst);
     let begin = Instant::now();
     tokio::time::sleep(length.span).await;
+    // Where commits stand still nothing is measured yet.
+    while pace.ended.load(Ordering::Relaxed) == 0 && begin.elapsed() < STANDS_STILL {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     pace.measuring.store(false, Ordering::SeqCst);
     let took = begin.elapsed();
     pace.closing.store(true, Ordering::SeqCst);
@@ -193,6 +203,7 @@ async fn work(mut client: Jobs, call: Call, pace: Arc<Pace>) -> anyhow::Result<O
             seen.told.push(id.parse()?);
         }
         if pace.measuring.load(Ordering::Relaxed) {
+            pace.ended.fetch_add(1, Ordering::Relaxed);
             seen.decided += jobs.len() as u64;
             seen.placed += (seen.told.len() - before) as u64;
             seen.calls.push(u32::try_from(begin.elapsed().as_micros()).unwrap_or(u32::MAX));

@@ -1,6 +1,6 @@
 """Asks through the official client and writes down what it received, one JSON object a line.
 
-Reads from its standard input: {"base_url", "keys": {name: secret}, "workers", "requests": [{"number", "key", "model",
+Says "ready", and then reads from its standard input: {"base_url", "keys": {name: secret}, "workers", "requests": [{"number", "key", "model",
 "prompt", "max_tokens", "mode": "whole" | "stream" | "cancel", "cancel_after"}]}. The clients' own retries are as they
 come, unless "retries" says otherwise.
 """
@@ -14,6 +14,7 @@ import time
 
 import openai
 
+print(json.dumps("ready"), flush=True)
 plan = json.load(sys.stdin)
 todo = queue.Queue()
 for request in plan["requests"]:

@@ -105,7 +105,8 @@ pub(super) fn partition(setting: Setting) -> anyhow::Result<Vec<Row>> {
 
 /// Line 10: budgets, credits and receipts.
 pub(super) fn money(setting: Setting) -> anyhow::Result<Vec<Row>> {
-    let short: &[&str] = if setting.quick { &["--windows", "6"] } else { &[] };
+    // A busy machine may take some of them to begin.
+    let short: &[&str] = if setting.quick { &["--windows", "12"] } else { &[] };
     proof("money", short, setting)
 }
 

@@ -26,6 +26,29 @@ pub(super) struct Case<'a> {
     pub(super) windows: &'a [v1::Window],
     pub(super) journals: &'a BTreeMap<String, Vec<Record>>,
     pub(super) prices: &'a BTreeMap<String, v1::PriceBook>,
+    /// Whether it was stopped because money ended.
+    pub(super) broke: bool,
+}
+
+/// The reason of an event.
+const MONEY_ENDED: &str = "SUSPENDED_FOR_MONEY";
+
+/// Whether a job without a run limit was ever stopped because money ended, as its events tell.
+pub(super) async fn money_ended(client: &Client, job: &v1::Job) -> anyhow::Result<bool> {
+    if job.spec.as_ref().is_some_and(|spec| spec.max_run_time.is_some()) {
+        return Ok(false);
+    }
+    let mut request = v1::ListEventsRequest { parent: job.name.clone(), page_size: 1000, page_token: String::new() };
+    loop {
+        let page = client.jobs().list_events(request.clone()).await.context("a job's events")?.into_inner();
+        if page.events.iter().any(|event| event.reason == MONEY_ENDED) {
+            return Ok(true);
+        }
+        if page.next_page_token.is_empty() {
+            return Ok(false);
+        }
+        request.page_token = page.next_page_token;
+    }
 }
 
 impl Inputs {
@@ -131,9 +154,15 @@ fn judge_lease(verdict: &mut Verdict, inputs: &Inputs, case: &Case<'_>, lease: &
     }
     let lengths: Vec<u64> = billed.iter().map(|window| window.end_ns.saturating_sub(window.start_ns)).collect();
     let mut left = promised(case, lease, &terms).unwrap_or(i64::MAX);
+    // Where money ended, the way to a stop may be longer than what was held for it: its end is the platform's.
+    let mut dry = false;
     for (window, due) in billed.iter().zip(rate_all(&terms, &lengths)) {
         // What a task waits for before its run is paid beside what its limit promises.
-        let amount = if is_run(lease, window) { due.min(left) } else { due };
+        let mut amount = if is_run(lease, window) { due.min(left) } else { due };
+        if case.broke && (dry || (0..amount).contains(&window.amount_credits)) {
+            amount = if dry { 0 } else { window.amount_credits };
+            dry = true;
+        }
         left -= if is_run(lease, window) { amount } else { 0 };
         verdict.figures.uncollected += due - amount;
         if window.amount_credits != amount {
@@ -261,15 +290,16 @@ struct Replay {
     times: BTreeMap<u64, u64>,
 }
 
-/// Longer than any sandbox takes to be ready.
-const PREPARATION: u64 = 5_000_000_000;
+/// Longer than any sandbox takes to be ready, with its files and those who wait for the same processor.
+const PREPARATION: u64 = 60_000_000_000;
 
 /// How much later than it happened a step may be on the log of a task that waits for its share of a processor.
 const LOG_LAG: u64 = 400_000_000;
 
 /// Credits are exactly what was replayed: from the capture of the checkpoint, which lies between two steps and where a
 /// window ends, to the end. Attempts that were not lost, and that their tenant moved, replay nothing. Of a rental comes
-/// before all that what it was not yet to be worked in; when that was is judged in the simulator, here only its bound.
+/// before all that what it was not yet to be worked in; when that was is judged in the simulator, here that all windows
+/// up to then are credited, and a bound.
 fn judge_credits(
     verdict: &mut Verdict,
     case: &Case<'_>,
@@ -292,9 +322,16 @@ fn judge_credits(
     let mut paid: Vec<&v1::Window> = billed.iter().filter(|window| window.amount_credits > 0).collect();
     let rental = case.job.spec.as_ref().is_some_and(|spec| spec.kind() == v1::JobKind::Rental);
     if rental {
-        let free = paid.iter().take_while(|window| window.credited_credits > 0).count();
+        // One that never ran was prepared to its end.
+        let begun = lease.started_ns.unwrap_or(u64::MAX);
+        let free = paid.iter().take_while(|window| window.end_ns <= begun).count();
         let span = paid[..free].iter().map(|window| window.end_ns - window.start_ns).sum::<u64>();
-        paid.drain(..if span <= PREPARATION { free } else { 0 });
+        if span > PREPARATION {
+            verdict.find(format!("{id}: {span} ns are said to be its preparation"));
+        }
+        if let Some(window) = paid.drain(..free).find(|window| window.credited_credits == 0) {
+            verdict.find(format!("{id}/{}: paid, and it did not run yet", window.sequence));
+        }
     }
     let from = paid.iter().position(|window| window.credited_credits > 0).unwrap_or(paid.len());
     if paid[from..].iter().any(|window| window.credited_credits == 0) {

@@ -50,7 +50,7 @@ pub struct Figures {
     pub credited: u64,
     /// Steps executed again after a loss.
     pub replayed_steps: u64,
-    /// Credits that no hold covered, because a run limit was passed: the platform bears them.
+    /// Credits that no hold covered, because a run limit was passed or money ended: the platform bears them.
     pub uncollected: i64,
     /// Sum of all windows, in credits.
     pub gross: i64,
@@ -121,7 +121,9 @@ pub async fn judge_jobs(client: &Client, kept: &Kept, jobs: &[v1::Job]) -> anyho
         let receipt = client.money().get_receipt(request).await.context("a receipt")?.into_inner();
         let prices = inputs.prices(client, &receipt).await?;
         let windows = usage.remove(&job.name).unwrap_or_default();
-        let case = bill::Case { job, receipt: &receipt, windows: &windows, journals: &journals, prices: &prices };
+        let broke = bill::money_ended(client, job).await?;
+        let case =
+            bill::Case { job, receipt: &receipt, windows: &windows, journals: &journals, prices: &prices, broke };
         bill::judge(&mut verdict, &inputs, &case, kept)?;
     }
     for (tenant, windows) in &sold {

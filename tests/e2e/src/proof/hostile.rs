@@ -77,20 +77,13 @@ fn figures(system: &mut System, plan: &Plan, model: &std::path::Path) -> anyhow:
     let (address, quiet_key, evil_key) = (system.gateway(), good.secret.clone(), evil.secret.clone());
     // Both are there before anything is measured.
     for key in [&quiet_key, &evil_key] {
-        system.block(ask(address, key, 4))?;
+        system.block(answered(address, key))?;
     }
     let quiet = system.block(times(address, &quiet_key, plan.requests))?;
     let limited = attack(system, plan, (&quiet_key, &evil_key))?;
     let launch = system.kill_part("controller")?;
     system.launch("controller", launch.and("--gateway-unlimited"))?;
-    system.block(async {
-        let until = Instant::now() + PATIENCE;
-        while let Err(error) = ask(address, &quiet_key, 4).await {
-            anyhow::ensure!(Instant::now() < until, "no answer after the restart: {error:#}");
-            sleep(Duration::from_millis(200)).await;
-        }
-        Ok(())
-    })?;
+    system.block(answered(address, &quiet_key)).context("behind the restart")?;
     let free = attack(system, plan, (&quiet_key, &evil_key))?;
     let mut figures = memory(plan, &limited, &free);
     let ratio = |with: u64, without: u64| i64::try_from(with * 100 / without.max(1)).unwrap_or(i64::MAX);
@@ -107,6 +100,16 @@ fn figures(system: &mut System, plan: &Plan, model: &std::path::Path) -> anyhow:
         ),
     ]);
     Ok(figures)
+}
+
+/// Asks until there is an answer.
+async fn answered(address: SocketAddr, key: &str) -> anyhow::Result<()> {
+    let until = Instant::now() + PATIENCE;
+    while let Err(error) = ask(address, key, 4).await {
+        anyhow::ensure!(Instant::now() < until, "no answer: {error:#}");
+        sleep(Duration::from_millis(200)).await;
+    }
+    Ok(())
 }
 
 /// What hostile connections take of the controller's memory, and whether there were as many as there should be. With

@@ -72,10 +72,13 @@ fn budgets(system: &System, cli: &Cli, trainer: &Trainer, windows: &[i64]) -> an
         let view = system.watch(&id, "the end of its budget", stopped)?;
         let at = view.checkpoint.as_ref().map_or(0, |row| row.step);
         let last = system.lineage_of(&id)?.steps.last().map_or(0, |step| step.step);
-        let spent = view.spent_credits;
         exact &= view.reason == "SUSPENDED_FOR_MONEY" && at == last && at > 0;
-        eprintln!("budget of {count} windows: {} of {budget} spent, checkpoint at step {at}, last step {last}", spent);
-        wait_for("what was held", SETTLES, || Ok((remaining(cli)? == budget - spent).then_some(())))?;
+        // Its last windows may come behind its end.
+        let spent = wait_for("what was held", SETTLES, || {
+            let spent = credits(&cli.job(&id)?["spent"]);
+            Ok((remaining(cli)? == budget - spent).then_some(spent))
+        })?;
+        eprintln!("budget of {count} windows: {spent} of {budget} spent, checkpoint at step {at}, last step {last}");
         let metric = format!("units spent of a budget of {count} windows of {WINDOW}: overdraft");
         let used = format!("{} of {}", spent - before, count * WINDOW);
         all.push(Figure::at_most(&metric, (spent - budget).max(0), 0).peer(&used));

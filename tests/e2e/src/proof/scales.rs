@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 
-use super::serves::client::{Asked, Driver, How, Mode};
+use super::serves::client::{Asked, Driver, How, Mode, Ready};
 use super::serves::{self, client};
 use super::watched;
 use crate::figure::Figure;
@@ -96,8 +96,9 @@ fn grows(owner: &serves::Tenant, python: &Path, how: &How<'_>) -> anyhow::Result
     anyhow::ensure!(cold[0].error.is_none(), "the cold request failed: {:?}", cold[0]);
     let first = Duration::from_secs_f64(cold[0].first.unwrap_or(f64::from(u16::MAX)));
     let load: Vec<_> = (0..24).map(|number| asked(number, "Tell a long story.", 160, Mode::Stream)).collect();
+    let client = Ready::begin(python)?;
     let begun = Instant::now();
-    let driver = Driver::start(python, how, &load)?;
+    let driver = client.ask(how, &load)?;
     let grown = wait_for("two replicas", PATIENCE, || Ok((replicas(owner)?.1.len() == 2).then(|| begun.elapsed())))?;
     let got = driver.finish(load.len(), PATIENCE * 4)?;
     let ended = Instant::now();
@@ -130,12 +131,15 @@ fn moves(
 ) -> anyhow::Result<Vec<Figure>> {
     owner.cli.well(&["endpoint", "update", "one", "--replicas", "1..1"])?;
     let prompt = "Count as far as you can.";
+    // It is there before anything is measured.
+    Driver::start(python, how, &[asked(0, prompt, 1, Mode::Stream)])?.finish(1, PATIENCE)?;
     let lone = Driver::start(python, how, &[asked(0, prompt, plan.tokens, Mode::Stream)])?.finish(1, PATIENCE * 4)?;
     let (_, sites) = replicas(owner)?;
     let site = sites.first().context("a running replica")?.clone();
-    let mut driver = Driver::start(python, how, &[asked(0, prompt, plan.tokens, Mode::Stream)])?;
+    let client = Ready::begin(python)?;
+    let mut driver = client.ask(how, &[asked(0, prompt, plan.tokens, Mode::Stream)])?;
     // A part of it is there.
-    std::thread::sleep(Duration::from_secs_f64((lone[0].took / 3.0).max(0.5)));
+    std::thread::sleep(Duration::from_secs_f64(lone[0].took / 3.0));
     let node = format!("{site}/{site}1");
     let served = serves::workers_of(system, &node)?.len();
     let deadline = format!("{}ms", DEADLINE.as_millis());

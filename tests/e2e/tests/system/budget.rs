@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use serde_json::Value;
-use sluice_e2e::{Cli, Options, Shape, Trainer};
+use sluice_e2e::{Cli, Options, Shape, Trainer, wait_for};
 
-use crate::support::{credits, judged, reach, run_of, same_curve, start};
+use crate::support::{PATIENCE, credits, judged, reach, run_of, same_curve, start};
 
-const SHAPE: Shape = Shape { steps: 500, pause: 25, every: 0 };
-/// Windows that the budget covers.
-const WINDOWS: i64 = 9;
+const SHAPE: Shape = Shape { steps: 580, pause: 35, every: 0 };
+/// Windows that the budget covers: more than it takes to begin, and fewer than its steps take.
+const WINDOWS: i64 = 14;
 
 #[test]
 fn a_budget_of_some_windows_stops_its_job_at_a_checkpoint_without_overdraft() -> anyhow::Result<()> {
@@ -23,7 +23,8 @@ fn a_budget_of_some_windows_stops_its_job_at_a_checkpoint_without_overdraft() ->
     let budget = WINDOWS * 8000;
     set_budget(&cli, budget)?;
     let job = trainer.submit(&cli, SHAPE, &["--checkpoint-every", "30s"])?;
-    let view = reach(&cli, &job, "SUSPENDED")?;
+    reach(&cli, &job, "SUSPENDED")?;
+    let view = unheld(&cli, &job)?;
     assert_eq!(view["reason"], "SUSPENDED_FOR_MONEY", "{view:#}");
     let step = view["step"].as_u64().context("a step")?;
     let at = view["checkpoint"]["step"].as_u64().context("a checkpoint")?;
@@ -58,6 +59,11 @@ fn funds_that_end_suspend_a_job_that_cannot_be_checkpointed_too() -> anyhow::Res
     assert!(credits(&view["spent"]) <= 30_000 && remaining(&cli)? >= 0, "{view:#}");
     judged(system)?;
     Ok(())
+}
+
+/// The job once nothing is held for it: what it did has all been told.
+fn unheld(cli: &Cli, job: &str) -> anyhow::Result<Value> {
+    wait_for("the end of its hold", PATIENCE, || Ok(Some(cli.job(job)?).filter(|view| credits(&view["held"]) == 0)))
 }
 
 fn set_budget(cli: &Cli, units: i64) -> anyhow::Result<()> {

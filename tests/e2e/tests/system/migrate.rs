@@ -3,19 +3,20 @@
 use anyhow::Context as _;
 use sluice_e2e::{Options, Shape, Trainer};
 
-use crate::support::{credits, judged, node_of, reach, reach_step, receipt, run_of, same_curve, start};
+use crate::support::{
+    credits, judged, judged_in_the_end, node_of, reach, reach_step, receipt, run_of, same_curve, start,
+};
 
-const SHAPE: Shape = Shape { steps: 300, pause: 20, every: 25 };
 /// Long enough that it does not end before it moves, and short enough that no sample comes twice: the text has 588 steps.
-const LONG: Shape = Shape { steps: 580, ..SHAPE };
+const SHAPE: Shape = Shape { steps: 580, pause: 30, every: 25 };
 
 #[test]
 fn a_planned_migration_changes_no_bit_of_the_curve() -> anyhow::Result<()> {
     let Some(own) = start("migrate", Options::default())? else { return Ok(()) };
     let (system, cli) = (&own.system, own.system.cli());
     let trainer = Trainer::new(system.scratch())?;
-    let reference = trainer.uninterrupted(LONG)?;
-    let job = trainer.submit(&cli, LONG, &[])?;
+    let reference = trainer.uninterrupted(SHAPE)?;
+    let job = trainer.submit(&cli, SHAPE, &[])?;
     let before = reach_step(&cli, &job, 60)?;
     let from = before["site"].as_str().context("a site")?.to_owned();
     let to = if from == "sites/a" { "b" } else { "a" };
@@ -53,10 +54,11 @@ fn a_node_killed_whole_costs_only_what_was_not_checkpointed_and_that_is_credited
     let run = run_of(system, &job)?;
     same_curve(&run, &reference)?;
     assert!(run.replayed >= 1, "it died between two checkpoints");
+    // The lost one's is never final: its node tells nothing any more.
     let receipt = cli.json(&["receipt", &job])?;
     // It was the only node of its site.
     assert_eq!(receipt["credits"][0]["reason"], "SITE_LOST", "{receipt:#}");
-    let verdict = judged(system)?;
+    let verdict = judged_in_the_end(system)?;
     assert!(verdict.figures.credits > 0);
     Ok(())
 }

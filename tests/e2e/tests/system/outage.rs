@@ -5,13 +5,13 @@ use std::process::Command;
 use serde_json::Value;
 use sluice_e2e::{Options, Shape, Trainer, quiet_address, wait_for};
 
-use crate::support::{PATIENCE, judged, reach, reach_step, run_of, same_curve, start};
+use crate::support::{PATIENCE, judged, patient, reach, reach_step, run_of, same_curve, start};
 
 const SHAPE: Shape = Shape { steps: 250, pause: 30, every: 50 };
 
 #[test]
 fn a_job_runs_on_while_everything_else_is_dead() -> anyhow::Result<()> {
-    let Some(mut own) = start("outage", Options::default())? else { return Ok(()) };
+    let Some(mut own) = start("outage", patient())? else { return Ok(()) };
     let cli = own.system.cli();
     let trainer = Trainer::new(own.system.scratch())?;
     let reference = trainer.uninterrupted(SHAPE)?;

@@ -4,14 +4,14 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 use sluice_e2e::{Cli, Options, Terminal, quiet_address, signal, wait_for};
 
-use crate::support::{Own, PATIENCE, credits, judged, receipt, start};
+use crate::support::{Own, PATIENCE, credits, judged, judged_in_the_end, patient, receipt, start};
 
 /// Rents and returns the order's id and its leg's job.
 fn rent(cli: &Cli, flags: &[&str]) -> anyhow::Result<(String, String)> {
@@ -81,11 +81,12 @@ fn a_rented_slice_is_worked_in_at_once_and_paid_for_exactly() -> anyhow::Result<
     assert_eq!(wrong.code, 3, "{}", wrong.stderr);
 
     cli.well(&["release", &id, "-y"])?;
-    let view = reach_order(&cli, &id, "RELEASED")?;
+    reach_order(&cli, &id, "RELEASED")?;
     let after = cli.run(&["exec", &id, "--", "true"])?;
     assert!(after.code != 0 && after.stderr.contains("cancelled"), "{}", after.stderr);
     let receipt = receipt(&cli, &job)?;
     assert!(credits(&receipt["gross"]) > 0, "{receipt:#}");
+    let view = order(&cli, &id)?;
     assert_eq!(credits(&view["ceiling"]), credits(&view["spent"]), "nothing is held any more");
     let verdict = judged(&own.system)?;
     assert_eq!(verdict.figures.billed, verdict.figures.journalled);
@@ -113,7 +114,7 @@ const COUNTS: &str = "n=0; while [ $n -lt 120 ]; do n=$((n+1)); echo line $n; sl
 
 #[test]
 fn a_session_loses_and_repeats_nothing_over_kills_of_controller_and_agent() -> anyhow::Result<()> {
-    let Some(mut own) = start("session", Options::default())? else { return Ok(()) };
+    let Some(mut own) = start("session", patient())? else { return Ok(()) };
     let cli = own.system.cli();
     let (id, job) = rent(&cli, &["--for", "10m"])?;
     cli.well(&["exec", &id, "--", "true"])?;
@@ -264,12 +265,14 @@ fn a_shell_has_the_size_of_its_users_terminal_and_its_new_one() -> anyhow::Resul
 fn a_rental_expires_when_its_time_is_over() -> anyhow::Result<()> {
     let Some(own) = start("expires", Options::default())? else { return Ok(()) };
     let cli = own.system.cli();
-    let (id, job) = rent(&cli, &["--for", "4s"])?;
+    // Long enough that what is held for it also covers a slow preparation, which is given back.
+    let (id, job) = rent(&cli, &["--for", "10s"])?;
     let most = credits(&order(&cli, &id)?["ceiling"]);
     let cut = cli.run(&["exec", &id, "--", "sleep", "600"])?;
     assert!(cut.code != 0, "{cut:?}");
-    let view = reach_order(&cli, &id, "EXPIRED")?;
+    reach_order(&cli, &id, "EXPIRED")?;
     let receipt = receipt(&cli, &job)?;
+    let view = order(&cli, &id)?;
     // What the order says is what its receipt comes to: a node that is slow to prepare it gives those windows back.
     assert_eq!(credits(&view["spent"]), credits(&receipt["net"]), "{receipt:#}");
     assert_eq!(credits(&receipt["net"]), credits(&receipt["gross"]) - credits(&receipt["credited"]), "{receipt:#}");
@@ -287,6 +290,16 @@ const FILLS: &str = "umask 022; mkdir -p d/e; seq 1 20000 > d/numbers; echo secr
 const WORDS: &str = "find . ! -type d -printf '%P %y %m %s %T@ %n %l\\n' | sort; find . -type d -printf '%P %y %m %T@\\n' \
                      | sort; find . -type f | sort | xargs sha256sum; find . ! -uid $(id -u) | wc -l; \
                      test key -ef again && test $(du -k sparse | cut -f1) -lt 1024 && echo well";
+
+/// A program that runs in a rental, and would run on.
+fn sleeper(cli: &Cli, id: &str) -> anyhow::Result<Child> {
+    let mut sleeper = cli.command(&["exec", id, "--", "sh", "-c", "echo here; sleep 600"]);
+    let mut sleeper = sleeper.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let mut line = String::new();
+    BufReader::new(sleeper.stdout.as_mut().context("standard output")?).read_line(&mut line)?;
+    assert_eq!(line, "here\n");
+    Ok(sleeper)
+}
 
 fn words(cli: &Cli, id: &str) -> anyhow::Result<String> {
     Ok(cli.well(&["exec", id, "--", "sh", "-c", WORDS])?.stdout)
@@ -311,8 +324,7 @@ fn what_was_in_a_rental_at_one_site_is_in_the_next_at_another() -> anyhow::Resul
 
     // It moves: what runs ends with a notice, the files go on.
     cli.well(&["exec", &second, "--", "sh", "-c", "echo more > d/more"])?;
-    let mut sleeper = cli.command(&["exec", &second, "--", "sleep", "600"]);
-    let mut sleeper = sleeper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut sleeper = sleeper(&cli, &second)?;
     let before = words(&cli, &second)?;
     cli.well(&["release", &second, "-y"])?;
     let mut told = String::new();
@@ -336,8 +348,7 @@ fn a_rental_moves_with_its_files_and_without_its_programs() -> anyhow::Result<()
     let (id, job) = rent(&cli, &["--for", "10m", "--memory", "128MiB", "--capture-every", "never"])?;
     cli.well(&["exec", &id, "--", "sh", "-c", FILLS])?;
     let before = words(&cli, &id)?;
-    let mut sleeper = cli.command(&["exec", &id, "--", "sleep", "600"]);
-    let mut sleeper = sleeper.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let mut sleeper = sleeper(&cli, &id)?;
     let from = order(&cli, &id)?["site"].as_str().context("a site")?.to_owned();
     let to = if from == "sites/a" { "b" } else { "a" };
     cli.well(&["migrate", &job, "--to", to, "--wait", "--timeout", "60s"])?;
@@ -377,6 +388,6 @@ fn a_rental_that_lost_its_node_goes_on_elsewhere_with_its_files() -> anyhow::Res
     assert_eq!(words(&cli, &id)?, before);
     cli.well(&["release", &id, "-y"])?;
     reach_order(&cli, &id, "RELEASED")?;
-    judged(&own.system)?;
+    judged_in_the_end(&own.system)?;
     Ok(())
 }

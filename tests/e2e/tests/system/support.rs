@@ -1,7 +1,7 @@
 //! What all tests share: their turn, and words for what a job is doing.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use serde_json::Value;
@@ -27,6 +27,11 @@ pub(crate) fn start(name: &str, options: Options) -> anyhow::Result<Option<Own>>
     }
     let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     Ok(Some(Own { system: System::start(name, options)?, _turn: turn }))
+}
+
+/// A system that gives no node up because its parts take long to come back.
+pub(crate) fn patient() -> Options {
+    Options { loss_timeout: Duration::from_secs(30), ..Options::default() }
 }
 
 /// Waits for a state; ends early where another end came.
@@ -69,6 +74,17 @@ pub(crate) fn node_of(view: &Value) -> anyhow::Result<String> {
     let words: Vec<&str> = name.split('/').collect();
     anyhow::ensure!(words.len() == 4, "{name} is no node");
     Ok(format!("{}/{}", words[1], words[3]))
+}
+
+/// As [`judged`], once what is still on its way has come: nobody says when that is of leases that were lost.
+pub(crate) fn judged_in_the_end(system: &System) -> anyhow::Result<checker::Verdict> {
+    let (end, pause) = (Instant::now() + PATIENCE, Duration::from_secs(1));
+    loop {
+        match judged(system) {
+            Err(_) if Instant::now() < end => std::thread::sleep(pause),
+            word => return word,
+        }
+    }
 }
 
 /// The judge's word on everything so far, which must be that all of it holds.

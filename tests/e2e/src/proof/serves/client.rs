@@ -101,6 +101,13 @@ pub(in crate::proof) struct Driver {
     got: Vec<Got>,
 }
 
+/// A client that has begun and asks nothing yet: what it takes to begin is not what is measured.
+#[derive(Debug)]
+pub(in crate::proof) struct Ready {
+    driver: Driver,
+    to: ChildStdin,
+}
+
 /// How requests are made.
 pub(in crate::proof) struct How<'a> {
     pub(in crate::proof) base_url: &'a str,
@@ -111,16 +118,8 @@ pub(in crate::proof) struct How<'a> {
     pub(in crate::proof) retries: Option<u32>,
 }
 
-impl Driver {
-    pub(in crate::proof) fn start(python: &Path, how: &How<'_>, requests: &[Asked]) -> anyhow::Result<Self> {
-        let keys: serde_json::Map<_, _> =
-            how.keys.iter().map(|(name, key)| ((*name).to_owned(), key.clone().into())).collect();
-        let mut plan = serde_json::json!({
-            "base_url": how.base_url, "keys": keys, "workers": how.workers, "requests": requests,
-        });
-        if let Some(retries) = how.retries {
-            plan["retries"] = retries.into();
-        }
+impl Ready {
+    pub(in crate::proof) fn begin(python: &Path) -> anyhow::Result<Self> {
         let mut command = Command::new(python);
         command.args(["-c", DRIVER]).stdin(Stdio::piped()).stdout(Stdio::piped());
         for variable in ["HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy", "OPENAI_BASE_URL", "OPENAI_API_KEY"]
@@ -128,11 +127,14 @@ impl Driver {
             command.env_remove(variable);
         }
         let mut child = command.spawn().context("cannot start the client")?;
-        let mut to: ChildStdin = child.stdin.take().context("standard input")?;
-        to.write_all(plan.to_string().as_bytes())?;
-        drop(to);
-        let from = BufReader::new(child.stdout.take().context("standard output")?);
+        let to = child.stdin.take().context("standard input")?;
+        let mut from = BufReader::new(child.stdout.take().context("standard output")?);
         let (tell, lines) = channel();
+        // From here on it is killed where it is not wanted.
+        let driver = Driver { child, lines, got: Vec::new() };
+        let mut word = String::new();
+        from.read_line(&mut word)?;
+        anyhow::ensure!(word.trim() == r#""ready""#, "the client said {word:?} instead of being ready");
         std::thread::spawn(move || {
             for line in from.lines().map_while(Result::ok) {
                 match serde_json::from_str(&line) {
@@ -141,7 +143,27 @@ impl Driver {
                 }
             }
         });
-        Ok(Self { child, lines, got: Vec::new() })
+        Ok(Self { driver, to })
+    }
+
+    pub(in crate::proof) fn ask(mut self, how: &How<'_>, requests: &[Asked]) -> anyhow::Result<Driver> {
+        let keys: serde_json::Map<_, _> =
+            how.keys.iter().map(|(name, key)| ((*name).to_owned(), key.clone().into())).collect();
+        let mut plan = serde_json::json!({
+            "base_url": how.base_url, "keys": keys, "workers": how.workers, "requests": requests,
+        });
+        if let Some(retries) = how.retries {
+            plan["retries"] = retries.into();
+        }
+        // Its end is the end of what it is asked.
+        self.to.write_all(plan.to_string().as_bytes())?;
+        Ok(self.driver)
+    }
+}
+
+impl Driver {
+    pub(in crate::proof) fn start(python: &Path, how: &How<'_>, requests: &[Asked]) -> anyhow::Result<Self> {
+        Ready::begin(python)?.ask(how, requests)
     }
 
     /// Waits until so many requests are over.

@@ -394,7 +394,8 @@ fn judged(
 }
 
 fn told(verdict: &Verdict, asked: &[Asked], got: &[Got]) -> Vec<Figure> {
-    let cancels = count(asked.iter().filter(|asked| asked.mode == Mode::Cancel).count());
+    let cancels = asked.iter().filter(|asked| asked.mode == Mode::Cancel).count();
+    let (most, least) = (count(cancels), count(cancels - cancels.div_ceil(5)));
     let count = count(asked.len());
     let mut firsts: Vec<f64> = got.iter().filter_map(|got| got.first).collect();
     firsts.sort_by(f64::total_cmp);
@@ -406,8 +407,8 @@ fn told(verdict: &Verdict, asked: &[Asked], got: &[Got]) -> Vec<Figure> {
         close(verdict.close, count),
         Figure::exactly("answers billed otherwise than received", verdict.misbilled, 0),
         // One in five may come too late, when its answer has just ended.
-        Figure::at_least("requests that were cancelled in mid-answer", verdict.cancelled, cancels - cancels / 5)
-            .peer(&format!("{cancels} of {count} were to be")),
+        Figure::at_least("requests that were cancelled in mid-answer", verdict.cancelled, least)
+            .peer(&format!("{most} of {count} were to be")),
         Figure::exactly("cancels billed less, or more than a token more, than received", verdict.misbilled_cancels, 0),
         Figure::exactly("rows that are paid or open and that no client knows", verdict.unknown, 0),
         Figure::exactly("rows whose amount is not that of their tokens", verdict.misrated, 0),
