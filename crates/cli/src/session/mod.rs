@@ -138,6 +138,8 @@ impl<'a> Session<'a> {
         self.talk(&mut from, &sender, typed, screen).await
     }
 
+    /// Talks until nothing more is heard. What cannot be sent any more is no end: the server may have said all it had to
+    /// say and closed its ears, and its last words are still to be read.
     async fn talk(
         &mut self,
         from: &mut Streaming<v1::AttachSessionResponse>,
@@ -160,17 +162,13 @@ impl<'a> Session<'a> {
                             (self.opened, attached) = (true, true);
                             self.took(opened.taken)?;
                             for input in self.input.again() {
-                                if !send(to, input).await {
-                                    return Ok(hung_up());
-                                }
+                                send(to, input).await;
                             }
                         }
                         Some(Output::Taken(taken)) => self.took(taken)?,
                         Some(Output::Data(data)) => {
                             self.show(data, screen).await?;
-                            if !send(to, message(Input::Acknowledged(self.start.output_offset))).await {
-                                return Ok(hung_up());
-                            }
+                            send(to, message(Input::Acknowledged(self.start.output_offset))).await;
                         }
                         Some(Output::Notice(text)) => screen.say(&text),
                         Some(Output::End(end)) => return Ok(Cut::End(end)),
@@ -184,9 +182,7 @@ impl<'a> Session<'a> {
                         Typed::Size(size) => message(Input::Resize(size)),
                         Typed::Signal(name) => message(Input::Signal(name.to_owned())),
                     };
-                    if !send(to, input).await {
-                        return Ok(hung_up());
-                    }
+                    send(to, input).await;
                 }
             }
         }
@@ -214,7 +210,10 @@ impl<'a> Session<'a> {
     }
 }
 
-/// `false` where the connection is gone.
-async fn send(to: &mpsc::Sender<v1::AttachSessionRequest>, input: v1::SessionInput) -> bool {
-    to.send(v1::AttachSessionRequest { message: Some(Request::Input(input)) }).await.is_ok()
+/// Sends where somebody still listens; input that nobody took is kept and sent again.
+async fn send(to: &mpsc::Sender<v1::AttachSessionRequest>, input: v1::SessionInput) {
+    let _deaf = to.send(v1::AttachSessionRequest { message: Some(Request::Input(input)) }).await;
 }
+
+#[cfg(test)]
+mod tests;

@@ -245,6 +245,8 @@ mod tests {
 
     use super::*;
 
+    const BACK: Duration = Duration::from_secs(5);
+
     fn got(number: usize, tokens: usize, times: &serde_json::Value) -> Got {
         let tokens = vec![("x", 1.0); tokens];
         let mut text = serde_json::json!({ "number": number, "id": format!("req-{number}"), "tokens": tokens });
