@@ -11,20 +11,12 @@ use std::time::{Duration, Instant};
 use sluice_proto::v1;
 
 use super::client::{Asked, Driver, Got, How, Mode, Ready};
-use super::{BACK, MODELS, PATIENCE, Plan, Rows, count, mixed, now, plan_tokens, quiet};
+use super::{MODELS, PATIENCE, Plan, Rows, Terms, count, mixed, now, plan_tokens, quiet};
 use crate::figure::Figure;
 use crate::system::System;
 
 /// How often it is looked whether the gateway listens again.
 const PROBE: Duration = Duration::from_millis(5);
-/// How often clients of the second kill try again. As they come that is twice, after pauses of 0.5 and 1 s that are a
-/// quarter shorter at most, then twice as long each (`openai._base_client`): longer than the gateway is away, but a build
-/// without optimisation, beside others, may take seconds to begin.
-const TRIES: Option<u32> = if cfg!(debug_assertions) { Some(5) } else { None };
-/// They give up later than so many seconds behind the kill.
-const GIVES_UP: f64 = if cfg!(debug_assertions) { 10.0 } else { 1.0 };
-/// Seconds behind its last byte by which an answer's bill is committed, where nobody keeps the disk busy.
-const BILLED: f64 = if cfg!(debug_assertions) { 5.0 } else { 0.5 };
 /// Why a row is credited that was open when the gateway was killed.
 const LOST: &str = "GATEWAY_LOST";
 
@@ -42,7 +34,7 @@ pub(super) fn lost(
     let next = Ready::begin(python)?;
     let mut driver = Driver::start(python, how, &asked)?;
     driver.until(requests / 3, PATIENCE)?;
-    let outage = Outage::make(system)?;
+    let outage = Outage::make(system, Terms::of(plan))?;
     // Asked at once, while the others still come: whoever waited for those would measure them.
     let behind = behind(plan, how, prompts);
     let asked_behind = next.ask(how, &behind)?;
@@ -60,14 +52,14 @@ pub(super) fn lost(
         Figure::at_most(
             "ms from the gateway's kill to a token of what was asked behind it, of the slowest endpoint",
             back.map_or(i64::MAX, |back| (back * 1000.0).ceil() as i64),
-            i64::try_from(BACK.as_millis()).unwrap_or(i64::MAX),
+            i64::try_from(outage.terms.back.as_millis()).unwrap_or(i64::MAX),
         ),
     ];
     all.extend(sorted(&got, &outage, how.workers));
     let once = count(failed.len());
     let mut rows = quiet(system)?;
     rows.retain(|id, _| !known.contains_key(id));
-    all.extend(credited(&got, &rows, outage.killed));
+    all.extend(credited(&got, &rows, &outage));
     all.extend(hidden(system, plan, python, how, prompts, once)?);
     Ok(all)
 }
@@ -79,14 +71,15 @@ struct Outage {
     killed: f64,
     /// From here on connections were taken again.
     listens: f64,
+    terms: Terms,
 }
 
 impl Outage {
-    fn make(system: &mut System) -> anyhow::Result<Self> {
+    fn make(system: &mut System, terms: Terms) -> anyhow::Result<Self> {
         let killed = now();
         let launch = system.kill_part("controller")?;
         system.launch("controller", launch)?;
-        Ok(Self { killed, listens: listens(system.gateway())? })
+        Ok(Self { killed, listens: listens(system.gateway())?, terms })
     }
 }
 
@@ -185,9 +178,10 @@ fn hidden(
     let mut asked = mixed(plan, requests, plan.seed + 3, prompts);
     // An answer that comes whole has no token before: of those in flight, there are always some.
     asked.iter_mut().for_each(|asked| asked.mode = if asked.number % 4 == 0 { Mode::Stream } else { Mode::Whole });
-    let mut driver = Driver::start(python, &How { retries: TRIES, ..*how }, &asked)?;
+    let tries = Terms::of(plan).tries;
+    let mut driver = Driver::start(python, &How { retries: tries, ..*how }, &asked)?;
     driver.until(requests / 4, PATIENCE)?;
-    let outage = Outage::make(system)?;
+    let outage = Outage::make(system, Terms::of(plan))?;
     let got = driver.finish(requests, PATIENCE * 4)?;
     let mut rows = quiet(system)?;
     rows.retain(|id, _| !known.contains_key(id));
@@ -195,7 +189,7 @@ fn hidden(
     let (broken, failed): (Vec<&Got>, Vec<&Got>) = failed.partition(|got| is_broken(&asked, got, &outage));
     failed.iter().for_each(|got| eprintln!("{}: {:?} {:?} {}", got.number, got.error, got.status, got.message));
     let cut = rows.values().filter(|row| row.reason == LOST).count();
-    let found = judge(&got, &rows, outage.killed);
+    let found = judge(&got, &rows, &outage);
     found.told.iter().for_each(|text| eprintln!("{text}"));
     let metric = "requests without a token that the gateway's kill failed, of clients that try again";
     Ok(vec![
@@ -204,7 +198,7 @@ fn hidden(
             .peer(&format!(
                 "{} of {requests} were streams that broke off behind a token; tries as clients {}",
                 broken.len(),
-                TRIES.map_or("come".to_owned(), |tries| format!("have them set: {tries}")),
+                tries.map_or("come".to_owned(), |tries| format!("have them set: {tries}")),
             )),
         Figure::at_least(
             "requests that it cut and that were answered at another try",
@@ -224,7 +218,7 @@ fn hidden(
 /// answers with the first token, so that one without any is asked again, and would have failed later.
 fn is_broken(asked: &[Asked], got: &Got, outage: &Outage) -> bool {
     let streams = asked.iter().any(|asked| asked.number == got.number && asked.mode == Mode::Stream);
-    let at_once = got.at + got.took < outage.killed + GIVES_UP;
+    let at_once = got.at + got.took < outage.killed + outage.terms.gives_up;
     streams && at_once && got.at <= outage.killed && got.status.is_none()
 }
 
@@ -251,7 +245,7 @@ struct Found {
 
 /// Judges by what clients have: a row belongs to a whole answer, to a cancel, or else to a request that failed, which must be
 /// credited. What came to its end shortly before the kill may be credited as well.
-fn judge(got: &[Got], rows: &Rows, killed: f64) -> Found {
+fn judge(got: &[Got], rows: &Rows, outage: &Outage) -> Found {
     let mut found = Found::default();
     let had = got.iter().filter(|got| got.error.is_none());
     let had: BTreeMap<&str, &Got> = had.filter_map(|got| Some((got.id.as_deref()?, got))).collect();
@@ -268,7 +262,8 @@ fn judge(got: &[Got], rows: &Rows, killed: f64) -> Found {
                 let one_more = u64::from(got.cancelled);
                 let billed = settled && (received..=received + one_more).contains(&row.completion_tokens);
                 let cut = credited && row.reason == LOST;
-                let given = cut && !got.cancelled && got.at + got.took > killed - BILLED && got.at < killed;
+                let late = got.at + got.took > outage.killed - outage.terms.billed && got.at < outage.killed;
+                let given = cut && !got.cancelled && late;
                 // One that was left in flight was cut as well.
                 let right = billed || given || got.cancelled && credited;
                 found.misbilled += i64::from(!right);
@@ -289,8 +284,8 @@ fn judge(got: &[Got], rows: &Rows, killed: f64) -> Found {
     found
 }
 
-fn credited(got: &[Got], rows: &Rows, killed: f64) -> Vec<Figure> {
-    let found = judge(got, rows, killed);
+fn credited(got: &[Got], rows: &Rows, outage: &Outage) -> Vec<Figure> {
+    let found = judge(got, rows, outage);
     found.told.iter().for_each(|text| eprintln!("{text}"));
     let had: Vec<_> = got.iter().filter(|got| got.error.is_none()).collect();
     let ids = |cancelled: bool| -> BTreeSet<_> {
@@ -302,7 +297,7 @@ fn credited(got: &[Got], rows: &Rows, killed: f64) -> Vec<Figure> {
     let but = |which: &dyn Fn(&v1::InferenceRequest) -> bool, change: &dyn Fn(&mut v1::InferenceRequest)| {
         let mut rows = rows.clone();
         let row = rows.values_mut().find(|row| which(row));
-        row.map(change).map(|()| judge(got, &rows, killed))
+        row.map(change).map(|()| judge(got, &rows, outage))
     };
     let voided = |row: &v1::InferenceRequest| {
         let nobodys = !whole.contains(&row.id) && !left.contains(&row.id);
@@ -365,13 +360,13 @@ mod tests {
     #[test]
     fn what_failed_at_its_client_is_credited_and_what_it_has_is_paid() {
         let (got, rows) = phase();
-        assert_eq!(judge(&got, &rows, 100.0), Found::default());
-        let figures = credited(&got, &rows, 100.0);
+        assert_eq!(judge(&got, &rows, &OUTAGE), Found::default());
+        let figures = credited(&got, &rows, &OUTAGE);
         assert!(!figures.iter().any(Figure::fails), "{figures:?}");
         let counts = |change: &dyn Fn(&mut Rows)| {
             let mut rows = rows.clone();
             change(&mut rows);
-            let found = judge(&got, &rows, 100.0);
+            let found = judge(&got, &rows, &OUTAGE);
             (found.paid, found.misbilled, found.surplus)
         };
         let set = |id: &'static str, state: v1::InferenceRequestState| {
@@ -394,22 +389,22 @@ mod tests {
         rows.get_mut("req-0").unwrap().reason = LOST.to_owned();
         let mut judged = |at: f64, took: f64| {
             (got[0].at, got[0].took) = (at, took);
-            let found = judge(&got, &rows, 100.0);
+            let found = judge(&got, &rows, &OUTAGE);
             (found.given, found.misbilled, found.surplus)
         };
         assert_eq!(judged(99.0, 0.9), (1, 0, 0));
         assert_eq!(judged(99.0, 1.01), (1, 0, 0), "the last bytes were on their way");
-        assert_eq!(judged(90.0, 9.9 - BILLED), (0, 1, -1), "its bill was due");
+        assert_eq!(judged(98.0, 1.4), (0, 1, -1), "its bill was due");
         assert_eq!(judged(100.1, 0.5), (0, 1, -1), "it was asked behind the kill");
         rows.get_mut("req-0").unwrap().credits = 1;
-        assert_eq!(judge(&got, &rows, 100.0).given, 0);
+        assert_eq!(judge(&got, &rows, &OUTAGE).given, 0);
     }
 
     #[test]
     fn a_phase_without_anything_in_flight_shows_nothing() {
         let (got, mut rows) = phase();
         rows.retain(|id, _| id == "req-0");
-        let failing: Vec<_> = credited(&got[..1], &rows, 100.0).iter().map(Figure::fails).collect();
+        let failing: Vec<_> = credited(&got[..1], &rows, &OUTAGE).iter().map(Figure::fails).collect();
         assert_eq!(failing, [true, true, true, false, false], "controls need rows that were credited");
     }
 
@@ -422,7 +417,7 @@ mod tests {
         Asked { number, key, model, prompt, max_tokens: 3, mode, cancel_after: 0, ignore_end: false }
     }
 
-    const OUTAGE: Outage = Outage { killed: 100.0, listens: 101.0 };
+    const OUTAGE: Outage = Outage { killed: 100.0, listens: 101.0, terms: Terms::PROMISED };
 
     #[test]
     fn what_fails_is_told_by_when_it_began() {
@@ -451,7 +446,7 @@ mod tests {
         let broken = |mode, at, took, status| is_broken(&[asked(0, "one", mode)], &failed(at, took, status), &OUTAGE);
         assert!(broken(Mode::Stream, 99.0, 1.1, None));
         assert!(!broken(Mode::Whole, 99.0, 1.1, None));
-        assert!(!broken(Mode::Stream, 99.0, 1.2 + GIVES_UP, None), "it was asked again");
+        assert!(!broken(Mode::Stream, 99.0, 2.2, None), "it was asked again");
         assert!(!broken(Mode::Stream, 100.1, 0.1, None), "nobody had answered");
         assert!(!broken(Mode::Stream, 99.0, 1.1, Some(500)), "somebody answered");
     }

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 
 use super::client::{Asked, Driver, Got, How};
 use super::meter::{Metered, across, begun};
-use super::{BACK, NODES, PATIENCE, Plan, Rows, count, is_short, mixed, now, workers_of};
+use super::{NODES, PATIENCE, Plan, Rows, Terms, count, is_short, mixed, now, workers_of};
 use crate::figure::Figure;
 use crate::system::System;
 use crate::{processes, wait_for};
@@ -44,6 +44,8 @@ pub(super) struct Kills {
     worker: Cut,
     /// Of so few requests that an endpoint may have had none which shows when it was back.
     is_short: bool,
+    /// An endpoint is back so soon.
+    back: Duration,
     /// Tokens that the killed worker generated, by request.
     begun: BTreeMap<String, u64>,
 }
@@ -90,7 +92,7 @@ pub(super) fn load(
     let (begun, worker) = kill_worker(&mut workers, least)?;
     let got = driver.finish(asked.len(), long)?;
     let agents = agents.into_iter().map(|(_, cut)| cut).collect();
-    let mut kills = Kills { agents, worker, is_short: is_short(plan), begun };
+    let mut kills = Kills { agents, worker, is_short: is_short(plan), back: Terms::of(plan).back, begun };
     kills.resolve(&got);
     Ok((asked, got, kills))
 }
@@ -162,10 +164,10 @@ impl Kills {
     /// `loads` is how long a worker takes to load where nothing else is done.
     pub(super) fn figures(&self, got: &[Got], rows: &Rows, loads: Duration) -> Vec<Figure> {
         let under: usize = self.agents.iter().map(|cut| cut.went_on.len()).sum();
-        let agents: Vec<_> = self.agents.iter().flat_map(|cut| backs(got, rows, cut, BACK)).collect();
+        let agents: Vec<_> = self.agents.iter().flat_map(|cut| backs(got, rows, cut, self.back)).collect();
         let shown =
             format!("{} of {} endpoints had a request that shows it", agents.iter().flatten().count(), agents.len());
-        let worker = backs(got, rows, &self.worker, BACK + loads);
+        let worker = backs(got, rows, &self.worker, self.back + loads);
         let goal = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         vec![
             Figure::at_least("sequences under way at workers whose agent was killed", count(under), 1),
@@ -173,7 +175,7 @@ impl Kills {
                 "ms from an agent's kill to a token through the next one, of the slowest endpoint that it had",
                 self.slowest(&agents),
                 // Nothing is loaded.
-                goal(BACK),
+                goal(self.back),
             )
             .peer(&shown),
             Figure::at_least(
@@ -184,7 +186,7 @@ impl Kills {
             Figure::at_most(
                 "ms from a worker's kill to a token of its successor",
                 self.slowest(&worker),
-                goal(BACK + loads),
+                goal(self.back + loads),
             )
             .peer(&format!("a worker loads for {} ms while nothing else is done", loads.as_millis())),
             Figure::seen(
@@ -245,7 +247,7 @@ mod tests {
 
     use super::*;
 
-    const BACK: Duration = Duration::from_secs(5);
+    const BACK: Duration = Terms::PROMISED.back;
 
     fn got(number: usize, tokens: usize, times: &serde_json::Value) -> Got {
         let tokens = vec![("x", 1.0); tokens];
@@ -272,7 +274,7 @@ mod tests {
     }
 
     fn kills(agents: Vec<Cut>, worker: Cut, is_short: bool) -> Kills {
-        Kills { agents, worker, is_short, begun: BTreeMap::new() }
+        Kills { agents, worker, is_short, back: BACK, begun: BTreeMap::new() }
     }
 
     #[test]
