@@ -5,14 +5,15 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use sluice_node::supervisor::{Ordered, Outcome, Phase, SupervisorClient, TaskKind};
+use sluice_node::supervisor::{Ordered, Outcome, Phase, SupervisorClient, SupervisorError, TaskKind};
 use sluice_proto::v1;
 use sluice_proto::v1::session_program::Program;
-use sluice_types::Nanos;
+use sluice_types::{Nanos, Reason};
 use support::session::{Talk, command, id};
 use support::{Attempt, Node};
 
-/// Loads for half a second, then answers each line with what it knows of its model; "die" ends it.
+/// Loads for half a second, then answers each line with what it knows of its model; "die" ends it. Says when a connection is
+/// over that said something: whoever waits for the socket says nothing.
 const ENGINE: &str = r#"
 import os, socket, sys, threading, time
 time.sleep(0.5)
@@ -25,10 +26,11 @@ door = socket.socket(socket.AF_UNIX)
 door.bind("engine.sock")
 door.listen(8)
 def serve(peer):
+    line = None
     for line in peer.makefile("r"):
         if line == "die\n": os._exit(7)
         peer.sendall(f"{model} {kind} {line}".encode())
-    print("left", flush=True)
+    if line: print("left", flush=True)
 while True:
     threading.Thread(target=serve, args=(door.accept()[0],), daemon=True).start()
 "#;
@@ -53,6 +55,15 @@ async fn serving(client: &SupervisorClient) {
     while !client.status().await.is_ok_and(|status| status.phase == Phase::Running && status.started_at.is_some()) {
         assert!(begun.elapsed() < Duration::from_secs(20));
         tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// Waits until the engine has learnt that so many connections are over.
+async fn left(replica: &Attempt<'_>, count: usize) {
+    let begun = Instant::now();
+    while replica.logs().matches("left").count() < count {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{}", replica.logs());
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -88,17 +99,54 @@ async fn an_engine_runs_when_it_serves_and_is_connected_to_with_its_model_open_t
     };
     assert!(refused, "a command ran beside an engine");
     // Nobody is attached for longer than the patience: the engine learns of it.
-    let gone = std::mem::replace(&mut second, connect(&client).await);
-    drop(gone);
-    let begun = Instant::now();
-    while !replica.logs().contains("left") {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{}", replica.logs());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    drop(second);
+    left(&replica, 1).await;
     client.stop(Duration::from_secs(10)).await.unwrap();
     let record = replica.end();
     assert_eq!((&record.outcome, record.ordered), (&Outcome::Exited { code: 0 }, Some(Ordered::Stop)));
     assert!(replica.group().processes().unwrap().is_empty());
+}
+
+/// A driver that was killed says nothing: what it had open would be computed for nobody as long as it is waited for.
+#[tokio::test]
+async fn a_driver_that_is_gone_makes_way_for_the_next_one() {
+    let Some(node) = Node::enforced() else { return };
+    let mut replica = engine(&node, ENGINE);
+    replica.spec.kind = TaskKind::Engine { patience: Nanos::from_secs(3600) };
+    replica.start();
+    let client = replica.client();
+    serving(&client).await;
+    let name = id();
+    let attach = async |program, offset| Talk::attach(&client, &name, program, offset).await.unwrap();
+    let mut talk = attach(Some(connection()), 0).await;
+    talk.write(b"one\n").await;
+    talk.until_text("one\n").await;
+    let offset = talk.offset;
+    drop(talk);
+    // Cut off and back again, it finds the same connection.
+    let mut talk = attach(None, offset).await;
+    talk.write(b"two\n").await;
+    talk.until_text("two\n").await;
+    assert!(!replica.logs().contains("left"));
+    // Two that are there stay beside each other; the earlier one's connection ends with it.
+    let mut second = connect(&client).await;
+    talk.write(b"three\n").await;
+    talk.until_text("three\n").await;
+    drop(talk);
+    left(&replica, 1).await;
+    let gone = Talk::attach(&client, &name, None, 0).await.err();
+    assert!(matches!(gone, Some(SupervisorError::Refused { reason: Reason::NotFound, .. })), "{gone:?}");
+    second.write(b"four\n").await;
+    second.until_text("four\n").await;
+    // The later one's waits for it, until another comes.
+    drop(second);
+    assert_eq!(replica.logs().matches("left").count(), 1);
+    let mut third = connect(&client).await;
+    left(&replica, 2).await;
+    third.write(b"five\n").await;
+    third.until_text("five\n").await;
+    client.kill().await.unwrap();
+    replica.end();
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ pub(in crate::supervisor) async fn converse(
         _broken = speak(&session, &mut cursor, &refused, to) => {}
         () = replaced => {}
     }
-    session.detach(number, clock::boottime());
+    sessions.detach(&session, number, clock::boottime());
 }
 
 async fn listen(

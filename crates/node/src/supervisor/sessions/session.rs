@@ -257,6 +257,11 @@ impl Session {
         self.state().end.is_some()
     }
 
+    /// Nobody is attached.
+    pub(super) fn is_alone(&self) -> bool {
+        !self.state().attached
+    }
+
     /// Since when it is over with nobody attached; `None` where one of the two is not so.
     pub(super) fn left_since(&self) -> Option<NodeInstant> {
         let state = self.state();

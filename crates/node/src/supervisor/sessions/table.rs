@@ -12,7 +12,7 @@ use super::ends::{self, Place};
 use super::link::Sent;
 use super::session::{Cursor, Due, Session, pump};
 use super::wanted::Wanted;
-use super::words::{Ended, Order, Report};
+use super::words::{Ended, Order, Program, Report};
 use crate::supervisor::protocol::Refusal;
 
 /// Sessions of one task at a time, those included that are over and not fetched.
@@ -47,6 +47,8 @@ struct Table {
 #[derive(Debug)]
 struct Entry {
     session: Arc<Session>,
+    /// A driver's connection to an engine.
+    drives: bool,
     _pump: AbortOnDropHandle<()>,
 }
 
@@ -140,6 +142,9 @@ impl Sessions {
 
     /// Attaches to a session, and opens it where there is none. `place` is asked only for that.
     ///
+    /// A driver that opens a connection to an engine hangs up on those whose drivers are gone: the engine computes for
+    /// nobody else, and a driver that was killed could not say that it wants no more.
+    ///
     /// # Errors
     /// There is none and none was wanted; the task has no sessions; too many; descriptors ran out.
     pub(super) fn attach(
@@ -170,6 +175,7 @@ impl Sessions {
             |error| Refusal::new(Reason::Internal, format!("the session's descriptors cannot be made: {error}"));
         let made = made.map_err(failed)?;
         let number = table.next;
+        let drives = program == Program::Engine;
         let session = Arc::new(Session::new(number, &made.ours, program.is_ours(), now));
         let cursor = session.attach(wanted.output_offset, true)?;
         table.order(&Order::Open { session: number, program }, made.theirs)?;
@@ -178,8 +184,28 @@ impl Sessions {
             session.notice(text);
         }
         let pump = AbortOnDropHandle::new(tokio::spawn(pump(session.clone(), made.ours)));
-        table.open.insert(wanted.id, Entry { session: session.clone(), _pump: pump });
+        table.open.insert(wanted.id, Entry { session: session.clone(), drives, _pump: pump });
+        drop(table);
+        self.forget_replaced();
         Ok((session, cursor))
+    }
+
+    /// An attachment is over; the session goes on, unless another driver has taken its place.
+    pub(super) fn detach(&self, session: &Session, attachment: u64, now: NodeInstant) {
+        session.detach(attachment, now);
+        self.forget_replaced();
+    }
+
+    /// Forgets drivers' connections that nobody is attached to and that are not the newest.
+    fn forget_replaced(&self) {
+        let all: Vec<_> = {
+            let table = self.table();
+            let drivers = table.open.values().filter(|entry| entry.drives);
+            drivers.map(|entry| Arc::clone(&entry.session)).collect()
+        };
+        let newest = all.iter().map(|session| session.number).max();
+        let replaced = all.iter().filter(|session| Some(session.number) != newest && session.is_alone());
+        replaced.for_each(|session| self.forget(session));
     }
 
     /// Sends a signal to what runs in a session.
@@ -251,7 +277,6 @@ mod tests {
     use sluice_proto::v1;
 
     use super::super::session::Next;
-    use super::super::words::Program;
     use super::*;
 
     const PATIENCE: Nanos = Nanos::from_secs(600);
@@ -326,6 +351,38 @@ mod tests {
             sessions.on_time(at(1200));
             assert!(sessions.table().open.is_empty());
             assert_eq!(orders(&mut init), [Order::HangUp { session: 0 }], "once more, for whatever it is worth");
+        });
+    }
+
+    #[test]
+    fn only_a_drivers_connection_makes_way_and_only_for_a_later_one() {
+        run(async {
+            let sessions = Sessions::new(Some(PATIENCE));
+            let mut init = sessions.on_link().unwrap();
+            let open = |number: usize, program| {
+                let wanted = Wanted { program: Some((program, None)), ..wanted(number) };
+                sessions.attach(wanted, Some(PLACE), at(0)).unwrap()
+            };
+            let mut hung_up = || {
+                let orders = orders(&mut init).into_iter();
+                orders.filter(|order| matches!(order, Order::HangUp { .. })).collect::<Vec<_>>()
+            };
+            let (shell, of_shell) = open(0, Program::Unpack { path: String::new() });
+            sessions.detach(&shell, of_shell.number(), at(1));
+            let (first, of_first) = open(1, Program::Engine);
+            let (second, of_second) = open(2, Program::Engine);
+            assert!(hung_up().is_empty(), "somebody is attached to each");
+            sessions.detach(&second, of_second.number(), at(1));
+            assert!(hung_up().is_empty(), "nobody came later");
+            sessions.attach(again(1), None, at(1)).unwrap();
+            sessions.detach(&first, of_first.number(), at(1));
+            assert!(hung_up().is_empty(), "an attachment that was replaced");
+            let (_third, _attached) = open(3, Program::Engine);
+            assert_eq!(hung_up(), [Order::HangUp { session: 2 }]);
+            sessions.detach(&first, 2, at(2));
+            assert_eq!(hung_up(), [Order::HangUp { session: 1 }]);
+            let left: Vec<_> = sessions.table().open.keys().cloned().collect();
+            assert_eq!(left, ["0", "3"]);
         });
     }
 

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use sluice_proto::v1;
 
 use super::client::{Asked, Driver, Got, How, Mode, Ready};
-use super::{MODELS, PATIENCE, Plan, Rows, Terms, count, mixed, now, plan_tokens, quiet};
+use super::meter::Metered;
+use super::{MODELS, PATIENCE, Plan, Rows, Terms, count, mixed, now, plan_tokens, quiet, workers};
 use crate::figure::Figure;
 use crate::system::System;
 
@@ -31,6 +32,7 @@ pub(super) fn lost(
     let known = quiet(system)?;
     let requests = (plan.requests / 10).max(12);
     let asked = mixed(plan, requests, plan.seed + 1, prompts);
+    let mut metered = workers(system)?.into_iter().map(Metered::of).collect::<Result<Vec<_>, _>>()?;
     let next = Ready::begin(python)?;
     let mut driver = Driver::start(python, how, &asked)?;
     driver.until(requests / 3, PATIENCE)?;
@@ -60,6 +62,13 @@ pub(super) fn lost(
     let mut rows = quiet(system)?;
     rows.retain(|id, _| !known.contains_key(id));
     all.extend(credited(&got, &rows, &outage));
+    let steps = metered.iter_mut().map(Metered::steps).collect::<Result<Vec<_>, _>>()?;
+    let late = for_nobody(&steps.concat(), &rows, &got, outage.listens);
+    all.push(Figure::exactly(
+        "tokens computed for the killed gateway behind its endpoint's first for the next",
+        late,
+        0,
+    ));
     all.extend(hidden(system, plan, python, how, prompts, once)?);
     Ok(all)
 }
@@ -117,6 +126,24 @@ fn back(asked: &[Asked], got: &[Got], killed: f64) -> Option<f64> {
         *known = came.chain(*known).min_by(f64::total_cmp);
     }
     all.into_values().collect::<Option<Vec<_>>>()?.into_iter().max_by(f64::total_cmp)
+}
+
+/// Tokens of requests that the kill cut, and that were computed when their endpoint had answered a request begun since
+/// `listens`: they keep others waiting, and nobody is there who takes them.
+fn for_nobody(steps: &[v1::EngineMetered], rows: &Rows, got: &[Got], listens: f64) -> i64 {
+    let mut firsts = BTreeMap::<&str, f64>::new();
+    for got in got.iter().filter(|got| got.error.is_none() && got.at > listens) {
+        if let Some(row) = got.id.as_ref().and_then(|id| rows.get(id)) {
+            let at = (got.at + got.first.unwrap_or(got.took)) * 1000.0;
+            firsts.entry(&row.endpoint).and_modify(|first| *first = first.min(at)).or_insert(at);
+        }
+    }
+    let cut = |request: &str| rows.get(request).filter(|row| row.reason == LOST);
+    let late = |request: &str, at: u64| {
+        cut(request).and_then(|row| firsts.get(row.endpoint.as_str())).is_some_and(|first| at as f64 > *first)
+    };
+    let parts = steps.iter().flat_map(|step| step.sequences.iter().map(move |part| (step.at, part)));
+    parts.filter(|(at, part)| late(&part.request, *at)).map(|(_, part)| i64::from(part.generated_tokens)).sum()
 }
 
 /// Requests that failed, by when they began.
@@ -458,6 +485,27 @@ mod tests {
         let came = |number, first| Got { at: 101.0, first: Some(first), ..got(number, 3) };
         assert_eq!(back(&all, &[came(0, 4.0), came(1, 1.0), came(2, 2.0)], 100.0), Some(3.0));
         assert_eq!(back(&all, &[came(0, 4.0), came(1, 1.0)], 100.0), None, "two is not back");
+    }
+
+    #[test]
+    fn what_is_computed_for_nobody_counts_from_its_endpoints_next_answer() {
+        let part = |request: &str| v1::EngineMeteredSequence {
+            request: request.to_owned(),
+            generated_tokens: 2,
+            ..v1::EngineMeteredSequence::default()
+        };
+        let step = |at, requests: &[&str]| v1::EngineMetered {
+            at,
+            sequences: requests.iter().copied().map(part).collect(),
+            ..v1::EngineMetered::default()
+        };
+        let (settled, voided) = (v1::InferenceRequestState::Settled, v1::InferenceRequestState::Voided);
+        let mut rows: Rows = [row(0, settled, 3), row(1, voided, 0), row(2, voided, 0)].into();
+        rows.get_mut("req-2").unwrap().endpoint = "another".to_owned();
+        let all = [Got { at: 101.5, first: Some(0.5), ..got(0, 3) }];
+        let late = |at| for_nobody(&[step(at, &["req-0", "req-1", "req-2", "unknown"])], &rows, &all, 101.0);
+        assert_eq!((late(101_900), late(102_000), late(102_001)), (0, 0, 2));
+        assert_eq!(for_nobody(&[step(103_000, &["req-1"])], &rows, &all, 101.6), 0, "asked before");
     }
 
     #[test]
