@@ -87,8 +87,8 @@ def stream(client, request, begun, cancel_after=None):
                 got["tokens"] += tokens_of(choice.logprobs and choice.logprobs.content)
                 if last is None:
                     got["first"] = now - begun
-                else:
-                    got["gap"] = max(got["gap"], now - last)
+                elif now - last > got["gap"]:
+                    got.update(gap=now - last, gap_at=len(got["tokens"]))
                 last = now
             if cancel_after is not None and len(got["tokens"]) >= cancel_after and not cancelled:
                 # It wants no more, and counts what is on its way already.

@@ -63,8 +63,11 @@ pub(in crate::proof) struct Got {
     pub(in crate::proof) took: f64,
     #[serde(default)]
     pub(in crate::proof) first: Option<f64>,
+    /// The longest pause in a stream, and how many tokens were there when it was over.
     #[serde(default)]
     pub(in crate::proof) gap: Option<f64>,
+    #[serde(default)]
+    pub(in crate::proof) gap_at: Option<usize>,
 }
 
 /// A Python that has the client, made once in the cache folder and checked by hash.

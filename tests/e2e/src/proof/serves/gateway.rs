@@ -30,7 +30,7 @@ pub(super) fn lost(
     prompts: &[String],
 ) -> anyhow::Result<Vec<Figure>> {
     let known = quiet(system)?;
-    let requests = (plan.requests / 10).max(12);
+    let requests = (plan.requests / 5).max(12);
     let asked = mixed(plan, requests, plan.seed + 1, prompts);
     let mut metered = workers(system)?.into_iter().map(Metered::of).collect::<Result<Vec<_>, _>>()?;
     let next = Ready::begin(python)?;
@@ -42,33 +42,34 @@ pub(super) fn lost(
     let asked_behind = next.ask(how, &behind)?;
     let mut got = driver.finish(requests, PATIENCE * 4)?;
     let came = asked_behind.finish(behind.len(), PATIENCE)?;
-    let back = back(&behind, &came, outage.killed);
-    got.extend(came);
+    got.extend(came.iter().cloned());
     let failed: Vec<&Got> = got.iter().filter(|got| got.error.is_some()).collect();
     let kept = failed.iter().filter(|got| !is_retryable(got)).count();
     let before = failed.iter().filter(|got| got.at + got.took + 0.2 < outage.killed).count();
+    let once = count(failed.len());
+    let mut rows = quiet(system)?;
+    rows.retain(|id, _| !known.contains_key(id));
+    let endpoints: BTreeSet<&str> = known.values().map(|row| row.endpoint.as_str()).collect();
+    let back = |got: &[Got]| outage.millis(slowest(&endpoints, &firsts(&rows, got, outage.listens)));
+    let steps = metered.iter_mut().map(Metered::steps).collect::<Result<Vec<_>, _>>()?;
     let mut all = vec![
         Figure::exactly("requests that the gateway's death failed and that may not be tried again", count(kept), 0),
         Figure::exactly("requests that failed before it", count(before), 0),
         // Nothing is loaded: workers outlive it.
         Figure::at_most(
-            "ms from the gateway's kill to a token of what was asked behind it, of the slowest endpoint",
-            back.map_or(i64::MAX, |back| (back * 1000.0).ceil() as i64),
+            "ms from the gateway's kill to a token of a request begun behind it, of the slowest endpoint",
+            back(&got),
             i64::try_from(outage.terms.back.as_millis()).unwrap_or(i64::MAX),
+        )
+        .peer(&format!("{} ms of what came last then and waits behind others", back(&came))),
+        Figure::exactly(
+            "tokens computed for the killed gateway behind its endpoint's first for the next",
+            for_nobody(&steps.concat(), &rows, &firsts(&rows, &got, outage.listens)),
+            0,
         ),
     ];
     all.extend(sorted(&got, &outage, how.workers));
-    let once = count(failed.len());
-    let mut rows = quiet(system)?;
-    rows.retain(|id, _| !known.contains_key(id));
     all.extend(credited(&got, &rows, &outage));
-    let steps = metered.iter_mut().map(Metered::steps).collect::<Result<Vec<_>, _>>()?;
-    let late = for_nobody(&steps.concat(), &rows, &got, outage.listens);
-    all.push(Figure::exactly(
-        "tokens computed for the killed gateway behind its endpoint's first for the next",
-        late,
-        0,
-    ));
     all.extend(hidden(system, plan, python, how, prompts, once)?);
     Ok(all)
 }
@@ -89,6 +90,11 @@ impl Outage {
         let launch = system.kill_part("controller")?;
         system.launch("controller", launch)?;
         Ok(Self { killed, listens: listens(system.gateway())?, terms })
+    }
+
+    /// Whole milliseconds from the kill; without end where it never came to that.
+    fn millis(&self, until: Option<f64>) -> i64 {
+        until.map_or(i64::MAX, |until| ((until - self.killed) * 1000.0).ceil() as i64)
     }
 }
 
@@ -114,33 +120,30 @@ fn behind(plan: &Plan, how: &How<'_>, prompts: &[String]) -> Vec<Asked> {
     asked
 }
 
-/// Seconds until each endpoint had a token again: of the slowest; none where one had none.
-fn back(asked: &[Asked], got: &[Got], killed: f64) -> Option<f64> {
-    let mut all = BTreeMap::<&str, Option<f64>>::new();
-    for asked in asked {
-        // Its owner leaves out whose it is.
-        let endpoint = asked.model.rsplit('/').next().unwrap_or(asked.model);
-        let answered = got.iter().filter(|got| got.number == asked.number && got.error.is_none());
-        let came = answered.map(|got| got.at + got.first.unwrap_or(got.took) - killed);
-        let known = all.entry(endpoint).or_default();
-        *known = came.chain(*known).min_by(f64::total_cmp);
-    }
-    all.into_values().collect::<Option<Vec<_>>>()?.into_iter().max_by(f64::total_cmp)
-}
-
-/// Tokens of requests that the kill cut, and that were computed when their endpoint had answered a request begun since
-/// `listens`: they keep others waiting, and nobody is there who takes them.
-fn for_nobody(steps: &[v1::EngineMetered], rows: &Rows, got: &[Got], listens: f64) -> i64 {
-    let mut firsts = BTreeMap::<&str, f64>::new();
+/// When each endpoint had its first token of a request that was begun since `listens`.
+fn firsts<'a>(rows: &'a Rows, got: &[Got], listens: f64) -> BTreeMap<&'a str, f64> {
+    let mut all = BTreeMap::<&str, f64>::new();
     for got in got.iter().filter(|got| got.error.is_none() && got.at > listens) {
         if let Some(row) = got.id.as_ref().and_then(|id| rows.get(id)) {
-            let at = (got.at + got.first.unwrap_or(got.took)) * 1000.0;
-            firsts.entry(&row.endpoint).and_modify(|first| *first = first.min(at)).or_insert(at);
+            let at = got.at + got.first.unwrap_or(got.took);
+            all.entry(&row.endpoint).and_modify(|first| *first = first.min(at)).or_insert(at);
         }
     }
-    let cut = |request: &str| rows.get(request).filter(|row| row.reason == LOST);
+    all
+}
+
+/// The first token of the slowest endpoint; none where one had none.
+fn slowest(endpoints: &BTreeSet<&str>, firsts: &BTreeMap<&str, f64>) -> Option<f64> {
+    let all = endpoints.iter().map(|endpoint| firsts.get(endpoint).copied()).collect::<Option<Vec<_>>>()?;
+    all.into_iter().max_by(f64::total_cmp)
+}
+
+/// Tokens of requests that the kill cut, and that were computed when their endpoint had answered the next gateway: they keep
+/// others waiting, and nobody is there who takes them.
+fn for_nobody(steps: &[v1::EngineMetered], rows: &Rows, firsts: &BTreeMap<&str, f64>) -> i64 {
     let late = |request: &str, at: u64| {
-        cut(request).and_then(|row| firsts.get(row.endpoint.as_str())).is_some_and(|first| at as f64 > *first)
+        let cut = rows.get(request).filter(|row| row.reason == LOST);
+        cut.and_then(|row| firsts.get(row.endpoint.as_str())).is_some_and(|first| at as f64 > first * 1000.0)
     };
     let parts = steps.iter().flat_map(|step| step.sequences.iter().map(move |part| (step.at, part)));
     parts.filter(|(at, part)| late(&part.request, *at)).map(|(_, part)| i64::from(part.generated_tokens)).sum()
@@ -478,13 +481,30 @@ mod tests {
         assert!(!broken(Mode::Stream, 99.0, 1.1, Some(500)), "somebody answered");
     }
 
+    /// Rows of two endpoints; the first of them was answered at 102.
+    fn two_endpoints() -> (Rows, Vec<Got>) {
+        let (settled, voided) = (v1::InferenceRequestState::Settled, v1::InferenceRequestState::Voided);
+        let mut rows: Rows = [row(0, settled, 3), row(1, voided, 0), row(2, voided, 0), row(3, settled, 3)].into();
+        for (id, endpoint) in [("req-0", "one"), ("req-1", "one"), ("req-2", "two"), ("req-3", "two")] {
+            rows.get_mut(id).unwrap().endpoint = endpoint.to_owned();
+        }
+        (rows, vec![Got { at: 101.5, first: Some(0.5), ..got(0, 3) }])
+    }
+
     #[test]
     fn the_slowest_endpoint_says_when_all_are_back() {
-        let all = [("one", 0), ("red/default/one", 1), ("two", 2)];
-        let all = all.map(|(model, number)| asked(number, model, Mode::Stream));
-        let came = |number, first| Got { at: 101.0, first: Some(first), ..got(number, 3) };
-        assert_eq!(back(&all, &[came(0, 4.0), came(1, 1.0), came(2, 2.0)], 100.0), Some(3.0));
-        assert_eq!(back(&all, &[came(0, 4.0), came(1, 1.0)], 100.0), None, "two is not back");
+        let (rows, mut all) = two_endpoints();
+        let slowest = |all: &[Got]| slowest(&["one", "two"].into(), &firsts(&rows, all, 101.0));
+        assert_eq!(slowest(&all), None, "two is not back");
+        all.push(Got { at: 100.5, first: Some(1.0), ..got(3, 3) });
+        assert_eq!(slowest(&all), None, "that was begun before");
+        all.push(Got { error: Some("APIConnectionError".to_owned()), at: 101.5, took: 0.1, ..got(3, 0) });
+        assert_eq!(slowest(&all), None, "that was no answer");
+        all.push(Got { at: 102.0, took: 2.0, ..got(3, 3) });
+        assert_eq!(slowest(&all), Some(104.0), "one that comes whole");
+        all.push(Got { at: 102.0, first: Some(1.0), ..got(3, 3) });
+        assert_eq!(slowest(&all), Some(103.0));
+        assert_eq!((OUTAGE.millis(Some(103.0)), OUTAGE.millis(None)), (3000, i64::MAX));
     }
 
     #[test]
@@ -499,13 +519,10 @@ mod tests {
             sequences: requests.iter().copied().map(part).collect(),
             ..v1::EngineMetered::default()
         };
-        let (settled, voided) = (v1::InferenceRequestState::Settled, v1::InferenceRequestState::Voided);
-        let mut rows: Rows = [row(0, settled, 3), row(1, voided, 0), row(2, voided, 0)].into();
-        rows.get_mut("req-2").unwrap().endpoint = "another".to_owned();
-        let all = [Got { at: 101.5, first: Some(0.5), ..got(0, 3) }];
-        let late = |at| for_nobody(&[step(at, &["req-0", "req-1", "req-2", "unknown"])], &rows, &all, 101.0);
+        let (rows, all) = two_endpoints();
+        let firsts = firsts(&rows, &all, 101.0);
+        let late = |at| for_nobody(&[step(at, &["req-0", "req-1", "req-2", "unknown"])], &rows, &firsts);
         assert_eq!((late(101_900), late(102_000), late(102_001)), (0, 0, 2));
-        assert_eq!(for_nobody(&[step(103_000, &["req-1"])], &rows, &all, 101.6), 0, "asked before");
     }
 
     #[test]
