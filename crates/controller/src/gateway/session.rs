@@ -1,8 +1,8 @@
 //! The way to a replica's worker: a session in its sandbox, over whatever connections there are to its node.
 //!
 //! A session outlives the node's agent and its connection: what was not taken is said again from where the sandbox's
-//! supervisor says, and what comes is asked for from where we are. What a session does not outlive is its supervisor, and
-//! [`AWAY`] without us.
+//! supervisor says, and what comes is asked for from where we are. What a session does not outlive is its supervisor,
+//! [`AWAY`] without us, and another gateway that comes while we are away.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -95,7 +95,7 @@ fn millis(span: Duration) -> i64 {
 fn grows(owner: &serves::Tenant, python: &Path, how: &How<'_>) -> anyhow::Result<(Duration, Vec<Figure>)> {
     let cold = Driver::start(python, how, &[asked(0, "Say hello.", 2, Mode::Stream)])?.finish(1, PATIENCE)?;
     anyhow::ensure!(cold[0].error.is_none(), "the cold request failed: {:?}", cold[0]);
-    let first = Duration::from_secs_f64(cold[0].first.unwrap_or(f64::from(u16::MAX)));
+    let first = Duration::from_secs_f64(cold[0].first.context("the cold request had no token")?);
     let load: Vec<_> = (0..24).map(|number| asked(number, "Tell a long story.", 160, Mode::Stream)).collect();
     let client = Ready::begin(python)?;
     let begun = Instant::now();
@@ -117,17 +117,24 @@ fn grows(owner: &serves::Tenant, python: &Path, how: &How<'_>) -> anyhow::Result
     Ok((first, figures))
 }
 
-/// The text of an answer's first tokens.
-fn text(got: &Got, tokens: usize) -> anyhow::Result<String> {
-    let bytes = got.tokens.iter().take(tokens).map(|(token, _)| hex::decode(token)).collect::<Result<Vec<_>, _>>()?;
-    Ok(String::from_utf8_lossy(&bytes.concat()).into_owned())
+/// How long a replica with nothing else to do reads as much as there was of a stream when it stood still longest.
+fn read_again(python: &Path, how: &How<'_>, prompt: &str, got: &Got) -> anyhow::Result<Duration> {
+    let tokens = got.tokens.iter().take(got.gap_at.unwrap_or_default());
+    let bytes = tokens.map(|(token, _)| hex::decode(token)).collect::<Result<Vec<_>, _>>()?.concat();
+    let so_far = format!("{prompt}{}", String::from_utf8_lossy(&bytes));
+    let read = Driver::start(python, how, &[asked(0, &so_far, 1, Mode::Stream)])?.finish(1, PATIENCE)?;
+    let first = read[0].first.with_context(|| format!("it was not read again: {:?}", read[0].error))?;
+    Ok(Duration::from_secs_f64(first))
 }
 
 /// How long a drained node's replica may serve on while another begins.
 const DEADLINE: Duration = Duration::from_secs(1);
 /// A stream that moves stands still for the start of the other replica and for its tokens so far to be read again, and
-/// beside both for its way there, at most so long; a kill that nobody announced takes the loss timeout beside it.
-const WAY: Duration = Duration::from_secs(2);
+/// beside both at most so long: for its way there, and because a new worker does not know yet how much to read at once. A
+/// kill that nobody announced takes the loss timeout beside it.
+const WAY: Duration = Duration::from_secs(4);
+/// However slow both are.
+const LONGEST: Duration = Duration::from_secs(15);
 
 /// The node of the only replica is drained and, when the deadline is over, lost, under a long stream.
 fn moves(
@@ -170,11 +177,11 @@ fn moves(
     let margin = lone[0].tokens.get(same).and_then(|(_, margin)| *margin);
     let even = margin.is_some_and(|margin| margin < serves::MARGIN);
     let gap = (got[0].gap.unwrap_or(0.0) * 1000.0).round() as i64;
-    // As much, read by the other replica with nothing else to do.
-    let so_far = format!("{prompt}{}", text(&got[0], got[0].gap_at.unwrap_or_default())?);
-    let read = Driver::start(python, how, &[asked(0, &so_far, 1, Mode::Stream)])?.finish(1, PATIENCE)?;
-    let read = Duration::from_secs_f64(read[0].first.with_context(|| format!("read again: {:?}", read[0].error))?);
-    let most = millis(start + read + WAY);
+    let read = match got[0].error {
+        None => read_again(python, how, prompt, &got[0])?,
+        Some(_) => Duration::ZERO,
+    };
+    let most = millis((start + read + WAY).min(LONGEST));
     Ok(vec![
         Figure::exactly("streams that failed with their replica's node", i64::from(got[0].error.is_some()), 0),
         Figure::exactly("tokens of the stream", count(got[0].tokens.len()), i64::from(plan.tokens)),

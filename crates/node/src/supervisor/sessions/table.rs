@@ -160,6 +160,8 @@ impl Sessions {
         if let Some(entry) = table.open.get(&wanted.id) {
             let session = entry.session.clone();
             let cursor = session.attach(wanted.output_offset, false)?;
+            drop(table);
+            self.forget_replaced();
             return Ok((session, cursor));
         }
         let Some((program, size)) = wanted.program else {
@@ -196,15 +198,16 @@ impl Sessions {
         self.forget_replaced();
     }
 
-    /// Forgets drivers' connections that nobody is attached to and that are not the newest.
+    /// Forgets drivers' connections that nobody is attached to while a later one's driver is there. The supervisor has one
+    /// thread: nobody comes between the look and what follows from it.
     fn forget_replaced(&self) {
         let all: Vec<_> = {
             let table = self.table();
             let drivers = table.open.values().filter(|entry| entry.drives);
             drivers.map(|entry| Arc::clone(&entry.session)).collect()
         };
-        let newest = all.iter().map(|session| session.number).max();
-        let replaced = all.iter().filter(|session| Some(session.number) != newest && session.is_alone());
+        let newest = all.iter().filter(|session| !session.is_alone()).map(|session| session.number).max();
+        let replaced = all.iter().filter(|session| session.is_alone() && Some(session.number) < newest);
         replaced.for_each(|session| self.forget(session));
     }
 
@@ -377,12 +380,22 @@ mod tests {
             sessions.attach(again(1), None, at(1)).unwrap();
             sessions.detach(&first, of_first.number(), at(1));
             assert!(hung_up().is_empty(), "an attachment that was replaced");
-            let (_third, _attached) = open(3, Program::Engine);
+            let (third, of_third) = open(3, Program::Engine);
             assert_eq!(hung_up(), [Order::HangUp { session: 2 }]);
             sessions.detach(&first, 2, at(2));
             assert_eq!(hung_up(), [Order::HangUp { session: 1 }]);
+            // Of two that are cut off the first to come back tells which is gone.
+            let (fourth, of_fourth) = open(4, Program::Engine);
+            sessions.detach(&third, of_third.number(), at(3));
+            assert_eq!(hung_up(), [Order::HangUp { session: 3 }]);
+            sessions.detach(&fourth, of_fourth.number(), at(3));
+            let (fifth, of_fifth) = open(5, Program::Engine);
+            assert_eq!(hung_up(), [Order::HangUp { session: 4 }]);
+            sessions.detach(&fifth, of_fifth.number(), at(4));
+            sessions.attach(again(5), None, at(5)).unwrap();
+            assert!(hung_up().is_empty());
             let left: Vec<_> = sessions.table().open.keys().cloned().collect();
-            assert_eq!(left, ["0", "3"]);
+            assert_eq!(left, ["0", "5"]);
         });
     }
 

@@ -51,7 +51,8 @@ pub(super) fn lost(
     rows.retain(|id, _| !known.contains_key(id));
     let endpoints: BTreeSet<&str> = known.values().map(|row| row.endpoint.as_str()).collect();
     let back = |got: &[Got]| outage.millis(slowest(&endpoints, &firsts(&rows, got, outage.listens)));
-    let steps = metered.iter_mut().map(Metered::steps).collect::<Result<Vec<_>, _>>()?;
+    let steps = metered.iter_mut().map(Metered::steps).collect::<Result<Vec<_>, _>>()?.concat();
+    let killed: BTreeMap<&str, f64> = endpoints.iter().map(|endpoint| (*endpoint, outage.killed)).collect();
     let mut all = vec![
         Figure::exactly("requests that the gateway's death failed and that may not be tried again", count(kept), 0),
         Figure::exactly("requests that failed before it", count(before), 0),
@@ -64,9 +65,10 @@ pub(super) fn lost(
         .peer(&format!("{} ms of what came last then and waits behind others", back(&came))),
         Figure::exactly(
             "tokens computed for the killed gateway behind its endpoint's first for the next",
-            for_nobody(&steps.concat(), &rows, &firsts(&rows, &got, outage.listens)),
+            for_nobody(&steps, &rows, &firsts(&rows, &got, outage.listens)),
             0,
-        ),
+        )
+        .peer(&format!("{} behind the kill", for_nobody(&steps, &rows, &killed))),
     ];
     all.extend(sorted(&got, &outage, how.workers));
     all.extend(credited(&got, &rows, &outage));
