@@ -129,10 +129,12 @@ fn read_again(python: &Path, how: &How<'_>, prompt: &str, got: &Got) -> anyhow::
 
 /// How long a drained node's replica may serve on while another begins.
 const DEADLINE: Duration = Duration::from_secs(1);
-/// A stream that moves stands still for the start of the other replica and for its tokens so far to be read again, and
-/// beside both at most so long: for its way there, and because a new worker does not know yet how much to read at once. A
-/// kill that nobody announced takes the loss timeout beside it.
-const WAY: Duration = Duration::from_secs(4);
+/// A stream that moves stands still for the start of the other replica, for its tokens so far to be read again, and for its
+/// way there, at most so long; a kill that nobody announced takes the loss timeout beside it.
+const WAY: Duration = Duration::from_secs(2);
+/// What was generated is read again a few tokens at a time, so that what follows is the same bit for bit: that takes so many
+/// times as long as to read as much of a prompt.
+const AGAIN: u32 = 2;
 /// However slow both are.
 const LONGEST: Duration = Duration::from_secs(15);
 
@@ -181,7 +183,7 @@ fn moves(
         None => read_again(python, how, prompt, &got[0])?,
         Some(_) => Duration::ZERO,
     };
-    let most = millis((start + read + WAY).min(LONGEST));
+    let most = millis((start + read * AGAIN + WAY).min(LONGEST));
     Ok(vec![
         Figure::exactly("streams that failed with their replica's node", i64::from(got[0].error.is_some()), 0),
         Figure::exactly("tokens of the stream", count(got[0].tokens.len()), i64::from(plan.tokens)),
