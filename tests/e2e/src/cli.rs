@@ -131,6 +131,17 @@ impl Cli {
         Ok(one.unwrap_or(value))
     }
 
+    /// Whether a job has a checkpoint that outlives its site: without one it waits for a site that is lost.
+    ///
+    /// # Errors
+    /// As [`Self::json`].
+    pub fn outlives_its_site(&self, job: &str) -> anyhow::Result<bool> {
+        let value = self.json(&["checkpoints", job])?;
+        // Left out where there are none.
+        let rows = value["items"].as_array();
+        Ok(rows.is_some_and(|rows| rows.iter().any(|row| row["durable"] == true)))
+    }
+
     /// Submits and returns the job's id.
     ///
     /// # Errors

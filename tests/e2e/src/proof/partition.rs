@@ -14,7 +14,7 @@ use crate::figure::Figure;
 use crate::trainer::{Shape, Trainer};
 use crate::wait_for;
 
-const SHAPE: Shape = Shape { steps: 360, pause: 30, every: 20 };
+const SHAPE: Shape = Shape { steps: 360, pause: 60, every: 20 };
 const CUT_AT: u64 = 70;
 /// How long the old attempt, and then the news of it, may take.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -62,6 +62,7 @@ fn figures(sites: &Sites) -> anyhow::Result<Vec<Figure>> {
     let reference = trainer.uninterrupted(SHAPE)?;
     let job = trainer.submit(&cli, SHAPE, &[])?;
     let runs = |job: &v1::Job| job.state() == v1::JobState::Running;
+    wait_for("a checkpoint at both sites", PATIENCE, || Ok(cli.outlives_its_site(&job)?.then_some(())))?;
     let view = system.watch(&job, "the moment of the cut", |view| runs(view) && view.step >= CUT_AT)?;
     let (from, lease) = (site_of(&view).to_owned(), view.tasks.first().context("a task")?.lease.clone());
     let before = refused(sites)?;

@@ -16,6 +16,7 @@ fn after_a_partition_what_the_old_attempt_did_behind_the_cut_is_refused_and_what
     let trainer = Trainer::new(system.scratch())?;
     let reference = trainer.uninterrupted(SHAPE)?;
     let job = trainer.submit(&cli, SHAPE, &[])?;
+    wait_for("a checkpoint at both sites", PATIENCE, || Ok(cli.outlives_its_site(&job)?.then_some(())))?;
     let view = reach_step(&cli, &job, 110)?;
     let site = view["site"].as_str().context("a site")?.replace("sites/", "");
     let lease = view["tasks"][0]["lease"].as_str().context("a lease")?.to_owned();
