@@ -8,7 +8,7 @@ use crate::support::{
 };
 
 /// Long enough that it does not end before it moves, and short enough that no sample comes twice: the text has 588 steps.
-const SHAPE: Shape = Shape { steps: 580, pause: 20, every: 25 };
+const SHAPE: Shape = Shape { steps: 580, pause: 50, every: 25 };
 
 #[test]
 fn a_planned_migration_changes_no_bit_of_the_curve() -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use sluice_e2e::{Options, Shape, Trainer, wait_for};
 
 use crate::support::{PATIENCE, judged, reach, reach_step, run_of, same_curve, start};
 
-const SHAPE: Shape = Shape { steps: 580, pause: 30, every: 25 };
+const SHAPE: Shape = Shape { steps: 580, pause: 50, every: 25 };
 
 #[test]
 fn after_a_partition_what_the_old_attempt_did_behind_the_cut_is_refused_and_what_came_before_is_paid()

@@ -5,7 +5,7 @@ use sluice_e2e::{Options, Shape, Trainer, wait_for};
 
 use crate::support::{PATIENCE, credits, judged, reach, reach_step, run_of, same_curve, start};
 
-const SHAPE: Shape = Shape { steps: 580, pause: 20, every: 0 };
+const SHAPE: Shape = Shape { steps: 580, pause: 50, every: 0 };
 
 #[test]
 fn a_suspended_job_holds_nothing_and_resumes_bit_for_bit() -> anyhow::Result<()> {
